@@ -1,0 +1,59 @@
+# The first two targets are the README's two commands: `make image`, then `make test`.
+
+ROLE ?= controller
+OUT ?= out
+
+IMAGEGEN := .venv/bin/imagegen
+PYTEST := .venv/bin/python -m pytest
+TIER := .ci/tier
+
+# Steps share .venv and $(OUT), and a machine's cores are few.
+.NOTPARALLEL:
+
+.PHONY: help image test test-vm set-up set-up-test lint unit images cluster elements dib-role bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+image: set-up ## set-up, then a bootable image of the controller
+	$(IMAGEGEN) -o $(OUT) build --role controller
+
+test: lint unit cluster ## set-up, lint, unit and cluster tiers; needs root, builds images that are missing
+
+test-vm: set-up-test images ## controller and compute as virtual machines, from disk images and seed ISOs
+	$(TIER) vm $(PYTEST) tests/vm
+
+set-up: ## what building images needs: Debian packages, .venv with pinned Python packages
+	$(TIER) set-up .ci/set-up build
+
+set-up-test: ## what the tests need besides
+	$(TIER) set-up .ci/set-up test
+
+lint: set-up-test ## ruff, mypy, shellcheck and dib-lint
+	$(TIER) lint $(PYTEST) tests/unit/test_linters.py
+
+unit: set-up-test ## the pure parts, without root, network or images
+	$(TIER) unit $(PYTEST) tests/unit --ignore=tests/unit/test_linters.py
+
+images: set-up-test ## the images of both roles, unless they are there
+	$(TIER) images $(IMAGEGEN) -o $(OUT) build
+
+cluster: set-up-test images ## the built trees booted with systemd-nspawn, the procedure's 27 items proven; needs root
+	$(TIER) cluster $(PYTEST) tests/cluster
+
+elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
+	.venv/bin/python tests/maps.py
+
+dib-role: set-up ## build ROLE with nothing but disk-image-create, as a tar
+	.ci/dib-role $(ROLE) $(OUT)
+
+bench: images ## measure, each figure against its peer in the same run, into docs/benchmarks.md
+	.ci/set-up bench
+	.venv/bin/python tests/bench.py
+
+lock: ## pin the newest versions of the Python packages in requirements.lock
+	.ci/lock
+
+clean: ## remove .venv, $(OUT) and caches
+	rm -rf --one-file-system .venv $(OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The first-boot agent: makes a node ready for the role that its metadata names."""

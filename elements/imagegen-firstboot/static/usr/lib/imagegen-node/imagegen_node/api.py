@@ -1,0 +1,74 @@
+"""A small client of Keystone and of the APIs behind its catalogue, for questions that need no SDK."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from imagegen_node.steps import Waiting
+
+# Straight to the address, whatever proxy the environment names.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Unauthorized(Exception):
+    """Keystone does not take these credentials."""
+
+
+def fetch(url: str, *, token: str | None = None, body: dict[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
+    """(JSON answer, headers) of one request. Raises Waiting when nothing useful answers, Unauthorized for 401."""
+    headers = {
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        "OpenStack-API-Version": "compute 2.53",
+    }
+    if token:
+        headers["X-Auth-Token"] = token
+    data = json.dumps(body).encode() if body is not None else None
+    try:
+        with OPENER.open(urllib.request.Request(url, data=data, headers=headers), timeout=60) as answer:
+            return json.loads(answer.read() or b"null"), dict(answer.headers.items())
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise Unauthorized(f"{url} refuses the credentials") from error
+        if error.code == 300:
+            return json.loads(error.read()), {}
+        raise Waiting("%s answers %d" % (url, error.code)) from error
+    except (OSError, ValueError) as error:
+        raise Waiting("{}: {}".format(url, getattr(error, "reason", error))) from error
+
+
+class Session:
+    """A token for one user of project `project`, and the catalogue that came with it."""
+
+    def __init__(self, auth_url: str, user: str, password: str, project: str = "service") -> None:
+        identity = {
+            "methods": ["password"],
+            "password": {"user": {"name": user, "domain": {"name": "Default"}, "password": password}},
+        }
+        scope = {"project": {"name": project, "domain": {"name": "Default"}}}
+        answer, headers = fetch(
+            auth_url.rstrip("/") + "/auth/tokens", body={"auth": {"identity": identity, "scope": scope}}
+        )
+        self._token = next(value for name, value in headers.items() if name.lower() == "x-subject-token")
+        self._catalog: list[dict[str, Any]] = answer["token"]["catalog"]
+        self.roles = {role["name"] for role in answer["token"]["roles"]}
+
+    def endpoints(self, service_type: str, region: str) -> dict[str, list[str]]:
+        """Interface (public, internal, admin) -> every URL of that service in that region."""
+        found: dict[str, list[str]] = {}
+        for service in self._catalog:
+            if service["type"] == service_type:
+                for endpoint in service["endpoints"]:
+                    if endpoint["region_id"] == region:
+                        found.setdefault(endpoint["interface"], []).append(endpoint["url"])
+        return found
+
+    def compute(self, region: str, path: str) -> Any:
+        """What Nova's API answers to GET path. Raises Waiting."""
+        urls = self.endpoints("compute", region).get("public")
+        if not urls:
+            raise Waiting(f"an endpoint of type compute in region {region}")
+        return fetch(urls[0].rstrip("/") + path, token=self._token)[0]

@@ -1,0 +1,43 @@
+"""What only the machine itself can say: worker counts and the kind of virtualisation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from imagegen_node.system import put_file, read_cpu_flags
+
+SERVICES_ENVIRONMENT = "/run/imagegen/services.env"
+MOST_WORKERS = 4
+
+
+def count_workers() -> int:
+    """Processes of each service: the cores of this machine, at most 4."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+def configure_controller(node: dict[str, Any]) -> str:
+    """Address and worker count for the uwsgi units, worker counts of Nova's daemons, connections of MariaDB."""
+    workers = count_workers()
+    put_file(SERVICES_ENVIRONMENT, "IMAGEGEN_ADDRESS=%s\nIMAGEGEN_WORKERS=%d\n" % (node["address"], workers))
+    nova = "[conductor]\nworkers = %d\n\n[scheduler]\nworkers = %d\n" % (workers, workers)
+    put_file("/etc/nova/nova.conf.d/30-workers.conf", nova, 0o640, "root", "nova")
+    if "database" in node["hosts"]:
+        # Every worker of every service keeps a pool of up to 55 connections, of which few are ever used.
+        limit = "[mariadbd]\nmax_connections = %d\n" % (200 + 200 * workers)
+        put_file("/etc/mysql/mariadb.conf.d/85-connections.cnf", limit)
+    return "%d workers a service" % workers
+
+
+def choose_virt_type() -> str:
+    """kvm when the processor can and /dev/kvm is there, else qemu."""
+    flags = read_cpu_flags()
+    return "kvm" if ("vmx" in flags or "svm" in flags) and Path("/dev/kvm").exists() else "qemu"
+
+
+def configure_compute() -> str:
+    """virt_type in a drop-in of Nova's."""
+    virt_type = choose_virt_type()
+    put_file("/etc/nova/nova.conf.d/40-virt-type.conf", f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
+    return f"virt_type {virt_type}"

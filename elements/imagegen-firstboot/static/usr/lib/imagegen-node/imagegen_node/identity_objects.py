@@ -1,0 +1,83 @@
+"""Service users, services and endpoints in Keystone, in one process; the wanted state comes as JSON on stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def ensure(wanted: dict[str, Any]) -> list[str]:
+    """Makes what is missing and mends what differs; one line for each change."""
+    import openstack
+
+    cloud = openstack.connect(
+        auth_url=wanted["auth_url"],
+        username="admin",
+        password=wanted["admin_password"],
+        project_name="admin",
+        user_domain_name="Default",
+        project_domain_name="Default",
+        region_name=wanted["region"],
+        load_yaml_config=False,
+        load_envvars=False,
+    )
+    keystone = cloud.identity
+    changes: list[str] = []
+    project = keystone.find_project("service", domain_id="default")
+    if project is None:
+        project = keystone.create_project(name="service", domain_id="default", description="OpenStack services")
+        changes.append("project service")
+    for entry in wanted["users"]:
+        user = keystone.find_user(entry["name"], domain_id="default")
+        if user is None:
+            user = keystone.create_user(name=entry["name"], domain_id="default", password=entry["password"])
+            changes.append("user {}".format(entry["name"]))
+        elif not takes_password(wanted["auth_url"], entry):
+            keystone.update_user(user, password=entry["password"], is_enabled=True)
+            changes.append("password of {}".format(entry["name"]))
+        for name in entry["roles"]:
+            role = keystone.find_role(name) or keystone.create_role(name=name)
+            if not keystone.validate_user_has_project_role(project, user, role):
+                keystone.assign_project_role_to_user(project, user, role)
+                changes.append("role {} of {}".format(name, entry["name"]))
+    for entry in wanted["services"]:
+        changes += ensure_service(keystone, entry, wanted["region"])
+    return changes
+
+
+def takes_password(auth_url: str, entry: dict[str, Any]) -> bool:
+    """Whether Keystone takes the user's wanted password; asked without a project, which it may not have yet."""
+    from keystoneauth1 import exceptions, session
+    from keystoneauth1.identity import v3
+
+    auth = v3.Password(
+        auth_url, username=entry["name"], password=entry["password"], user_domain_name="Default", unscoped=True
+    )
+    try:
+        return bool(session.Session(auth).get_token())
+    except exceptions.Unauthorized:
+        return False
+
+
+def ensure_service(keystone: Any, entry: dict[str, Any], region: str) -> list[str]:
+    """The service by type, and its three endpoints with the wanted URL."""
+    changes: list[str] = []
+    service = next(iter(keystone.services(type=entry["type"])), None)
+    if service is None:
+        service = keystone.create_service(name=entry["name"], type=entry["type"], is_enabled=True)
+        changes.append("service {}".format(entry["name"]))
+    there = {item.interface: item for item in keystone.endpoints(service_id=service.id) if item.region_id == region}
+    for interface in ("public", "internal", "admin"):
+        if interface not in there:
+            keystone.create_endpoint(service_id=service.id, interface=interface, url=entry["url"], region_id=region)
+            changes.append("{} endpoint of {}".format(interface, entry["name"]))
+        elif there[interface].url != entry["url"]:
+            keystone.update_endpoint(there[interface], url=entry["url"])
+            changes.append("URL of the {} endpoint of {}".format(interface, entry["name"]))
+    return changes
+
+
+if __name__ == "__main__":
+    for change in ensure(json.load(sys.stdin)):
+        print(change)

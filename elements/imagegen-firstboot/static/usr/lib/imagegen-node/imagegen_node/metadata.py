@@ -1,0 +1,106 @@
+"""The node's role and data: cloud-init's instance data, the seed's node.json, what the image bakes."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import hmac
+import json
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+from imagegen_node.steps import Refused, Waiting
+
+INSTANCE_DATA = Path("/run/cloud-init/instance-data.json")
+NODE_FILE = Path("/etc/imagegen/node.json")
+IMAGE_FILE = Path("/etc/imagegen/image.json")
+
+
+def read_facts() -> dict[str, Any]:
+    """The public facts of the metadata: a map with at least `role`.
+
+    NoCloud has them in ds.meta_data.imagegen, OpenStack's metadata and config drive as
+    ds.meta_data.meta["imagegen.role"] and so on. Raises Refused when no role is there.
+    """
+    try:
+        document = json.loads(INSTANCE_DATA.read_text())
+    except FileNotFoundError:
+        raise Refused("cloud-init found no data source: give this node a seed (label cidata) or metadata with a role")
+    metadata = document.get("ds", {}).get("meta_data", {})
+    facts = metadata.get("imagegen")
+    if not isinstance(facts, dict):
+        meta = metadata.get("meta") or {}
+        facts = {key.split(".", 1)[1]: value for key, value in meta.items() if key.startswith("imagegen.")}
+        if isinstance(facts.get("files"), str):
+            facts["files"] = json.loads(facts["files"])
+    if not facts.get("role"):
+        raise Refused("the metadata names no role: expected imagegen.role in meta-data")
+    return facts
+
+
+def check_role(facts: dict[str, Any]) -> str:
+    """The role, when this image bakes it and its release. Raises Refused."""
+    image = json.loads(IMAGE_FILE.read_text())
+    role, release = facts["role"], str(facts.get("release", image["release"]))
+    if role not in image["roles"]:
+        raise Refused("the metadata asks for role {}, this image bakes {}".format(role, ", ".join(image["roles"])))
+    if release != str(image["release"]):
+        raise Refused("the seed is for release {}, this image holds {}".format(release, image["release"]))
+    return str(role)
+
+
+def read_node() -> dict[str, Any]:
+    """The seed's data for the agent. Raises Waiting until cloud-init wrote it."""
+    try:
+        return dict(json.loads(NODE_FILE.read_text()))
+    except FileNotFoundError:
+        raise Waiting(f"{NODE_FILE}, which cloud-init writes from the seed")
+
+
+def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
+    """One sentence for every promised file that is absent or differs in owner, mode or content."""
+    wrong = []
+    for entry in expected:
+        path = Path(entry["path"])
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            wrong.append(f"{path} is missing")
+            continue
+        owner = f"{pwd.getpwuid(found.st_uid).pw_name}:{grp.getgrgid(found.st_gid).gr_name}"
+        digest = hmac.new(key.encode(), path.read_bytes(), hashlib.sha256).hexdigest()
+        if owner != entry["owner"]:
+            wrong.append("{} belongs to {}, not {}".format(path, owner, entry["owner"]))
+        elif (found.st_mode & 0o7777) != int(entry["mode"], 8):
+            wrong.append("{} has mode {:04o}, not {}".format(path, found.st_mode & 0o7777, entry["mode"]))
+        elif not hmac.compare_digest(digest, entry["sha256-HMAC"]):
+            wrong.append(f"{path} differs from its seed")
+    return wrong
+
+
+def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:
+    """Raises Refused with the first wrong files, if any."""
+    expected = facts.get("files") or []
+    wrong = find_wrong_files(expected, node["files_key"])
+    if wrong:
+        raise Refused(
+            "{}; cloud-init stops at the first owner it does not know: see /var/log/cloud-init.log".format(
+                "; ".join(wrong[:3])
+            )
+        )
+    return "%d files as the seed promised" % len(expected)
+
+
+def check_identity(node: dict[str, Any]) -> str:
+    """Raises Refused when the machine's name or its own identity is not what it should be."""
+    name = os.uname().nodename
+    if name != node["node"]:
+        raise Refused("this machine calls itself {}, its seed is for {}".format(name, node["node"]))
+    machine_id = Path("/etc/machine-id").read_text().strip()
+    if len(machine_id) != 32:
+        raise Refused(f"/etc/machine-id holds no id: {machine_id!r}")
+    if not list(Path("/etc/ssh").glob("ssh_host_*_key")):
+        raise Refused("there are no ssh host keys: cloud-init's ssh module did not run")
+    return f"machine {machine_id[:8]}"

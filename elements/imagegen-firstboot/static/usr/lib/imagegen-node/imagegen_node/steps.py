@@ -1,0 +1,83 @@
+"""Steps, and the engine that runs them until each is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable
+
+if TYPE_CHECKING:
+    from imagegen_node.status import Status
+
+FIRST_PAUSE = 1.0  # seconds between two tries of a step that waits
+LONGEST_PAUSE = 10.0
+FAILED_PAUSE = 30.0  # seconds until a failed step is tried again
+TRIES = 4  # of a command that fails, before the node says failed
+
+
+class Waiting(Exception):
+    """The step cannot go on yet; the text says what it waits for."""
+
+
+class CommandFailed(Exception):
+    """A command ended with an unexpected return code. It is tried again."""
+
+    def __init__(self, command: str, rc: int, last_lines: str) -> None:
+        super().__init__("%s ended with %d: %s" % (command, rc, last_lines))
+        self.rc = rc
+
+
+class Refused(Exception):
+    """Going on would do harm; the text says why and what to do."""
+
+
+class LeaseLost(Exception):
+    """Another controller may be at work: begin again."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A reconciler: reads the real state, changes only what differs, raises Waiting until it is done."""
+
+    name: str
+    run: Callable[[], str | None]
+
+
+def run_step(step: Step, status: Status, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Runs one step until it is done; what it waits for or failed at stands in the status meanwhile. LeaseLost goes through."""
+    status.begin(step.name)
+    pause, failures = FIRST_PAUSE, 0
+    while True:
+        try:
+            detail = step.run()
+        except Waiting as waiting:
+            failures = 0
+            status.wait(str(waiting))
+            sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+            continue
+        except LeaseLost:
+            raise
+        except Refused as refused:
+            status.fail(str(refused), None)
+            sleep(FAILED_PAUSE)
+            continue
+        except Exception as error:  # a step must never end the agent: the node says what happened and tries again
+            failures += 1
+            text = str(error) if isinstance(error, CommandFailed) else f"{type(error).__name__}: {error}"
+            if failures < TRIES:
+                status.wait("another try after: " + text)
+                sleep(min(2.0**failures, LONGEST_PAUSE))
+            else:
+                status.fail(text, getattr(error, "rc", None))
+                sleep(FAILED_PAUSE)
+            continue
+        status.done(detail or "")
+        return
+
+
+def run_steps(steps: Iterable[Step], status: Status, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Runs the steps in their order, each until it is done."""
+    for step in steps:
+        run_step(step, status, sleep)

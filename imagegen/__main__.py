@@ -1,0 +1,6 @@
+"""`python -m imagegen` is the command imagegen."""
+
+from imagegen.cli import main
+
+if __name__ == "__main__":
+    main()

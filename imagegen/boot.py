@@ -1,0 +1,342 @@
+"""Booting a cluster's nodes on this machine: start, watch until ready, verify from outside, leave nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, Self
+
+from imagegen import nspawn
+from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
+from imagegen.model import Cluster, Node, Role
+from imagegen.run import Completed
+from imagegen.secrets import Secrets
+from imagegen.seeds import seed_tree
+from imagegen.tree import File, Tree, write_file
+from imagegen.verify import verify_cluster
+
+Report = Callable[[str], None]
+"""Takes one line of progress."""
+
+# What each backend boots: the ending of the image's file name.
+IMAGE_SUFFIX = {"qemu": ".qcow2", "nspawn": ".tar"}
+POLL = 0.5  # seconds between two looks at the nodes
+LAST_LINES = 15
+MIB = 1 << 20
+
+
+class Machine(Protocol):
+    """One node in a backend."""
+
+    node: Node
+    image: str
+
+    @property
+    def login(self) -> str: ...
+    def start(self) -> None: ...
+    def status(self) -> dict[str, Any] | None: ...
+    def alive(self) -> bool: ...
+    def console(self, lines: int = ...) -> list[str]: ...
+    def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
+
+
+class Network(Protocol):
+    """A backend: the cluster's network and the machines on it. Leaving the context ends them, unless keep() was called."""
+
+    timeout: float  # seconds until all nodes should be ready
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def needs(self, node: Node, image: Path) -> tuple[int, int]: ...  # bytes of memory, of disk
+    def add(self, node: Node, image: Path, seed: Tree) -> Machine: ...
+    def keep(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """How far a node came; the fields but rc are those of `--output json`."""
+
+    name: str
+    role: str
+    state: str  # waiting, working, ready or failed; empty: the node never said anything
+    step: str
+    detail: str
+    seconds: float  # from the start until it was ready, or until it was given up
+    image: str
+    rc: int | None = None  # return code of the step
+
+
+class ClusterNotReady(NodeNotReady):
+    """A node did not become ready, or the cluster is not what its nodes say; `nodes` holds how far each came."""
+
+    def __init__(self, message: str, hint: str, nodes: Sequence[NodeResult]) -> None:
+        super().__init__(message, hint)
+        self.nodes = tuple(nodes)
+
+
+def boot_cluster(
+    cluster: Cluster,
+    secrets: Secrets,
+    out: Path,
+    nodes: Sequence[Node],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+    report: Report,
+    *,
+    images: Mapping[Role, Path] | None = None,
+) -> list[NodeResult]:
+    """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
+
+    `timeout` is in seconds, None: the backend's own; `images` stands in for OUT/images (nspawn takes a directory as well).
+    With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady when a
+    node failed, missed its time or is not what it says.
+    """
+    check_nodes(cluster, nodes)
+    images = images or {
+        role: find_image(out, role, backend) for role in cluster.roles if role in {n.role for n in nodes}
+    }
+    directory = out / "boot"
+    with hold_directory(directory), end_on_signals(), open_network(backend, cluster, directory) as network:
+        check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
+        limit = network.timeout if timeout is None else timeout
+        machines = []
+        for node in nodes:
+            report(progress_line(node.name, "prepare", "working", images[node.role].name))
+            machines.append(network.add(node, images[node.role], seed_tree(cluster, node, secrets)))
+        for machine in machines:
+            machine.start()
+        results = watch_machines(machines, limit, report)
+        faults = explain_results(machines, results, limit)
+        if not faults:
+            report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
+            controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
+            # One command may take a tenth of the time that everything may take: 2 minutes natively.
+            found = verify_cluster(cluster, secrets, nodes, controller, network.timeout / 10)
+            faults = [f"every node says that it is ready, but {finding}" for finding in found]
+        if faults:
+            save_journals(machines, directory)
+        if keep:
+            network.keep()
+            for machine in machines:
+                report(progress_line(machine.node.name, "login", "kept", machine.login))
+    if faults:
+        raise ClusterNotReady(
+            "\n".join(faults), f"consoles and journals are in {directory}; --keep leaves nodes running", results
+        )
+    return results
+
+
+def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
+    """The backend of that name, with nothing left of earlier runs. Raises BadUsage, MachineLacks and CommandFailed."""
+    if backend == "nspawn":
+        return nspawn.Nspawn(cluster, directory)
+    raise BadUsage(f"there is no backend {backend!r}", f"choose one of {', '.join(IMAGE_SUFFIX)}")
+
+
+def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
+    """Whether these nodes alone can become ready. Raises BadUsage."""
+    names = {node.name for node in nodes}
+    hosts = {node.name for node in cluster.controllers if cluster.hosted_on(node)} or {cluster.controllers[0].name}
+    if missing := sorted(hosts - names):
+        raise BadUsage(
+            f"without {', '.join(missing)} no other node can become ready",
+            f"name {', '.join(missing)} as well, or name no node to boot all",
+        )
+
+
+def find_image(out: Path, role: Role, backend: str) -> Path:
+    """The role's current image for the backend. Raises BadUsage when it was not built."""
+    directory = out / "images" / role
+    current = directory / "current"
+    how = f"run `imagegen build --role {role}` first"
+    if current.is_symlink():
+        content_id = current.readlink().name
+    elif current.is_file():
+        content_id = current.read_text().strip()
+    else:
+        raise BadUsage(f"there is no image of the role {role} in {directory}", how)
+    name = content_id.removeprefix(f"{role}-").split(".")[0]
+    image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
+    if not image.is_file():
+        raise BadUsage(f"{image} is missing, which the backend {backend} boots", how)
+    return image
+
+
+def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
+    """Whether memory and disk suffice for all nodes, in bytes each. Raises MachineLacks with all that is missing."""
+    memory, disk = (sum(column) for column in zip(*needs, strict=True))
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    lacks = []
+    if available < memory:
+        lacks.append(f"the nodes need {memory // MIB} MiB of memory, {available // MIB} MiB are free: boot fewer nodes")
+    if (free := shutil.disk_usage(directory).free) < disk:
+        lacks.append(f"the nodes need {disk // MIB} MiB on the disk of {directory}, {free // MIB} MiB are free")
+    if lacks:
+        raise MachineLacks("\n".join(lacks))
+
+
+@contextmanager
+def hold_directory(directory: Path) -> Generator[None]:
+    """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out. Raises BadUsage."""
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    with (directory / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadUsage(
+                f"another `imagegen boot` uses {directory}", "wait for it, or give this one its own -o"
+            ) from error
+        yield
+
+
+@contextmanager
+def end_on_signals() -> Generator[None]:
+    """SIGTERM and SIGHUP end the run as Ctrl-C does: through the contexts that clean up, which no second signal stops."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch_machines(
+    machines: Sequence[Machine],
+    timeout: float,
+    report: Report,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[NodeResult]:
+    """Reports each change until all machines are ready, one has failed or ended, or `timeout` seconds are over."""
+    begin = now()
+    documents: dict[str, dict[str, Any]] = {machine.node.name: {} for machine in machines}
+    ready: dict[str, float] = {}
+    while True:
+        running, elapsed = [], now() - begin
+        for machine in machines:
+            name, alive = machine.node.name, machine.alive()  # alive first: what it says last still counts
+            if document := machine.status():
+                for line in progress_lines(name, documents[name], document):
+                    report(line)
+                documents[name] = document
+            state = documents[name].get("state") if alive else "ended"
+            if state == "ready":
+                ready.setdefault(name, elapsed)
+            else:
+                ready.pop(name, None)
+            running.append(state not in ("failed", "ended"))
+        if len(ready) == len(machines) or not all(running) or elapsed >= timeout:
+            break
+        pause(POLL)
+    pairs = zip(machines, running, strict=True)
+    return [read_result(m, documents[m.node.name], ready.get(m.node.name, elapsed), runs) for m, runs in pairs]
+
+
+def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, runs: bool) -> NodeResult:
+    """A node's result from its last status document."""
+    state, detail = str(document.get("state", "")), printable(document.get("detail", ""))
+    if not runs and state != "failed":
+        state, detail = "failed", "the machine ended by itself"
+    step = str(document.get("step", ""))
+    rc = next((s.get("rc") for s in document.get("steps", []) if s.get("name") == step), None)
+    node = machine.node
+    return NodeResult(node.name, node.role.value, state, step, detail, round(seconds, 1), machine.image, rc)
+
+
+def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is new between two status documents of a node: steps that ended, and what it does now."""
+
+    def ended(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {s["name"]: s for s in document.get("steps", []) if s.get("state") not in ("waiting", "working")}
+
+    lines, known = [], {step: s.get("state") for step, s in ended(before).items()}
+    for step, s in ended(after).items():
+        if known.get(step) != s.get("state"):
+            rc = f", return code {s['rc']}" if s.get("rc") else ""
+            lines.append(progress_line(name, step, s.get("state"), f"{s.get('seconds') or 0:.1f} s{rc}"))
+    now = [after.get(key, "") for key in ("step", "state", "detail")]
+    if now != [before.get(key, "") for key in ("step", "state", "detail")]:
+        lines.append(progress_line(name, *now))
+    return lines
+
+
+def progress_line(name: str, step: object, state: object, detail: object) -> str:
+    """`NODE  STEP  STATE  DETAIL`, in columns."""
+    return f"{name:<16} {printable(step):<24} {printable(state):<8} {printable(detail)}".rstrip()
+
+
+def printable(value: object) -> str:
+    """Text from a node without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], timeout: float) -> list[str]:
+    """For each node that is to blame: what happened and its last log lines. Empty when all are ready.
+
+    A node that only waits is not to blame while another failed.
+    """
+    bad = [pair for pair in zip(machines, results, strict=True) if pair[1].state != "ready"]
+    failed = [pair for pair in bad if pair[1].state == "failed"]
+    faults = []
+    for machine, result in failed or bad:
+        where = f"the step {result.step}" if result.step else "its boot, before the first step"
+        if result.state == "failed":
+            rc = "" if result.rc is None else f" (return code {result.rc})"
+            head = f"{result.name} failed in {where}{rc} after {result.seconds:.0f} s"
+        else:
+            head = f"{result.name} is not ready after {timeout:.0f} s; it is in {where}"
+        head += f": {result.detail}" if result.detail else ""
+        faults.append("\n".join([head, *(f"    {line}" for line in last_lines(machine))]))
+    return faults
+
+
+def last_lines(machine: Machine) -> list[str]:
+    """The agent's last log lines; of a machine that cannot be asked, its console's."""
+    journal = ["journalctl", "--boot", "--unit=imagegen-node", f"--lines={LAST_LINES}", "--no-pager", "--output=cat"]
+    try:
+        done = machine.execute(journal, timeout=60)
+        lines = [printable(line) for line in done.stdout.decode(errors="replace").splitlines()]
+        if done.returncode == 0 and lines and lines != ["-- No entries --"]:
+            return lines
+    except CommandFailed:
+        pass
+    return machine.console(LAST_LINES)
+
+
+def save_journals(machines: Sequence[Machine], directory: Path) -> None:
+    """Writes each node's whole journal beside its console; a node that cannot be asked has only the console."""
+    for machine in machines:
+        try:
+            done = machine.execute(["journalctl", "--boot", "--no-pager", "--output=short-monotonic"], timeout=120)
+        except CommandFailed:
+            continue
+        write_file(directory / machine.node.name / "journal.log", File(done.stdout, 0o600))
+
+
+def format_table(nodes: Sequence[NodeResult]) -> list[str]:
+    """The closing table: node, role, state, seconds, image."""
+    rows = [("NODE", "ROLE", "STATE", "SECONDS", "IMAGE")]
+    rows += [(n.name, n.role, n.state or "silent", f"{n.seconds:.0f}", n.image) for n in nodes]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]

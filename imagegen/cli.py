@@ -1,0 +1,522 @@
+"""The command line. A command imports the modules that it needs when it runs, so that `imagegen --help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from imagegen import __version__
+from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, Problem
+
+if TYPE_CHECKING:
+    from imagegen.model import Cluster, Node, Role
+    from imagegen.secrets import Secrets
+
+DEFAULT_CLUSTER = Path("cluster.yaml")
+MAX_PROBLEMS = 100
+ROLES = ("controller", "compute")  # model.Role and build.FORMATS; importing them here would cost every start
+FORMATS = ("tar", "raw", "qcow2")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Report = Callable[..., None]
+
+
+@dataclass
+class Settings:
+    """The options that every command takes, before or after the command's name."""
+
+    command: str = ""
+    cluster: Path | None = None
+    out: Path = Path("out")
+    output: str = "text"
+    verbose: int = 0
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has for stdout: lines of text, and the rows of the JSON document that apply."""
+
+    lines: Sequence[str] = ()
+    images: list[dict[str, Any]] | None = None
+    nodes: list[dict[str, Any]] | None = None
+    problems: list[Problem] = field(default_factory=list)
+    code: ExitCode = ExitCode.DONE
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if context.parent:
+        context.obj.command = context.info_name
+    if value and parameter.name:
+        setattr(context.obj, parameter.name, value)
+
+
+def _common(function: Function) -> Function:
+    """Adds the common options; what they say lands in Settings."""
+    path = click.Path(path_type=Path)
+    for names, attributes in (
+        (("--debug",), {"is_flag": True, "help": "Show tracebacks."}),
+        (("-q", "--quiet"), {"is_flag": True, "help": "Say only what went wrong."}),
+        (("-v", "--verbose"), {"count": True, "help": "Say more."}),
+        (("--output",), {"type": click.Choice(["text", "json"]), "help": "The form of stdout. Default: text."}),
+        (("-o", "--out"), {"type": path, "metavar": "DIR", "help": "Where results go. Default: ./out."}),
+        (("-c", "--cluster"), {"type": path, "metavar": "FILE", "help": "Default: ./cluster.yaml."}),
+    ):
+        function = click.option(*names, expose_value=False, callback=_keep, **attributes)(function)  # type: ignore[arg-type]
+    return function
+
+
+class _InOrder(click.Group):
+    """Commands in the order of their use, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@_common
+def cli() -> None:
+    """One cluster file to OpenStack Nova nodes that configure themselves.
+
+    Data goes to stdout, progress and problems to stderr. NO_COLOR is honoured.
+
+    \b
+    From nothing to a verified cluster on this machine:
+      imagegen init                  write cluster.yaml and secrets.yaml
+      imagegen validate              check cluster.yaml
+      sudo imagegen build            bake one image a role
+      imagegen seed                  make one seed ISO a node
+      sudo imagegen boot             boot the nodes here and wait until they are ready
+
+    \b
+    Exit codes:
+      0 done   1 failed   2 bad usage or bad input   3 this machine lacks something
+      4 a command failed   5 a node did not become ready   130 interrupted
+    """
+
+
+@cli.command(short_help="Write a first cluster.yaml and secrets.yaml.")
+@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@_common
+@click.pass_obj
+def init(settings: Settings, directory: Path) -> Outcome:
+    """Write cluster.yaml (one controller, one compute) and secrets.yaml (generated, 0600) to DIR.
+
+    Nothing that exists is overwritten.
+
+    \b
+    Examples:
+      imagegen init
+      imagegen init demo && imagegen -c demo/cluster.yaml validate
+    """
+    from imagegen.cluster import default_text
+    from imagegen.secrets import generate_secrets
+    from imagegen.tree import text
+
+    files = {
+        directory / "cluster.yaml": text(default_text()),
+        directory / "secrets.yaml": text(generate_secrets(), 0o600),
+    }
+    if there := [os.fspath(path) for path in files if os.path.lexists(path)]:
+        raise BadUsage(f"{' and '.join(there)} exist already and are left as they are", "give another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path, file in files.items():
+        _write_new(path, file)
+    _say(settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml is for your eyes only")
+    return Outcome([os.fspath(path) for path in files])
+
+
+@cli.command(short_help="Check the cluster file; print every problem at once.")
+@click.option("--explain", is_flag=True, help="Print what must exist at services outside the cluster.")
+@_common
+@click.pass_obj
+def validate(settings: Settings, explain: bool) -> Outcome:
+    """Check the cluster file and print every problem as FILE:LINE: PATH: MESSAGE.
+
+    Secrets are not read. With --explain, the commands that an administrator types at external services go to stdout.
+
+    \b
+    Examples:
+      imagegen validate
+      imagegen -c site/cluster.yaml validate --output json
+      imagegen validate --explain
+    """
+    from imagegen.external import explain_external
+
+    cluster = _load_cluster(settings)
+    lines = explain_external(cluster) if explain else []
+    if explain and not lines:
+        _say(settings, "every service is embedded: nothing has to exist beforehand")
+    _say(settings, f"{_cluster_name(settings)}: no problems, {len(cluster.nodes)} node(s)")
+    return Outcome(lines)
+
+
+@cli.command(short_help="Write elements, image definitions and seeds as text.")
+@_common
+@click.pass_obj
+def generate(settings: Settings) -> Outcome:
+    """Write elements/, images.yaml and seeds/NODE/ to the out directory.
+
+    Texts only: unprivileged, offline, and the same input gives the same bytes, so results can be read and compared.
+
+    \b
+    Examples:
+      imagegen generate
+      imagegen generate -o new && diff -r out/elements new/elements
+    """
+    cluster, secrets = _load_inputs(settings)
+    return Outcome([os.fspath(path) for path in _write_texts(settings, cluster, secrets)])
+
+
+@cli.command(short_help="Bake one image a role (root).")
+@click.option(
+    "--role", "roles", multiple=True, type=click.Choice(ROLES), help="Repeatable. Default: the cluster's roles."
+)
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
+)
+@click.option("--refresh", is_flag=True, help="Build even if an image of the same content is there.")
+@_common
+@click.pass_obj
+def build(settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool) -> Outcome:
+    """Bake images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
+
+    An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
+    to logs/ in the out directory.
+
+    \b
+    Examples:
+      sudo imagegen build --role controller
+      sudo imagegen build --format qcow2 --refresh
+    """
+    cluster = _load_cluster(settings)
+    images = _build_images(settings, cluster, roles, formats or FORMATS, refresh)
+    return Outcome(_table(images, ("role", "format", "id", "path")), images=images)
+
+
+@cli.command(short_help="Make one seed ISO a node.")
+@click.argument("names", metavar="[NODE]...", nargs=-1)
+@_common
+@click.pass_obj
+def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
+    """Write seeds/NODE.iso (0600, label cidata) for the named nodes, or for all.
+
+    A seed holds the node's secrets: attach it to that machine, keep it from others.
+
+    \b
+    Examples:
+      imagegen seed
+      imagegen seed linux-node1 -o /srv/seeds
+    """
+    cluster, secrets = _load_inputs(settings)
+    chosen = _choose_nodes(settings, cluster, names)
+    paths = _write_isos(settings, cluster, secrets, chosen)
+    rows = [
+        {"name": n.name, "role": str(n.role), "seed": os.fspath(path)} for n, path in zip(chosen, paths, strict=True)
+    ]
+    return Outcome([row["seed"] for row in rows], nodes=rows)
+
+
+@cli.command(short_help="Boot the nodes on this machine and verify them (root).")
+@click.argument("names", metavar="[NODE]...", nargs=-1)
+@click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
+)
+@click.option("--keep", is_flag=True, help="Leave the nodes running and say how to log in.")
+@_common
+@click.pass_obj
+def boot(settings: Settings, names: tuple[str, ...], backend: str, timeout: float | None, keep: bool) -> Outcome:
+    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
+
+    Exit code 0 means that every node is ready and was verified from outside.
+
+    \b
+    Examples:
+      sudo imagegen boot
+      sudo imagegen boot --backend nspawn --keep
+      sudo imagegen boot linux-node1 --timeout 90
+    """
+    cluster, secrets = _load_inputs(settings)
+    chosen = _choose_nodes(settings, cluster, names)
+    return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep)
+
+
+@cli.command(short_help="Print the cluster file's JSON schema, for editors.")
+@_common
+@click.pass_obj
+def schema(settings: Settings) -> Outcome:
+    """Print the JSON schema of the cluster file.
+
+    \b
+    Example, for editors that speak YAML's language server:
+      imagegen schema > cluster.schema.json
+      and in cluster.yaml:  # yaml-language-server: $schema=cluster.schema.json
+    """
+    from imagegen.cluster import cluster_schema
+
+    return Outcome(json.dumps(cluster_schema(), indent=2).splitlines())
+
+
+def main() -> NoReturn:
+    """The command `imagegen`. SIGTERM ends it as SIGINT does: what was begun is cleaned up."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(argv: Sequence[str]) -> ExitCode:
+    """Runs one command line; what went wrong is on stderr, the outcome on stdout."""
+    settings = Settings()
+    try:
+        outcome = cli.main(args=list(argv), prog_name="imagegen", standalone_mode=False, obj=settings)
+        if isinstance(outcome, Outcome):  # not --help or --version
+            _print_outcome(settings, outcome)
+            return outcome.code
+        return ExitCode.DONE
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.BAD_INPUT
+    except BaseException as error:
+        try:
+            return _end(settings, error)
+        except BrokenPipeError as closed:
+            return _end(settings, closed)
+
+
+def _end(settings: Settings, error: BaseException) -> ExitCode:
+    """Says why the command ended; for JSON also on stdout."""
+    if isinstance(error, BrokenPipeError):  # whoever read stdout has enough: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    if settings.debug:
+        traceback.print_exception(error)
+    if isinstance(error, BadInput):
+        problems, code = error.problems, error.exit_code
+        for problem in problems[:MAX_PROBLEMS]:
+            click.echo(problem, err=True)
+        if len(problems) > MAX_PROBLEMS:
+            click.echo(f"and {len(problems) - MAX_PROBLEMS} more", err=True)
+    else:
+        message, hint, code = _describe(error)
+        problems = [Problem("", 0, "", message)]
+        if isinstance(error, CommandFailed):
+            for line in error.last_lines:
+                click.echo(f"  {line}", err=True)
+        _complain(message, hint)
+    _print_outcome(settings, Outcome(problems=problems, code=code))
+    return code
+
+
+def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
+    """Message, hint and exit code of an error that is no list of problems."""
+    if isinstance(error, ImagegenError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", "", ExitCode.INTERRUPTED
+    if isinstance(error, OSError):
+        where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
+        return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
+    # The text of an unforeseen error may quote any value, a secret too: it is shown on request only.
+    return (
+        f"imagegen itself failed ({type(error).__name__})",
+        "run it again with --debug and report it",
+        ExitCode.FAILED,
+    )
+
+
+def _print_outcome(settings: Settings, outcome: Outcome) -> None:
+    if settings.output == "text" or (settings.command == "schema" and outcome.code is ExitCode.DONE):
+        for line in outcome.lines:
+            click.echo(line)
+    else:
+        document: dict[str, Any] = {"version": 1, "command": settings.command, "ok": outcome.code is ExitCode.DONE}
+        document["problems"] = [asdict(problem) for problem in outcome.problems]
+        document |= {"images": outcome.images} if outcome.images is not None else {}
+        document |= {"nodes": outcome.nodes} if outcome.nodes is not None else {}
+        click.echo(json.dumps(document, indent=2))
+    sys.stdout.flush()
+
+
+def _say(settings: Settings, line: str) -> None:
+    if not settings.quiet:
+        click.echo(line, err=True)
+
+
+def _complain(message: str, hint: str = "") -> None:
+    label = click.style("Error:", fg="red", bold=True)
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{label} {message}" + (f"\n{hint}" if hint else ""), err=True, color=color)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Aligned columns under a head line."""
+    cells = [[column.upper() for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _progress(settings: Settings, *, every_line: bool = False) -> Iterator[Report]:
+    """Gives report(phase, detail): a live line on a terminal, else a line a phase; with `every_line` always lines."""
+    if settings.quiet:
+        yield lambda phase, detail="": None
+    elif sys.stderr.isatty() and not every_line:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        with console.status("") as status:
+            yield lambda phase, detail="": status.update(console.render_str(f"{phase}  {detail}", markup=False))
+    else:
+        last = ""
+
+        def report(phase: str, detail: str = "") -> None:
+            nonlocal last
+            if phase != last or every_line or settings.verbose:
+                click.echo(f"{phase}: {detail}" if detail else phase, err=True)
+            last = phase
+
+        yield report
+
+
+def _cluster_name(settings: Settings) -> str:
+    return os.fspath(settings.cluster or DEFAULT_CLUSTER)
+
+
+def _load_cluster(settings: Settings) -> Cluster:
+    """The cluster file, or the embedded default when none was named and none is there."""
+    from imagegen.cluster import load_cluster
+
+    if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
+        _say(settings, f"there is no {DEFAULT_CLUSTER}: the default cluster serves")
+        return load_cluster(None)
+    return load_cluster(settings.cluster or DEFAULT_CLUSTER)
+
+
+def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
+    """The cluster file and its secrets. Raises BadInput, and BadUsage when there is no cluster file."""
+    from imagegen.cluster import load_cluster
+    from imagegen.secrets import load_secrets, secrets_warnings
+
+    if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
+        raise BadUsage(f"there is no {DEFAULT_CLUSTER}", "run imagegen init first, or name a cluster file with -c")
+    cluster = load_cluster(settings.cluster or DEFAULT_CLUSTER)
+    secrets = load_secrets(cluster.secrets_path)
+    for warning in secrets_warnings(cluster.secrets_path):
+        click.echo(f"Warning: {warning}", err=True)
+    return cluster, secrets
+
+
+def _choose_nodes(settings: Settings, cluster: Cluster, names: Sequence[str]) -> tuple[Node, ...]:
+    """The named nodes in file order; without names all of them. Raises BadUsage for a name that no node has."""
+    from imagegen.document import quoted, suggest
+
+    known = [node.name for node in cluster.nodes]
+    for name in names:
+        if name not in known:
+            raise BadUsage(f"{_cluster_name(settings)} has no node {quoted(name)}{suggest(name, known)}")
+    return tuple(node for node in cluster.nodes if not names or node.name in names)
+
+
+def _write_new(path: Path, file: Any) -> None:
+    """Writes a file that must not be there yet, whole or not at all. Raises BadUsage when it is."""
+    from imagegen.tree import write_file
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write_file(beside, file)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise BadUsage(f"{path} exists already and is left as it is", "give another directory") from None
+    finally:
+        beside.unlink()
+
+
+# The glue: from here on the modules that do the work are called.
+
+
+def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list[Path]:
+    from imagegen.build import content_ids
+    from imagegen.elements import elements_tree, images_yaml
+    from imagegen.releases import find_release
+    from imagegen.resources import data_directory
+    from imagegen.seeds import seed_tree
+    from imagegen.tree import read_tree, write_file, write_tree
+
+    out, release = settings.out, find_release(cluster.release, cluster.distro)
+    static = read_tree(data_directory("elements"))
+    elements = elements_tree(static, cluster.roles, release, content_ids(cluster, cluster.roles))
+    seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
+    write_tree(elements, out / "elements")
+    write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
+    (out / "seeds").mkdir(mode=0o700, exist_ok=True)
+    for place, tree in seeds.items():
+        write_tree(tree, place, directory_mode=0o700)
+    return [out / "elements", out / "images.yaml", *seeds]
+
+
+def _build_images(
+    settings: Settings, cluster: Cluster, roles: Sequence[str], formats: Sequence[str], refresh: bool
+) -> list[dict[str, Any]]:
+    from imagegen.build import build_images
+    from imagegen.model import Role
+
+    chosen: tuple[Role, ...] = tuple(role for role in Role if role in roles) or cluster.roles
+    with _progress(settings) as report:
+        images = build_images(cluster, chosen, settings.out, formats=tuple(formats), refresh=refresh, report=report)
+    return [{**asdict(image), "role": str(image.role), "path": os.fspath(image.path)} for image in images]
+
+
+def _write_isos(settings: Settings, cluster: Cluster, secrets: Secrets, nodes: Sequence[Node]) -> list[Path]:
+    from imagegen.iso import write_seed_iso
+    from imagegen.seeds import seed_tree
+
+    seeds = settings.out / "seeds"
+    settings.out.mkdir(parents=True, exist_ok=True)
+    seeds.mkdir(mode=0o700, exist_ok=True)
+    with _progress(settings) as report:
+        for number, node in enumerate(nodes, 1):
+            report("writing seeds", f"{number} of {len(nodes)}")
+            write_seed_iso(seed_tree(cluster, node, secrets), seeds / f"{node.name}.iso")
+    return [seeds / f"{node.name}.iso" for node in nodes]
+
+
+def _boot_nodes(
+    settings: Settings,
+    cluster: Cluster,
+    secrets: Secrets,
+    nodes: Sequence[Node],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+) -> Outcome:
+    from imagegen.boot import ClusterNotReady, boot_cluster
+
+    columns = ("name", "role", "state", "seconds", "image")
+    try:
+        with _progress(settings, every_line=True) as report:
+            results = boot_cluster(cluster, secrets, settings.out, nodes, backend, timeout, keep, report)
+    except ClusterNotReady as error:
+        if settings.debug:
+            traceback.print_exception(error)
+        _complain(error.message, error.hint)
+        rows = [asdict(result) for result in error.nodes]
+        problems = [Problem("", 0, "", error.message)]
+        return Outcome(_table(rows, columns), nodes=rows, problems=problems, code=error.exit_code)
+    rows = [asdict(result) for result in results]
+    return Outcome(_table(rows, columns), nodes=rows)

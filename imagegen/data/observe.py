@@ -1,0 +1,58 @@
+"""Reads, with nothing but the standard library, what a cluster's APIs say of themselves; prints one JSON document.
+
+`imagegen boot` sends this file and a call of main() to a node's python3 by standard input: no password is an argument.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+# A proxy in the node's environment must not stand between the node and its own cluster.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def fetch(url: str, token: str = "", body: Any = None, timeout: float = 60) -> Any:
+    """The response's headers and its JSON document."""
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "X-Auth-Token": token}
+    data = None if body is None else json.dumps(body).encode()
+    with OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout) as response:  # noqa: S310 (http only)
+        return response.headers, json.load(response)
+
+
+def get_token(auth_url: str, user: str, password: str, project: str) -> str:
+    """A token for the project. Source: Identity API v3, "Password authentication with scoped authorization"."""
+    domain = {"id": "default"}
+    body = {
+        "auth": {
+            "identity": {
+                "methods": ["password"],
+                "password": {"user": {"name": user, "domain": domain, "password": password}},
+            },
+            "scope": {"project": {"name": project, "domain": domain}},
+        }
+    }
+    headers, _ = fetch(f"{auth_url}/auth/tokens", body=body)
+    return str(headers["X-Subject-Token"])
+
+
+def main(auth_url: str, compute_url: str, user: str, password: str, project: str) -> None:
+    """Prints {services, endpoints, compute_services, hypervisors, errors}; what cannot be read is empty."""
+    facts: dict[str, list[Any]] = {"errors": []}
+    token = ""
+    try:
+        token = get_token(auth_url, user, password, project)
+    except (OSError, ValueError) as error:
+        facts["errors"].append(f"no token for the user {user} from {auth_url}: {error}")
+    for name, url, key in (
+        ("services", f"{auth_url}/services", "services"),
+        ("endpoints", f"{auth_url}/endpoints", "endpoints"),
+        ("compute_services", f"{compute_url}/os-services", "services"),
+        ("hypervisors", f"{compute_url}/os-hypervisors/detail", "hypervisors"),
+    ):
+        facts[name] = []
+        try:
+            facts[name] = fetch(url, token)[1][key] if token else []
+        except (OSError, ValueError, KeyError) as error:
+            facts["errors"].append(f"{url} cannot be read: {error}")
+    print(json.dumps(facts))

@@ -1,0 +1,79 @@
+"""Seed ISOs: a tree of cloud-init files as the bytes of an ISO 9660 image labelled cidata."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from types import SimpleNamespace
+
+import pycdlib
+
+from imagegen.tree import File, Tree, write_file
+
+LABEL = "cidata"  # what cloud-init's NoCloud datasource looks for
+NAMES = ("meta-data", "network-config", "user-data", "vendor-data")
+ENTRY_MODE = 0o100400  # a regular file, readable by root alone, when the node mounts it
+EPOCH = 315532800.0  # 1980-01-01T00:00:00Z, the date of every entry
+
+_CLOCK_LOCK = Lock()
+
+
+def write_seed_iso(tree: Tree, path: Path) -> None:
+    """Writes the seed ISO (0600) beside its place, then renames it over. Raises ValueError as seed_iso_bytes does."""
+    data = seed_iso_bytes(tree)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, File(data, 0o600))
+
+
+def seed_iso_bytes(tree: Tree) -> bytes:
+    """The ISO of a seed: Joliet and Rock Ridge names, the same bytes for the same tree at any time in any time zone.
+
+    Raises ValueError when user-data or meta-data is missing (cloud-init then ignores the disk) or a file is none of a seed's.
+    """
+    if missing := {"meta-data", "user-data"} - tree.keys():
+        raise ValueError(f"a seed needs {' and '.join(sorted(missing))}")
+    if unknown := tree.keys() - set(NAMES):
+        raise ValueError(f"not a file of a seed: {', '.join(sorted(unknown))}")
+    image = BytesIO()
+    with _pinned_clock():
+        iso = pycdlib.PyCdlib()
+        # Interchange level 4: the others refuse names such as user-data.
+        iso.new(interchange_level=4, joliet=3, rock_ridge="1.09", vol_ident=LABEL)
+        for name, file in sorted(tree.items()):
+            iso.add_fp(
+                BytesIO(file.data),
+                len(file.data),
+                f"/{name}",
+                rr_name=name,
+                joliet_path=f"/{name}",
+                file_mode=ENTRY_MODE,
+            )
+        iso.write_fp(image)
+        iso.close()
+    return image.getvalue()
+
+
+@contextmanager
+def _pinned_clock() -> Iterator[None]:
+    """Gives pycdlib, and only it, a clock that stands still in UTC: it stamps local time and knows no SOURCE_DATE_EPOCH."""
+    still = SimpleNamespace(**vars(time))
+    still.time = lambda: EPOCH
+    still.localtime = time.gmtime
+    modules = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("pycdlib.") and getattr(module, "time", None) is time
+    ]
+    with _CLOCK_LOCK:
+        for module in modules:
+            module.time = still  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.time = time  # type: ignore[attr-defined]

@@ -1,0 +1,124 @@
+"""What a cluster is made of: plain values, already checked and normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from uuid import UUID, uuid5
+
+# Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
+NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
+
+
+class Role(StrEnum):
+    """What a node does; each role is one image."""
+
+    CONTROLLER = "controller"
+    COMPUTE = "compute"
+
+
+class Hosted(StrEnum):
+    """The backing services that a controller can host."""
+
+    DATABASE = "database"
+    MESSAGING = "messaging"
+    CACHE = "cache"
+    IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class Distro:
+    name: str = "debian"
+    suite: str = "trixie"
+    arch: str = "amd64"
+
+
+@dataclass(frozen=True)
+class Network:
+    cidr: IPv4Network
+    gateway: IPv4Address | None = None
+    dns: tuple[IPv4Address, ...] = ()
+    ntp: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a backing service answers. `node` names the controller that hosts it; None: it is outside the cluster."""
+
+    host: str
+    port: int
+    node: str | None = None
+
+
+@dataclass(frozen=True)
+class Services:
+    database: Place
+    messaging: Place
+    cache: Place
+    identity: Place
+    auth_url: str  # of identity, ends in /v3
+    image_endpoint: str
+
+
+@dataclass(frozen=True)
+class Deploy:
+    mode: str = "deploy"
+    wipe: bool = False
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    role: Role
+    mac: str  # lower case, colons
+    address: IPv4Address
+    cell: str
+    serial: str | None = None
+    root_device: dict[str, str | int | bool] = field(default_factory=dict)
+    deploy: Deploy = Deploy()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One validated cluster file: every service has a place and every node a cell."""
+
+    name: str
+    region: str
+    release: str
+    distro: Distro
+    network: Network
+    services: Services
+    ssh_authorized_keys: tuple[str, ...]
+    secrets_path: Path
+    cells: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def controllers(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes if node.role is Role.CONTROLLER)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that the nodes use, controller first."""
+        return tuple(role for role in Role if any(node.role is role for node in self.nodes))
+
+    def node(self, name: str) -> Node:
+        """The node of that name. Raises KeyError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def hosted_on(self, node: Node) -> tuple[Hosted, ...]:
+        """The backing services that run on this node."""
+        return tuple(service for service in Hosted if getattr(self.services, service).node == node.name)
+
+    def cell_uuid(self, cell: str) -> UUID:
+        """The fixed uuid of a cell's mapping, so that two creators cannot make two rows."""
+        return uuid5(NAMESPACE, f"cell/{self.region}/{cell}")
+
+    def compute_id(self, node: Node) -> UUID:
+        """The node's compute_id (Nova 2023.1 on, doc compute-node-identification)."""
+        return uuid5(NAMESPACE, f"compute/{self.name}/{node.name}")

@@ -1,0 +1,345 @@
+"""What makes a node that node: its cloud-init seed, as a tree of user-data, meta-data and network-config."""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid5
+
+from imagegen.model import NAMESPACE, Cluster, Hosted, Node, Place, Role
+from imagegen.releases import find_release
+from imagegen.render import dump_json, dump_yaml, quote_url, render_template
+from imagegen.tree import Tree, text
+
+if TYPE_CHECKING:
+    from imagegen.secrets import Secrets
+
+MESSAGING_USER = "openstack"
+CELL0_UUID = UUID(int=0)  # nova.objects.cell_mapping.CellMapping.CELL0_UUID
+
+
+@dataclass(frozen=True)
+class SeedFile:
+    """One file that cloud-init writes on the node."""
+
+    path: str
+    owner: str  # USER:GROUP, both in the role's image
+    mode: int
+    content: str
+
+    @property
+    def permissions(self) -> str:
+        """The mode as cloud-init and the node's agent read it: four octal digits."""
+        return f"{self.mode:04o}"
+
+
+def seed_trees(cluster: Cluster, secrets: Secrets) -> dict[str, Tree]:
+    """The seed of every node, by node name, in file order."""
+    return {node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
+
+
+def seed_tree(cluster: Cluster, node: Node, secrets: Secrets) -> Tree:
+    """The files user-data, meta-data and network-config of one node, mode 0600. Same input, same bytes.
+
+    The instance-id changes when any content does: a keyed digest, so that it says nothing about the secrets inside.
+    """
+    files = node_files(cluster, node, secrets)
+    user_data = "#cloud-config\n" + dump_yaml(_user_data(cluster, files))
+    network_config = dump_yaml(_network_config(cluster, node))
+    facts = _meta_data(cluster, node, files, files_key(secrets, node))
+    digest = _keyed_digest(secrets.seed_key, user_data + network_config + dump_yaml(facts))
+    instance_id = uuid5(NAMESPACE, f"instance/{cluster.name}/{node.name}/{digest}")
+    return {
+        "meta-data": text(dump_yaml({"instance-id": str(instance_id), **facts}), 0o600),
+        "network-config": text(network_config, 0o600),
+        "user-data": text(user_data, 0o600),
+    }
+
+
+def files_key(secrets: Secrets, node: Node) -> str:
+    """The key of the file digests in meta-data: 64 hex digits whose ASCII bytes are the HMAC key.
+
+    Derived for one node, so that no node holds the cluster's seed_key.
+    """
+    return _keyed_digest(secrets.seed_key, f"files/{node.name}")
+
+
+def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile, ...]:
+    """Every file that the node's seed carries, in a fixed order."""
+    files = [_file("/etc/imagegen/node.json", "root:root", 0o600, dump_json(_node_document(cluster, node, secrets)))]
+    values = _template_values(cluster, node, secrets)
+    if cluster.network.ntp:
+        files.append(_file("/etc/chrony/sources.d/imagegen.sources", "root:root", 0o644, "chrony.sources.j2", values))
+    nova = f"nova-{node.role}.conf.j2"
+    files.append(_file("/etc/nova/nova.conf.d/50-imagegen.conf", "root:nova", 0o640, nova, values))
+    if node.role is Role.CONTROLLER:
+        placement = "/etc/placement/placement.conf.d/50-imagegen.conf"
+        files.append(_file(placement, "root:placement", 0o640, "placement.conf.j2", values))
+        for service in cluster.hosted_on(node):
+            files += _HOSTED_FILES[service](cluster, secrets, values)
+    return tuple(files)
+
+
+def hash_rabbitmq_password(password: str, salt: bytes) -> str:
+    """The password_hash of RabbitMQ's definitions under rabbit_password_hashing_sha256: base64 of salt (4 bytes) and digest.
+
+    Source: rabbitmq.com/docs/passwords, "Computing Password Hashes".
+    """
+    return b64encode(salt + sha256(salt + password.encode()).digest()).decode()
+
+
+def _file(path: str, owner: str, mode: int, content: str, values: dict[str, object] | None = None) -> SeedFile:
+    """A file from its content, or from a template and the values for it."""
+    return SeedFile(path, owner, mode, content if values is None else render_template(content, values))
+
+
+def _keyed_digest(key: str, message: str) -> str:
+    return hmac.new(key.encode(), message.encode(), sha256).hexdigest()
+
+
+def _compute_id(cluster: Cluster, node: Node) -> str | None:
+    """The compute_id of a compute whose release knows such a thing."""
+    knows = find_release(cluster.release, cluster.distro).knows("compute_id")
+    return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
+
+
+def _schema_of(cell: str, cluster: Cluster) -> str:
+    """The database, and the vhost, of a cell: the first cell has Nova's usual name."""
+    return "nova" if cell == cluster.cells[0] else f"nova_{cell}"
+
+
+def _database_url(place: Place, schema: str, user: str, password: str) -> str:
+    return f"mysql+pymysql://{user}:{quote_url(password)}@{place.host}:{place.port}/{quote_url(schema)}"
+
+
+def _transport_url(cluster: Cluster, cell: str, secrets: Secrets) -> str:
+    place = cluster.services.messaging
+    credentials = f"{MESSAGING_USER}:{quote_url(secrets.messaging_openstack)}"
+    return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(_schema_of(cell, cluster))}"
+
+
+def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, object]:
+    """Every name that a template of userdata_templates/ may use."""
+    services = cluster.services
+    values: dict[str, object] = {
+        "name": node.name,
+        "address": str(node.address),
+        "region": cluster.region,
+        "services": services,
+        "secrets": secrets,
+        "auth_url": services.auth_url,
+        "image_endpoint": services.image_endpoint,
+        "release": find_release(cluster.release, cluster.distro),
+        "ntp": cluster.network.ntp,
+        "transport_url": _transport_url(cluster, node.cell, secrets),
+        "novncproxy_base_url": f"http://{cluster.controllers[0].address}:6080/vnc_auto.html",
+    }
+    if node.role is Role.CONTROLLER:
+        database, schema = services.database, _schema_of(node.cell, cluster)
+        values |= {
+            "cache": f"{services.cache.host}:{services.cache.port}",
+            "api_database": _database_url(database, "nova_api", "nova", secrets.database_nova),
+            "database": _database_url(database, schema, "nova", secrets.database_nova),
+            "placement_database": _database_url(database, "placement", "placement", secrets.database_placement),
+            "keystone_database": f"mysql+pymysql://keystone@{database.host}:{database.port}/keystone",
+        }
+    return values
+
+
+def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
+    return [
+        _file("/etc/keystone/keystone.conf.d/50-imagegen.conf", "root:keystone", 0o640, "keystone.conf.j2", values),
+        # Keystone takes a key file as it is: no line end.
+        _file("/etc/keystone/fernet-keys/0", "root:keystone", 0o640, secrets.keystone_fernet_key),
+        _file("/etc/keystone/credential-keys/0", "root:keystone", 0o640, secrets.keystone_credential_key),
+    ]
+
+
+def _messaging_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
+    # Erlang takes no space and at most 255 characters in a cookie, a secret may have both: its digest always fits.
+    cookie = _keyed_digest(secrets.messaging_cookie, "erlang-cookie")
+    definitions = dump_json(_rabbitmq_definitions(cluster, secrets))
+    return [
+        _file("/etc/rabbitmq/conf.d/50-imagegen.conf", "root:root", 0o644, "rabbitmq.conf.j2", values),
+        _file("/etc/rabbitmq/definitions.json", "root:rabbitmq", 0o640, definitions),
+        _file("/var/lib/rabbitmq/.erlang.cookie", "rabbitmq:rabbitmq", 0o400, cookie),
+    ]
+
+
+def _database_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
+    return [_file("/etc/mysql/mariadb.conf.d/90-imagegen.cnf", "root:root", 0o644, "mariadb.cnf.j2", values)]
+
+
+def _cache_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
+    return [_file("/etc/memcached.conf", "root:root", 0o644, "memcached.conf.j2", values)]
+
+
+_HOSTED_FILES = {
+    Hosted.DATABASE: _database_files,
+    Hosted.MESSAGING: _messaging_files,
+    Hosted.CACHE: _cache_files,
+    Hosted.IDENTITY: _identity_files,
+}
+
+
+def _rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
+    """RabbitMQ's definitions: one user without tags, one vhost a cell, every permission there and no other user."""
+    salt = bytes.fromhex(_keyed_digest(secrets.seed_key, f"rabbitmq/{MESSAGING_USER}"))[:4]
+    vhosts = [_schema_of(cell, cluster) for cell in cluster.cells]
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [
+            {
+                "name": MESSAGING_USER,
+                "password_hash": hash_rabbitmq_password(secrets.messaging_openstack, salt),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+        ],
+        "vhosts": [{"name": vhost} for vhost in vhosts],
+        "permissions": [{"user": MESSAGING_USER, "vhost": vhost, **everything} for vhost in vhosts],
+    }
+
+
+def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
+    """/etc/imagegen/node.json: what the node's agent works from. Only what this node needs, nothing that grows with the fleet."""
+    messaging = cluster.services.messaging
+    controller = node.role is Role.CONTROLLER
+    cells = cluster.cells if controller else (node.cell,)
+    document: dict[str, Any] = {
+        "version": 1,
+        "node": node.name,
+        "role": node.role.value,
+        "cluster": cluster.name,
+        "region": cluster.region,
+        "release": cluster.release,
+        "cell": node.cell,
+        "address": str(node.address),
+        "hosts": [service.value for service in cluster.hosted_on(node)],
+        "files_key": files_key(secrets, node),
+        "auth_url": cluster.services.auth_url,
+        "messaging": {
+            "host": messaging.host,
+            "port": messaging.port,
+            "user": MESSAGING_USER,
+            "password": secrets.messaging_openstack,
+            "vhosts": [_schema_of(cell, cluster) for cell in cells],
+        },
+    }
+    if controller:
+        return document | _controller_document(cluster, secrets)
+    identity = {"users": [_service_user("nova", secrets.identity_nova)]}
+    return document | {"compute_id": _compute_id(cluster, node), "identity": identity}
+
+
+def _controller_document(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
+    """The part of node.json that only a controller has: schemas, cells, users and endpoints to keep in place."""
+    services, address = cluster.services, cluster.controllers[0].address
+    schemas = [("nova_api", "nova"), ("nova_cell0", "nova"), *((_schema_of(c, cluster), "nova") for c in cluster.cells)]
+    schemas = [("placement", "placement"), *schemas, ("imagegen", "imagegen")]
+    if services.identity.node is not None:
+        schemas.insert(0, ("keystone", "keystone"))
+    return {
+        "database": {
+            "host": services.database.host,
+            "port": services.database.port,
+            "schemas": [
+                {"name": name, "user": user, "password": getattr(secrets, f"database_{user}")} for name, user in schemas
+            ],
+        },
+        "cache": {"host": services.cache.host, "port": services.cache.port},
+        "cells": _cells(cluster, secrets),
+        "identity": {
+            "admin_password": None if services.identity.node is None else secrets.identity_admin,
+            "users": [
+                _service_user("nova", secrets.identity_nova),
+                _service_user("placement", secrets.identity_placement),
+            ],
+            "services": [
+                {"name": "nova", "type": "compute", "url": f"http://{address}:8774/v2.1"},
+                {"name": "placement", "type": "placement", "url": f"http://{address}:8778"},
+            ],
+        },
+    }
+
+
+def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
+    """The rows of nova_api.cell_mappings as they must be, cell0 first."""
+
+    def row(name: str, uuid: UUID, schema: str, transport_url: str) -> dict[str, str]:
+        url = _database_url(cluster.services.database, schema, "nova", secrets.database_nova)
+        return {"name": name, "uuid": str(uuid), "database_connection": url, "transport_url": transport_url}
+
+    return [
+        row("cell0", CELL0_UUID, "nova_cell0", "none:///"),
+        *(
+            row(cell, cluster.cell_uuid(cell), _schema_of(cell, cluster), _transport_url(cluster, cell, secrets))
+            for cell in cluster.cells
+        ),
+    ]
+
+
+def _service_user(name: str, password: str) -> dict[str, Any]:
+    return {"name": name, "password": password, "roles": ["admin", "service"]}
+
+
+def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:
+    """The cloud-config. It writes files and lets people in; what happens then is the agent's part, so there is no runcmd."""
+    document: dict[str, Any] = {
+        "preserve_hostname": False,
+        "manage_etc_hosts": "localhost",
+        "disable_root": False,
+        "ssh_pwauth": False,
+        "ssh_deletekeys": False,  # host keys survive a new instance-id
+    }
+    if cluster.ssh_authorized_keys:
+        document["ssh_authorized_keys"] = list(cluster.ssh_authorized_keys)
+    document["write_files"] = [
+        {"path": file.path, "owner": file.owner, "permissions": file.permissions, "content": file.content} for file in files
+    ]
+    return document
+
+
+def _network_config(cluster: Cluster, node: Node) -> dict[str, Any]:
+    """Version 2 with one interface, matched by its MAC and renamed: cloud-init 22.4 would match by the key's name as well."""
+    network = cluster.network
+    interface: dict[str, Any] = {
+        "match": {"macaddress": node.mac},
+        "set-name": "net0",
+        "addresses": [f"{node.address}/{network.cidr.prefixlen}"],
+    }
+    if network.gateway is not None:
+        # Not the word `default`: cloud-init 25.1's networkd renderer takes addresses only.
+        interface["routes"] = [{"to": "0.0.0.0/0", "via": str(network.gateway)}]
+    if network.dns:
+        interface["nameservers"] = {"addresses": [str(address) for address in network.dns]}
+    return {"version": 2, "ethernets": {"net0": interface}}
+
+
+def _meta_data(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: str) -> dict[str, Any]:
+    """Meta-data without the instance-id. Every process on the node can read it: public facts only, digests with a key."""
+    return {
+        "local-hostname": node.name,
+        "imagegen": {
+            "version": 1,
+            "cluster": cluster.name,
+            "region": cluster.region,
+            "release": cluster.release,
+            "role": node.role.value,
+            "cell": node.cell,
+            "hosts_services": [service.value for service in cluster.hosted_on(node)],
+            "compute_id": _compute_id(cluster, node),
+            "files": [
+                {
+                    "path": file.path,
+                    "owner": file.owner,
+                    "mode": file.permissions,
+                    "sha256-HMAC": _keyed_digest(key, file.content),
+                }
+                for file in files
+            ],
+        },
+    }

@@ -1,0 +1,43 @@
+"""Where the checkout is, and which of its files are the project's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ELEMENTS = ROOT / "elements"
+AGENT = ELEMENTS / "imagegen-firstboot/static/usr/lib/imagegen-node"
+
+
+def read_ignored(root: Path) -> tuple[str, ...]:
+    """The patterns of .gitignore (directories and names only, which is all that ours has), and .git itself."""
+    lines = (root / ".gitignore").read_text().split()
+    return (".git", *(line.strip("/") for line in lines if not line.startswith("#")))
+
+
+def walk_files(root: Path = ROOT) -> Iterator[Path]:
+    """Every file of the checkout that is not ignored: what a commit of everything would hold. Asks no git."""
+    ignored = read_ignored(root)
+    for directory, subdirectories, names in os.walk(root):
+        for kept in (subdirectories, names):
+            kept[:] = sorted(name for name in kept if not any(fnmatch(name, pattern) for pattern in ignored))
+        yield from (Path(directory, name) for name in names)
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file, empty for one that is not text."""
+    with path.open("rb") as stream:
+        return stream.readline(200).decode(errors="replace").strip()
+
+
+def find_scripts(*shells: str, below: Path = ROOT) -> list[Path]:
+    """Files whose first line names one of these interpreters (`bash`, `sh`, `python3`)."""
+    found = []
+    for path in walk_files(below) if below == ROOT else sorted(below.rglob("*")):
+        words = first_line(path).removeprefix("#!").split() if path.is_file() else []
+        if words and first_line(path).startswith("#!") and any(Path(word).name in shells for word in words[:2]):
+            found.append(path)
+    return found

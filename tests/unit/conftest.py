@@ -1,0 +1,12 @@
+"""Unit tests are pure: what starts a process or opens a network socket fails, unless a marker names the command."""
+
+from __future__ import annotations
+
+import hypothesis
+from guards import pytest_itemcollected, pytest_runtest_protocol
+
+__all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
+
+# How fast a machine is proves nothing about the code.
+hypothesis.settings.register_profile("unit", deadline=None)
+hypothesis.settings.load_profile("unit")
