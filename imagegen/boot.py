@@ -48,7 +48,7 @@ class Machine(Protocol):
 
 
 class Network(Protocol):
-    """A backend: the cluster's network and the machines on it. Leaving the context ends them, unless keep() was called."""
+    """A backend: the cluster's network and its machines. Leaving the context ends them, unless keep() was called."""
 
     timeout: float  # seconds until all nodes should be ready
 
@@ -95,9 +95,9 @@ def boot_cluster(
 ) -> list[NodeResult]:
     """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
 
-    `timeout` is in seconds, None: the backend's own; `images` stands in for OUT/images (nspawn takes a directory as well).
-    With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady when a
-    node failed, missed its time or is not what it says.
+    `timeout` is in seconds, None: the backend's own. `images` stands in for OUT/images; nspawn takes directories too.
+    With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady
+    when a node failed, missed its time or is not what it says.
     """
     check_nodes(cluster, nodes)
     images = images or {
@@ -201,7 +201,7 @@ def hold_directory(directory: Path) -> Generator[None]:
 
 @contextmanager
 def end_on_signals() -> Generator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does: through the contexts that clean up, which no second signal stops."""
+    """SIGTERM and SIGHUP end the run as Ctrl-C does: through contexts that clean up, which no second signal stops."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in before:
@@ -329,7 +329,9 @@ def save_journals(machines: Sequence[Machine], directory: Path) -> None:
             done = machine.execute(["journalctl", "--boot", "--no-pager", "--output=short-monotonic"], timeout=120)
         except CommandFailed:
             continue
-        write_file(directory / machine.node.name / "journal.log", File(done.stdout, 0o600))
+        place = directory / machine.node.name
+        place.mkdir(exist_ok=True)
+        write_file(place / "journal.log", File(done.stdout, 0o600))
 
 
 def format_table(nodes: Sequence[NodeResult]) -> list[str]:

@@ -125,7 +125,9 @@ def _check_cells(data: Mapping[str, Any], nodes: list[dict[str, Any]], found: Fi
     _check_unique(((f"cells[{i}]", each) for i, each in enumerate(data.get("cells", []))), found)
     for i, node in enumerate(nodes):
         if "cell" in node and cells and node["cell"] not in cells:
-            found.add(f"nodes[{i}].cell", f"there is no cell `{node['cell']}`; `cells` has {', '.join(cells)}")
+            found.add(
+                f"nodes[{i}].cell", f"there is no cell `{node['cell']}`; `cells` has {', '.join(dict.fromkeys(cells))}"
+            )
     return tuple(cells)
 
 

@@ -19,7 +19,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
 MAX_ALIASED = 100_000  # values that aliases may add to those written out
 
-MISSING = object()  # what a value that failed its check becomes
+MISSING = object()  # what a value becomes that failed a check: it was noted, and nothing more is said about it
 
 # Scalars mean what YAML 1.2's core schema says, as in editors: with YAML 1.1's rules an unquoted MAC address is a
 # number in base 60 and the node name `on` is true.
@@ -172,10 +172,6 @@ class _Composer:
             raise self.found.stop(f"nested more than {MAX_DEPTH} deep; no cluster needs that", line)
         if isinstance(event, yaml.AliasEvent):
             return self._follow(event, path, line)
-        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
-            self.found.add(
-                path, "YAML tags (`!...`) are not taken here; put a value that starts with ! in quotes", line
-            )
         if isinstance(event, yaml.ScalarEvent):
             plain = event.style in (None, "") and event.tag is None
             value = Value(line, _resolve(event.value) if plain else event.value, event.value)
@@ -183,6 +179,11 @@ class _Composer:
             value = self._compose_list(path, depth, line)
         else:
             value = self._compose_mapping(path, depth, line)
+        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
+            self.found.add(
+                path, "YAML tags (`!...`) are not taken here; put a value that starts with ! in quotes", line
+            )
+            value.content = MISSING
         if event.anchor:  # only now: an alias inside it would be a loop
             self.anchors[event.anchor] = value
         return value
@@ -192,7 +193,7 @@ class _Composer:
             self.found.add(
                 path, "this alias (`*...`) stands for nothing above; put a value that starts with * in quotes", line
             )
-            return Value(line, None)
+            return Value(line, MISSING)
         self.aliased += value.size
         if self.aliased > MAX_ALIASED:
             raise self.found.stop(f"aliases blow this file up by more than {MAX_ALIASED} values; that is refused", line)
@@ -242,6 +243,8 @@ def _join(path: str, key: str, found: Findings) -> str:
 
 def _check(value: Value, schema: Mapping[str, Any], path: str, found: Findings, root: Mapping[str, Any]) -> Any:
     found.lines.setdefault(path, value.line)
+    if value.content is MISSING:
+        return MISSING
     schema = _resolve_ref(schema, root)
     if "anyOf" in schema:
         branches = [branch for each in schema["anyOf"] if _fits(value, branch := _resolve_ref(each, root))]
@@ -250,7 +253,7 @@ def _check(value: Value, schema: Mapping[str, Any], path: str, found: Findings, 
             return MISSING
         schema = branches[0]
     if not _has_type(value, schema):
-        found.add(path, _type_message(value, schema, found))
+        found.add(path, ("" if path else "the file ") + _type_message(value, schema, found))
         return MISSING
     if isinstance(value.content, dict):
         return _check_mapping(value, schema, path, found, root)

@@ -33,7 +33,7 @@ def write_seed_iso(tree: Tree, path: Path) -> None:
 def seed_iso_bytes(tree: Tree) -> bytes:
     """The ISO of a seed: Joliet and Rock Ridge names, the same bytes for the same tree at any time in any time zone.
 
-    Raises ValueError when user-data or meta-data is missing (cloud-init then ignores the disk) or a file is none of a seed's.
+    Raises ValueError when user-data or meta-data is missing (cloud-init would ignore the disk) or a name is unknown.
     """
     if missing := {"meta-data", "user-data"} - tree.keys():
         raise ValueError(f"a seed needs {' and '.join(sorted(missing))}")
@@ -60,7 +60,7 @@ def seed_iso_bytes(tree: Tree) -> bytes:
 
 @contextmanager
 def _pinned_clock() -> Iterator[None]:
-    """Gives pycdlib, and only it, a clock that stands still in UTC: it stamps local time and knows no SOURCE_DATE_EPOCH."""
+    """Gives pycdlib, and only it, a clock that stands still in UTC: it knows no SOURCE_DATE_EPOCH."""
     still = SimpleNamespace(**vars(time))
     still.time = lambda: EPOCH
     still.localtime = time.gmtime

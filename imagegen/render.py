@@ -21,8 +21,8 @@ def quote_url(value: object) -> str:
 def quote_oslo(value: object) -> str:
     r"""The value as it stands after `option = ` in a file that oslo.config reads.
 
-    In double quotes, because oslo.config takes one pair of outer quotes off and strips what is outside. `$` becomes `\$` and
-    not `$$`: oslo.config first turns every `\$` into `$$`, so `$$` behind a backslash of the value would be read as `\$` + `$`.
+    In double quotes, because oslo.config takes one pair of outer quotes off and strips what is outside. `$` becomes
+    `\$` and not `$$`: oslo.config first turns every `\$` into `$$`, so a backslash of the value would spoil a `$$`.
     Raises ValueError for control characters, which would end the line.
     """
     text = str(value)
@@ -60,14 +60,14 @@ _LiteralDumper.add_representer(str, _represent_text)
 
 
 def dump_yaml(value: object) -> str:
-    """YAML text of plain values, in their order. It is read back before it is returned: what a node reads is what was meant.
+    """YAML text of plain values, in their order, read back before it is returned: what a node reads is what was meant.
 
     Text that a literal block cannot hold exactly is quoted. Raises ValueError when the value cannot be written in YAML.
     """
     for dumper in (_LiteralDumper, _Dumper):
         text = yaml.dump(value, Dumper=dumper, sort_keys=False, default_flow_style=False, width=2**30)
         try:
-            if yaml.load(text, Loader=yaml.CSafeLoader) == value:  # noqa: S506 - safe_load, in C
+            if yaml.load(text, Loader=yaml.CSafeLoader) == value:
                 return text
         except yaml.YAMLError:
             continue
@@ -76,7 +76,7 @@ def dump_yaml(value: object) -> str:
 
 @cache
 def environment() -> Environment:
-    """The Jinja environment of userdata_templates/: unknown names are errors; the filters are url, oslo, json and yaml."""
+    """The Jinja environment of userdata_templates/: unknown names are errors; filters are url, oslo, json and yaml."""
     made = Environment(
         loader=FileSystemLoader(data_directory("userdata_templates")),
         undefined=StrictUndefined,

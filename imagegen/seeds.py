@@ -84,7 +84,7 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
 
 
 def hash_rabbitmq_password(password: str, salt: bytes) -> str:
-    """The password_hash of RabbitMQ's definitions under rabbit_password_hashing_sha256: base64 of salt (4 bytes) and digest.
+    """The password_hash in RabbitMQ's definitions, for rabbit_password_hashing_sha256 and a salt of 4 bytes.
 
     Source: rabbitmq.com/docs/passwords, "Computing Password Hashes".
     """
@@ -159,13 +159,11 @@ def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object
 
 
 def _messaging_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
-    # Erlang takes no space and at most 255 characters in a cookie, a secret may have both: its digest always fits.
-    cookie = _keyed_digest(secrets.messaging_cookie, "erlang-cookie")
     definitions = dump_json(_rabbitmq_definitions(cluster, secrets))
     return [
         _file("/etc/rabbitmq/conf.d/50-imagegen.conf", "root:root", 0o644, "rabbitmq.conf.j2", values),
         _file("/etc/rabbitmq/definitions.json", "root:rabbitmq", 0o640, definitions),
-        _file("/var/lib/rabbitmq/.erlang.cookie", "rabbitmq:rabbitmq", 0o400, cookie),
+        _file("/var/lib/rabbitmq/.erlang.cookie", "rabbitmq:rabbitmq", 0o400, secrets.messaging_cookie),
     ]
 
 
@@ -205,7 +203,7 @@ def _rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
 
 
 def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
-    """/etc/imagegen/node.json: what the node's agent works from. Only what this node needs, nothing that grows with the fleet."""
+    """/etc/imagegen/node.json, what the agent works from: what this node needs, nothing that grows with the fleet."""
     messaging = cluster.services.messaging
     controller = node.role is Role.CONTROLLER
     cells = cluster.cells if controller else (node.cell,)
@@ -287,7 +285,7 @@ def _service_user(name: str, password: str) -> dict[str, Any]:
 
 
 def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:
-    """The cloud-config. It writes files and lets people in; what happens then is the agent's part, so there is no runcmd."""
+    """The cloud-config. It writes files and lets people in; the rest is the agent's part, so there is no runcmd."""
     document: dict[str, Any] = {
         "preserve_hostname": False,
         "manage_etc_hosts": "localhost",
@@ -298,13 +296,14 @@ def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:
     if cluster.ssh_authorized_keys:
         document["ssh_authorized_keys"] = list(cluster.ssh_authorized_keys)
     document["write_files"] = [
-        {"path": file.path, "owner": file.owner, "permissions": file.permissions, "content": file.content} for file in files
+        {"path": file.path, "owner": file.owner, "permissions": file.permissions, "content": file.content}
+        for file in files
     ]
     return document
 
 
 def _network_config(cluster: Cluster, node: Node) -> dict[str, Any]:
-    """Version 2 with one interface, matched by its MAC and renamed: cloud-init 22.4 would match by the key's name as well."""
+    """Version 2, one interface, matched and renamed: without set-name cloud-init 22.4 matches by the key as well."""
     network = cluster.network
     interface: dict[str, Any] = {
         "match": {"macaddress": node.mac},
@@ -320,7 +319,7 @@ def _network_config(cluster: Cluster, node: Node) -> dict[str, Any]:
 
 
 def _meta_data(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: str) -> dict[str, Any]:
-    """Meta-data without the instance-id. Every process on the node can read it: public facts only, digests with a key."""
+    """Meta-data without the instance-id. Every process on the node can read it: public facts, keyed digests."""
     return {
         "local-hostname": node.name,
         "imagegen": {

@@ -17,8 +17,8 @@ ROWS = (
     {"secrets", "releases", "render", "tree", "run"},
     {"cluster", "disk", "iso"},
     {"elements", "seeds", "external", "qemu", "nspawn"},
-    {"dib"},
-    {"build", "boot", "verify"},
+    {"dib", "verify"},
+    {"build", "boot"},
     {"cli"},
     {"__main__"},
 )

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from repository import ROOT, walk_files
 pytestmark = pytest.mark.allow_process("python", "imagegen")
 
 SHIPPED = ("elements", "userdata_templates")
+
+
+def run_checked(words: Sequence[str | Path], cwd: Path, env: dict[str, str] | None = None) -> str:
+    """Standard output of a command that must succeed."""
+    argv = [os.fspath(word) for word in words]
+    done = subprocess.run(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,7 @@ class Installed:
     def call(self, *argv: str, cwd: Path) -> str:
         """Standard output of a command of that environment."""
         env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(cwd), "LANG": "C.UTF-8"}
-        words = [str(self.bin / argv[0]), *argv[1:]]
-        done = subprocess.run(words, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return run_checked([self.bin / argv[0], *argv[1:]], cwd, env)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +50,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         target = work / "source" / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
-    python = str(Path(sys.executable).with_name("python"))
-    venv = work / "venv"
-    for argv in (
-        ["-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", work / "source"],
-        ["-m", "venv", "--without-pip", venv],
-    ):
-        subprocess.run([python, *map(os.fspath, argv)], check=True, capture_output=True, cwd=work)
+    python, venv = Path(sys.executable).with_name("python"), work / "venv"
+    build = [python, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", work / "source"]
+    run_checked(build, work)
     shutil.rmtree(work / "source")
+    run_checked([python, "-m", "venv", "--without-pip", venv], work)
     (wheel,) = (work / "dist").glob("*.whl")
-    pip = [python, "-m", "pip", "--python", venv / "bin/python", "install", "--no-index", "--no-deps", wheel]
-    subprocess.run([os.fspath(word) for word in pip], check=True, capture_output=True, cwd=work)
+    pip = [python, "-m", "pip", "--python", venv / "bin/python"]
+    run_checked([*pip, "install", "--no-index", "--no-deps", wheel], work)
     (site,) = venv.glob("lib/python*/site-packages")
     # Our own packages serve as its dependencies. A .pth file's directory is searched, but its .pth files are not read,
     # so an editable install of the checkout stays out.

@@ -33,7 +33,7 @@ def prepare_cache(node: dict[str, Any]) -> str:
 
 def check_messaging(messaging: dict[str, Any]) -> str:
     """Raises Waiting until the broker takes the cluster's login in each of its virtual hosts."""
-    where = "%s:%d" % (messaging["host"], messaging["port"])
+    where = "{host}:{port}".format(**messaging)
     for vhost in messaging["vhosts"]:
         try:
             connection = amqp.Connection(
@@ -61,12 +61,17 @@ def check_identity(node: dict[str, Any]) -> str:
     return ""
 
 
-def sync_schema(node: dict[str, Any], schema: str, argv: list, user: str) -> str:
+def explain_newer(schema: str) -> str:
+    """Why a schema whose revision this image does not know is left alone."""
+    return f"schema {schema} was made by a newer release than this image holds: boot the newer image"
+
+
+def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -> str:
     """Brings one schema to the packaged head. Raises Refused for a schema that a newer release made."""
     with connect_schema(node["database"], schema) as connection:
         state = read_schema_state(connection, schema)
     if state == "ahead":
-        raise Refused(f"schema {schema} was made by a newer release than this image holds: boot the newer image")
+        raise Refused(explain_newer(schema))
     if state == "head":
         return "at head"
     run(argv, user=user)

@@ -55,7 +55,7 @@ def show_status(as_json: bool) -> int:
         if document["detail"]:
             print("{step}: {detail}".format(**document))
         for step in document["steps"]:
-            print("  %-18s %-8s %8.1f s" % (step["name"], step["state"], step["seconds"]))
+            print("  {name:<18} {state:<8} {seconds:8.1f} s".format(**step))
     return {"ready": 0, "failed": 2}.get(document["state"], 1)
 
 

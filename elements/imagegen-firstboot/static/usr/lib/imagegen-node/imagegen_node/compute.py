@@ -65,7 +65,8 @@ class Compute:
             there = COMPUTE_ID.read_text().strip()
             if there != wanted:
                 raise Refused(
-                    f"{COMPUTE_ID} holds {there}, the seed says {wanted}: this disk was another node's, or the node was renamed. "
+                    f"{COMPUTE_ID} holds {there}, the seed says {wanted}: "
+                    "this disk was another node's, or the node was renamed. "
                     "Give the node its own disk, or its old name"
                 )
             return "in place"

@@ -20,14 +20,14 @@ def count_workers() -> int:
 def configure_controller(node: dict[str, Any]) -> str:
     """Address and worker count for the uwsgi units, worker counts of Nova's daemons, connections of MariaDB."""
     workers = count_workers()
-    put_file(SERVICES_ENVIRONMENT, "IMAGEGEN_ADDRESS=%s\nIMAGEGEN_WORKERS=%d\n" % (node["address"], workers))
-    nova = "[conductor]\nworkers = %d\n\n[scheduler]\nworkers = %d\n" % (workers, workers)
+    put_file(SERVICES_ENVIRONMENT, f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
+    nova = f"[conductor]\nworkers = {workers}\n\n[scheduler]\nworkers = {workers}\n"
     put_file("/etc/nova/nova.conf.d/30-workers.conf", nova, 0o640, "root", "nova")
     if "database" in node["hosts"]:
         # Every worker of every service keeps a pool of up to 55 connections, of which few are ever used.
-        limit = "[mariadbd]\nmax_connections = %d\n" % (200 + 200 * workers)
-        put_file("/etc/mysql/mariadb.conf.d/85-connections.cnf", limit)
-    return "%d workers a service" % workers
+        limit = f"[mariadbd]\nmax_connections = {200 + 200 * workers}\n"
+        put_file("/etc/mysql/mariadb.conf.d/95-connections.cnf", limit)
+    return f"{workers} workers a service"
 
 
 def choose_virt_type() -> str:

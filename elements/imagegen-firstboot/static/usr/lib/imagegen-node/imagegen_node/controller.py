@@ -115,14 +115,12 @@ class Controller:
             return [dict(zip(keys, row)) for row in fetch_rows(connection, query)]
 
     def check_schemas(self) -> str:
-        """Raises Waiting until the node sees schema-ready: every schema at its head, cell0 and exactly one row a cell."""
+        """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row a cell."""
         for schema in ["placement", "nova_api", *self.cell_schemas()]:
             with connect_schema(self.node["database"], schema) as connection:
                 state = read_schema_state(connection, schema)
             if state == "ahead":
-                raise Refused(
-                    f"schema {schema} was made by a newer release than this image holds: boot the newer image"
-                )
+                raise Refused(backing.explain_newer(schema))
             if state != "head":
                 raise Waiting(f"schema {schema}, which is {state}")
         if self.read_cells() != sorted(self.node["cells"], key=lambda cell: (cell["name"], cell["uuid"])):
@@ -158,7 +156,7 @@ class Controller:
             with connect_schema(self.node["database"], schema) as connection:
                 states[schema] = read_schema_state(connection, schema)
         if "ahead" in states.values():
-            raise Refused("Nova's schemas were made by a newer release than this image holds: boot the newer image")
+            raise Refused(backing.explain_newer("nova"))
         if set(states.values()) == {"head"}:
             return "at head"
         if {states["nova_cell0"], states["nova"]} != {"head"}:

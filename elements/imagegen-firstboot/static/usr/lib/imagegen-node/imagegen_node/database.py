@@ -53,7 +53,7 @@ def connect_schema(database: dict[str, Any], schema: str) -> Iterator[Any]:
             read_timeout=30,
         )
     except pymysql.err.OperationalError as error:
-        where = "%s:%d" % (database["host"], database["port"])
+        where = "{host}:{port}".format(**database)
         raise Waiting(
             "database {} at {} as user {}: {}".format(schema, where, entry["user"], error.args[-1])
         ) from error
@@ -73,7 +73,7 @@ def can_log_in(database: dict[str, Any], schema: str) -> bool:
 
 
 def ensure_schemas(database: dict[str, Any]) -> str:
-    """Makes every schema and user that is missing and grants each user its own schemas only. Runs on the hosting node."""
+    """Makes every schema and user that is missing and grants each user its own schemas only."""
     changed = []
     with connect_root() as connection, connection.cursor() as cursor:
         for entry in database["schemas"]:
@@ -105,7 +105,7 @@ def fetch_rows(connection: Any, query: str, values: tuple[Any, ...] = ()) -> lis
 
 
 def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(every revision, the heads) of the installed package's alembic scripts for a schema; nova_cell0 and nova_X count as nova."""
+    """(every revision, the heads) of the installed alembic scripts for a schema; every cell's is nova's."""
     kind = schema if schema in REVISIONS else "nova"
     revisions, parents = set(), set()
     for script in (PACKAGES / REVISIONS[kind]).rglob("*.py"):

@@ -26,8 +26,10 @@ def read_facts() -> dict[str, Any]:
     """
     try:
         document = json.loads(INSTANCE_DATA.read_text())
-    except FileNotFoundError:
-        raise Refused("cloud-init found no data source: give this node a seed (label cidata) or metadata with a role")
+    except FileNotFoundError as error:
+        raise Refused(
+            "cloud-init found no data source: give this node a seed (label cidata) or metadata with a role"
+        ) from error
     metadata = document.get("ds", {}).get("meta_data", {})
     facts = metadata.get("imagegen")
     if not isinstance(facts, dict):
@@ -55,8 +57,8 @@ def read_node() -> dict[str, Any]:
     """The seed's data for the agent. Raises Waiting until cloud-init wrote it."""
     try:
         return dict(json.loads(NODE_FILE.read_text()))
-    except FileNotFoundError:
-        raise Waiting(f"{NODE_FILE}, which cloud-init writes from the seed")
+    except FileNotFoundError as error:
+        raise Waiting(f"{NODE_FILE}, which cloud-init writes from the seed") from error
 
 
 def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
@@ -90,7 +92,7 @@ def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:
                 "; ".join(wrong[:3])
             )
         )
-    return "%d files as the seed promised" % len(expected)
+    return f"{len(expected)} files as the seed promised"
 
 
 def check_identity(node: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     with os.fdopen(handle, "w") as stream:
         stream.write(text)
         os.fchmod(stream.fileno(), mode)
-    os.replace(str(beside), str(path))
+    beside.replace(path)
 
 
 def send_line(path: Path, line: str) -> None:

@@ -24,7 +24,7 @@ class CommandFailed(Exception):
     """A command ended with an unexpected return code. It is tried again."""
 
     def __init__(self, command: str, rc: int, last_lines: str) -> None:
-        super().__init__("%s ended with %d: %s" % (command, rc, last_lines))
+        super().__init__(f"{command} ended with {rc}: {last_lines}")
         self.rc = rc
 
 
@@ -45,7 +45,7 @@ class Step:
 
 
 def run_step(step: Step, status: Status, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Runs one step until it is done; what it waits for or failed at stands in the status meanwhile. LeaseLost goes through."""
+    """Runs one step until it is done; what it waits for or failed at stands in the status. LeaseLost goes through."""
     status.begin(step.name)
     pause, failures = FIRST_PAUSE, 0
     while True:

@@ -70,7 +70,7 @@ def check_port(host: str, port: int, what: str) -> None:
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
-        raise Waiting("%s at %s:%d: %s" % (what, host, port, error.strerror or error)) from error
+        raise Waiting(f"{what} at {host}:{port}: {error.strerror or error}") from error
 
 
 def put_file(path: str, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:

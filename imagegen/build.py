@@ -1,0 +1,465 @@
+"""Images of roles: built once by dib and the disk assembler, kept by content id, linked into OUT/images."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, time
+from types import FrameType
+from typing import Any
+
+from imagegen import __version__, run
+from imagegen.dib import DibBuild, DibLog, Mirrors, check_urls, find_mirrors, find_proxies, run_dib
+from imagegen.disk import assemble_disk, convert_qcow2
+from imagegen.elements import content_id, elements_tree, in_house_elements, role_element
+from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
+from imagegen.model import Cluster, Role
+from imagegen.releases import Release, find_release
+from imagegen.resources import PACKAGE, data_directory
+from imagegen.tree import Tree, read_tree, text, write_file, write_tree
+
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "tar": {"owners": "numeric"},
+    "raw": {"table": "gpt", "root": "ext4", "firmware": ["bios", "uefi"]},
+    "qcow2": {"compression": "zstd"},
+}
+"""The formats of an image in the order of their making, and the settings that are part of its content id."""
+
+BUILDERS = ("build.py", "dib.py", "disk.py", "elements.py")
+TOOLS = (
+    "qemu-img",
+    "mcopy",
+    "mformat",
+    "sfdisk",
+    "debootstrap",
+    "unshare",
+    "setpriv",
+    "tar",
+    "findmnt",
+    "lsattr",
+    "ps",
+)
+
+GIB = 1 << 30
+WORK_BYTES = 12 * GIB  # in the cache, while a role is built: dib's tree, the tar, the tree for the disk, raw, qcow2
+OUT_BYTES = 8 * GIB  # in OUT, a role, when OUT is on another file system and gets copies
+MEMORY_BYTES = GIB
+BASE_SECONDS = 86400  # a bootstrapped base is used again for a day; dib upgrades it first in any case
+KEPT_IMAGES = 3  # of each role in the cache
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a build is doing: a phase of dib, `unpack`, `disk`, `qcow2`, `checksums`, or `reused` and `built` at the end."""
+
+    role: Role
+    phase: str
+    detail: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file of a built image."""
+
+    role: Role
+    id: str  # first 12 hex digits of the content id
+    format: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one role's image is made from, and where it goes."""
+
+    role: Role
+    release: Release
+    elements: Tree
+    content_id: str
+    formats: tuple[str, ...]
+    out: Path
+    cache: Path
+
+    @property
+    def id(self) -> str:
+        return self.content_id[:12]
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.id}"
+
+    @property
+    def entry(self) -> Path:
+        """The image's directory in the cache."""
+        return self.cache / "images" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.out / "logs" / f"{self.name}.log"
+
+    def file_name(self, format: str) -> str:
+        return f"{self.name}.{format}"
+
+
+def cache_directory() -> Path:
+    """${XDG_CACHE_HOME:-~/.cache}/imagegen."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "imagegen"
+
+
+def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], cache: Path) -> Plan:
+    """The plan for one role's image, with its content id. Raises releases.UnknownRelease."""
+    release = find_release(cluster.release, cluster.distro)
+    static = read_tree(data_directory("elements"))
+    whole = image_content_id(role, release, static)
+    tree = elements_tree(static, [role], release, {role: whole})
+    wanted = tuple(one for one in FORMATS if one in {*formats, "tar"})
+    return Plan(role, release, tree, whole, wanted, out.absolute(), cache)
+
+
+def image_content_id(role: Role, release: Release, static: Tree) -> str:
+    """The content id of what this installation of imagegen would build."""
+    builders = hashlib.sha256(b"".join((PACKAGE / name).read_bytes() for name in BUILDERS)).hexdigest()
+    version = importlib.metadata.version("diskimage-builder")
+    return content_id(role, release, static, formats=FORMATS, dib=version, builders=builders)
+
+
+def build_images(
+    cluster: Cluster,
+    roles: Sequence[Role],
+    out: Path,
+    *,
+    formats: Iterable[str] = tuple(FORMATS),
+    refresh: bool = False,
+    mirrors: Mirrors | None = None,
+    cache: Path | None = None,
+    report: Report = lambda progress: None,
+) -> list[Image]:
+    """Makes OUT/images/ROLE for each role and returns its files; a known content id is linked from the cache.
+
+    Raises MachineLacks before anything starts, CommandFailed with the log's path, KeyboardInterrupt for SIGINT, SIGTERM
+    and SIGHUP. Then no process, mount or half-written image is left.
+    """
+    cache = cache or cache_directory()
+    plans = [plan_image(cluster, role, out, formats, cache) for role in roles]
+    due = [plan for plan in plans if refresh or missing_formats(plan)]
+    proxies: dict[str, str] = {}
+    if due:
+        check_machine(out, cache, len(due))
+        mirrors, proxies = mirrors or find_mirrors(cluster.distro), find_proxies(os.environ)
+        check_urls(mirrors, proxies)
+    images: list[Image] = []
+    with signals_interrupt():
+        for plan in plans:
+            if plan in due:
+                assert mirrors is not None  # noqa: S101 # found above, for mypy
+                make_image(plan, mirrors, proxies, refresh, report)
+            else:
+                age = describe_age(time() - built_at(plan.entry))
+                report(Progress(plan.role, "reused", f"image {plan.id} was built {age} ago; --refresh builds it again"))
+            images += publish_image(plan)
+    return images
+
+
+def missing_formats(plan: Plan) -> list[str]:
+    """The wanted formats that the cache does not hold, or that were written to since."""
+    there = intact_files(plan.entry)
+    return [format for format in plan.formats if plan.file_name(format) not in there]
+
+
+def check_machine(out: Path, cache: Path, count: int) -> None:
+    """Raises MachineLacks with everything that this machine lacks to build `count` images, one line each."""
+    lacks = [] if os.geteuid() == 0 else ["building needs root: run the command with sudo"]
+    lacks += run.missing_tools(TOOLS)
+    cache_place, out_place = existing_parent(cache), existing_parent(out)
+    wanted = {cache_place: WORK_BYTES + (count - 1) * OUT_BYTES}
+    if out_place.stat().st_dev != cache_place.stat().st_dev:
+        wanted[out_place] = OUT_BYTES * count
+    for place, size in wanted.items():
+        free = shutil.disk_usage(place).free
+        if free < size:
+            lacks.append(f"{place} has {free / GIB:.1f} GiB free: {size / GIB:.0f} GiB are needed")
+    if (memory := available_memory()) < MEMORY_BYTES:
+        lacks.append(f"{memory / GIB:.1f} GiB of memory are free: {MEMORY_BYTES / GIB:.0f} GiB are needed")
+    if lacks:
+        raise MachineLacks("\n".join(lacks))
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that programs can get without swapping (proc(5), MemAvailable)."""
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def existing_parent(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end a build as Ctrl-C does: by an exception, through every clean-up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds an exclusive flock; the kernel drops it with the process, so that none is ever left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> None:
+    """Builds what the cache lacks of an image and puts the whole into the cache by one rename.
+
+    One build at a time and cache: two dibs cannot share one package cache, and the second would find the first's work.
+    """
+
+    def waiting() -> None:
+        report(Progress(plan.role, "waiting", "another build holds the cache"))
+
+    with lock(plan.cache / "build.lock", waiting):
+        remove_work(plan.cache)
+        if not refresh and not missing_formats(plan):
+            return  # the build that we waited for made it
+        work = plan.cache / "work" / plan.name
+        stage = work / "image"
+        stage.mkdir(parents=True)
+        try:
+            kept = {} if refresh else intact_files(plan.entry)
+            for name in kept:
+                os.link(plan.entry / name, stage / name)
+            old = read_manifest(plan.entry) if kept else {}
+            fill_stage(plan, work, old, mirrors, proxies, report)
+            if plan.entry.exists():
+                os.rename(plan.entry, work / "replaced")
+            plan.entry.parent.mkdir(exist_ok=True)
+            os.rename(stage, plan.entry)
+        finally:
+            remove_work(plan.cache)
+        forget_images(plan)
+
+
+def fill_stage(
+    plan: Plan,
+    work: Path,
+    old: Mapping[str, Any],
+    mirrors: Mirrors,
+    proxies: Mapping[str, str],
+    report: Report,
+) -> None:
+    """Makes the formats that work/image does not hold yet, each from the one before, and writes the manifest."""
+    stage, seconds = work / "image", dict(old.get("seconds", {}))
+
+    def tell(phase: str, detail: str = "") -> None:
+        report(Progress(plan.role, phase, detail))
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        tell(name)
+        begun = monotonic()
+        yield
+        seconds[name] = round(monotonic() - begun, 1)
+
+    tar, raw, qcow2 = (stage / plan.file_name(format) for format in FORMATS)
+    built = old.get("built") or datetime.now(UTC).isoformat(timespec="seconds")
+    if not tar.is_file():
+        seconds |= build_tree(plan, work, mirrors, proxies, tell).seconds
+    packages = old.get("packages")
+    wants_qcow2 = "qcow2" in plan.formats and not qcow2.is_file()
+    wants_raw = not raw.is_file() and ("raw" in plan.formats or wants_qcow2)
+    tree = work / "tree"
+    if wants_raw or packages is None:
+        with phase("unpack"):
+            unpack(tar, tree)
+        packages = read_packages((tree / "var/lib/dpkg/status").read_text(errors="replace"))
+    if wants_raw:
+        with phase("disk"):
+            assemble_disk(tree, raw, content_id=plan.content_id, report=lambda detail: tell("disk", detail))
+    run.run(["rm", "-rf", "--one-file-system", tree])
+    if wants_qcow2:
+        with phase("qcow2"):
+            convert_qcow2(raw, qcow2)
+    with phase("checksums"):
+        files = digest_files(sorted(path for path in (tar, raw, qcow2) if path.is_file()))
+    manifest = {**describe_image(plan), "built": built, "files": files, "packages": packages, "seconds": seconds}
+    write_file(stage / "manifest.json", text(write_json(manifest)))
+    tell("built", f"image {plan.id}, {sum(seconds.values()):.0f} seconds")
+
+
+def build_tree(
+    plan: Plan, work: Path, mirrors: Mirrors, proxies: Mapping[str, str], tell: Callable[[str, str], None]
+) -> DibLog:
+    """Runs dib for the role and puts its tar into work/image. Returns what its log told."""
+    write_tree(plan.elements, work / "elements")
+    base = base_cache(plan, mirrors)
+    build = DibBuild(
+        role=plan.role,
+        distro=plan.release.distro,
+        name=plan.name,
+        elements=work / "elements",
+        work=work,
+        cache=base,
+        mirrors=mirrors,
+        proxies=proxies,
+        reuse_base=keep_fresh_base(base),
+    )
+    follow = DibLog(tell)
+    run_dib(build, plan.log, follow)
+    (base / "bootstrapped").touch()
+    # dib leaves out both directories, and a tree without them is no place to mount them on.
+    for name in ("proc", "sys"):
+        (work / "empty" / name).mkdir(parents=True, mode=0o555)
+    run.run(["tar", "--append", "--numeric-owner", "-f", build.tar, "-C", work / "empty", "./proc", "./sys"])
+    os.rename(build.tar, work / "image" / build.tar.name)
+    return follow
+
+
+def base_cache(plan: Plan, mirrors: Mirrors) -> Path:
+    """dib's cache for that distro from those mirrors: dib's own name for a base says neither."""
+    facts = [plan.release.distro.arch, mirrors.sources(plan.release.distro), str(run.missing_tools(["mmdebstrap"]))]
+    return plan.cache / "dib" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def keep_fresh_base(base: Path) -> bool:
+    """Whether the bootstrapped base in dib's cache is whole and of today; if not, it is removed.
+
+    A build that ends well leaves the mark `bootstrapped` younger than the base: an interrupted one leaves half a base and no mark.
+    """
+    mark = base / "bootstrapped"
+    tars = list(base.glob("debootstrap-*.tar.gz"))
+    fresh = mark.is_file() and all(time() - BASE_SECONDS < tar.stat().st_mtime <= mark.stat().st_mtime for tar in tars)
+    if tars and fresh:
+        return True
+    for path in (*tars, mark):
+        path.unlink(missing_ok=True)
+    return False
+
+
+def unpack(tar: Path, tree: Path) -> None:
+    """Unpacks an OS tree as it was: owners by number, extended attributes, all bits of the modes."""
+    tree.mkdir()
+    options = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]
+    run.run(["setpriv", "--pdeathsig", "KILL", "tar", *options, tar, "-C", tree])
+
+
+def describe_image(plan: Plan) -> dict[str, Any]:
+    """What went into an image, for its manifest: nothing about the machine that built it."""
+    distro = plan.release.distro
+    return {
+        "version": 1,
+        "role": str(plan.role),
+        "id": plan.id,
+        "content_id": plan.content_id,
+        "inputs": {
+            "release": plan.release.id,
+            "distro": {"name": distro.name, "suite": distro.suite, "arch": distro.arch},
+            "elements": list(in_house_elements(role_element(plan.role), plan.elements)),
+            "formats": FORMATS,
+            "diskimage-builder": importlib.metadata.version("diskimage-builder"),
+            "imagegen": __version__,
+        },
+    }
+
+
+def remove_work(cache: Path) -> None:
+    """Removes what builds left behind. Only the holder of the cache's lock may call it.
+
+    Raises CommandFailed rather than remove through a mount: that would be a directory of this machine.
+    """
+    work = cache / "work"
+    if not work.exists():
+        return
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    if inside := [place for place in mounted if place.startswith(f"{work}/")]:
+        raise CommandFailed(f"something is mounted below {work}: unmount {', '.join(inside)} and start again")
+    run.run(["rm", "-rf", "--one-file-system", work])
+
+
+def forget_images(plan: Plan) -> None:
+    """Removes all but the newest images of the role from the cache; what OUT links to stays there."""
+    entries = [path for path in (plan.cache / "images").glob(f"{plan.role}-*") if path != plan.entry]
+    for path in sorted(entries, key=built_at, reverse=True)[KEPT_IMAGES - 1 :]:
+        shutil.rmtree(path)
+
+
+def built_at(entry: Path) -> float:
+    """When an image was built, in seconds since 1970; 0 when its manifest does not say."""
+    try:
+        return datetime.fromisoformat(read_manifest(entry)["built"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def describe_age(seconds: float) -> str:
+    """An age in words: `40 seconds`, `3 hours`, `12 days`."""
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {word}{'s' if count > 1 else ''}"
+    return f"{max(0, int(seconds))} seconds"
+
+
+def publish_image(plan: Plan) -> list[Image]:
+    """Links the image's files from the cache to OUT/images/ROLE, with manifest, sums and `current`. Returns the files."""
+    target = plan.out / "images" / plan.role
+    target.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(plan.entry)
+    wanted = {plan.file_name(format): format for format in plan.formats}
+    files = {name: facts for name, facts in manifest["files"].items() if name in wanted}
+    for name in files:
+        link_file(plan.entry / name, target / name)
+    write_file(target / "manifest.json", text(write_json({**manifest, "files": files})))
+    write_file(target / "SHA256SUMS", text(checksums(files)))
+    write_file(target / "current", text(f"{plan.id}\n"))
+    return [Image(plan.role, plan.id, format, target / name, files[name]["sha256"]) for name, format in wanted.items()]
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`; on another file system a copy, sparse and sharing blocks where it can."""
+    if target.exists() and target.samefile(source):
+        return
+    beside = target.with_name(f".{target.name}.new")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP):
+            raise
+        run.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,timestamps", source, beside])
+    os.replace(beside, target)

@@ -1,0 +1,379 @@
+"""boot.py: watching, judging and cleaning up, with machines that play a script."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from imagegen import boot
+from imagegen.cluster import load_cluster
+from imagegen.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
+from imagegen.model import Node, Place, Role
+from imagegen.run import Completed
+from imagegen.secrets import Secrets
+from imagegen.tree import Tree
+from imagegen.verify import Finding
+
+CLUSTER = load_cluster(None)
+SECRETS = Secrets(*["x"] * 12)
+
+
+def document(state: str, step: str = "", detail: str = "", *steps: dict[str, Any]) -> dict[str, Any]:
+    """A status document as the agent writes it."""
+    return {"version": 1, "state": state, "step": step, "detail": detail, "steps": list(steps)}
+
+
+class FakeMachine:
+    """Says one document of its script at each look; None ends it."""
+
+    def __init__(self, node: Node, script: Sequence[dict[str, Any] | None] = ()) -> None:
+        self.node, self.image, self.login = node, f"{node.role}.tar", f"enter {node.name}"
+        self.script, self.looks, self.started = list(script), 0, False
+        self.journal: Completed | Exception = Completed([], 0, b"", b"")
+
+    def start(self) -> None:
+        self.started = True
+
+    def _now(self) -> dict[str, Any] | None:
+        return self.script[min(self.looks, len(self.script)) - 1]
+
+    def alive(self) -> bool:
+        self.looks += 1
+        return self._now() is not None
+
+    def status(self) -> dict[str, Any] | None:
+        return self._now() or None
+
+    def console(self, lines: int = 20) -> list[str]:
+        return ["login:"][:lines]
+
+    def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
+        if isinstance(self.journal, Exception):
+            raise self.journal
+        return self.journal
+
+
+def watch(machines: Sequence[FakeMachine], timeout: float = 100) -> tuple[list[boot.NodeResult], list[str]]:
+    """Watches under a clock that each pause moves by a second."""
+    clock, lines = [0.0], []
+
+    def pause(seconds: float) -> None:
+        clock[0] += 1
+
+    results = boot.watch_machines(machines, timeout, lines.append, now=lambda: clock[0], pause=pause)
+    return results, lines
+
+
+def pair(first: Sequence[dict[str, Any] | None], second: Sequence[dict[str, Any] | None]) -> list[FakeMachine]:
+    return [FakeMachine(node, script) for node, script in zip(CLUSTER.nodes, (first, second), strict=True)]
+
+
+def test_watching_ends_when_all_are_ready() -> None:
+    """Each node's seconds count until that node was ready, not until the last one was."""
+    results, lines = watch(
+        pair([{}, document("ready")], [{}, document("waiting", "peer", "for it"), document("ready")])
+    )
+    assert [(r.name, r.state, r.seconds) for r in results] == [("linux-node1", "ready", 1), ("linux-node2", "ready", 2)]
+    assert [line.split() for line in lines] == [
+        ["linux-node1", "ready"],
+        ["linux-node2", "peer", "waiting", "for", "it"],
+        ["linux-node2", "ready"],
+    ]
+
+
+def test_a_failure_ends_the_watching_at_once() -> None:
+    """Nobody waits 20 minutes for a compute whose controller has failed."""
+    failed = document("failed", "api-schema", "no rights", {"name": "api-schema", "state": "failed", "rc": 255})
+    results, _ = watch(pair([{}, failed], [document("waiting", "controller")]))
+    assert [(r.state, r.step, r.rc, r.seconds) for r in results] == [
+        ("failed", "api-schema", 255, 1),
+        ("waiting", "controller", None, 1),
+    ]
+
+
+def test_a_machine_that_ends_has_failed() -> None:
+    """Also one that had said that it was ready."""
+    results, _ = watch(pair([document("ready"), None], [document("waiting", "controller")]))
+    assert (results[0].state, results[0].detail) == ("failed", "the machine ended by itself")
+
+
+def test_time_ends_the_watching() -> None:
+    """A silent node has no state, and a node that was ready once and is not any more is not ready."""
+    results, _ = watch(pair([{}], [document("ready"), document("working", "discovery")]), timeout=7)
+    assert [(r.state, r.step, r.seconds) for r in results] == [("", "", 7), ("working", "discovery", 7)]
+
+
+def test_progress_tells_each_change_once() -> None:
+    """A step's end with its time, then what goes on; an unchanged document tells nothing."""
+    done = {"name": "database", "state": "done", "seconds": 12.34, "rc": 0}
+    bad = {"name": "schemas", "state": "failed", "seconds": None, "rc": 2}
+    first = document("working", "schemas", "api_db sync", done, {"name": "schemas", "state": "working", "seconds": 1})
+    last = document("failed", "schemas", "stuck", done, bad)
+    assert [line.split(maxsplit=3) for line in boot.progress_lines("n", {}, first)] == [
+        ["n", "database", "done", "12.3 s"],
+        ["n", "schemas", "working", "api_db sync"],
+    ]
+    assert boot.progress_lines("n", first, first) == []
+    assert [line.split(maxsplit=3) for line in boot.progress_lines("n", first, last)] == [
+        ["n", "schemas", "failed", "0.0 s, return code 2"],
+        ["n", "schemas", "failed", "stuck"],
+    ]
+
+
+def test_a_nodes_words_do_not_steer_the_terminal() -> None:
+    """Details come from a machine that may be broken in any way."""
+    lines = boot.progress_lines("n", {}, document("waiting", "a\x1b[2J", "b\nc\x07"))
+    assert len(lines) == 1
+    assert lines[0].isprintable()
+
+
+def explain(machines: list[FakeMachine], results: list[boot.NodeResult]) -> list[str]:
+    return boot.explain_results(machines, results, 1200)
+
+
+def result(number: int, state: str, step: str = "", detail: str = "", rc: int | None = None) -> boot.NodeResult:
+    node = CLUSTER.nodes[number]
+    return boot.NodeResult(node.name, node.role, state, step, detail, 83.2, "image", rc)
+
+
+def test_nothing_is_said_of_ready_nodes() -> None:
+    """No fault, no explanation."""
+    assert explain(pair([], []), [result(0, "ready"), result(1, "ready")]) == []
+
+
+def test_the_failed_node_is_explained_and_the_waiting_one_is_not() -> None:
+    """Which node, which step, its return code, its last log lines."""
+    machines = pair([], [])
+    machines[0].journal = Completed([], 0, b"one\ntwo \x1b[1mthree\n", b"")
+    faults = explain(machines, [result(0, "failed", "schemas", "no rights", 255), result(1, "waiting", "controller")])
+    assert faults == [
+        "linux-node1 failed in the step schemas (return code 255) after 83 s: no rights\n    one\n    two  [1mthree"
+    ]
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        Completed([], 1, b"", b"no journal"),
+        Completed([], 0, b"-- No entries --\n", b""),
+        CommandFailed("it is not running"),
+    ],
+)
+def test_a_node_without_a_log_shows_its_console(journal: Completed | Exception) -> None:
+    """A node that hangs in its boot has no agent's log, and may not be reachable at all."""
+    machines = pair([], [])
+    for machine in machines:
+        machine.journal = journal
+    faults = explain(machines, [result(0, ""), result(1, "waiting", "controller", "linux-node1:5672")])
+    assert faults == [
+        "linux-node1 is not ready after 1200 s; it is in its boot, before the first step\n    login:",
+        "linux-node2 is not ready after 1200 s; it is in the step controller: linux-node1:5672\n    login:",
+    ]
+
+
+def test_the_table_has_a_line_a_node() -> None:
+    """Columns are aligned, a silent node has a word."""
+    lines = boot.format_table([result(0, "ready"), result(1, "")])
+    assert [line.split() for line in lines] == [
+        ["NODE", "ROLE", "STATE", "SECONDS", "IMAGE"],
+        ["linux-node1", "controller", "ready", "83", "image"],
+        ["linux-node2", "compute", "silent", "83", "image"],
+    ]
+    assert len({line.index(word) for line, word in zip(lines, ("IMAGE", "image", "image"), strict=True)}) == 1
+
+
+# The whole of boot_cluster, on a network that plays.
+
+
+class FakeNetwork:
+    """Remembers what was done with it."""
+
+    timeout = 100.0
+
+    def __init__(self, scripts: Sequence[Sequence[dict[str, Any] | None]], needs: tuple[int, int] = (0, 0)) -> None:
+        self.scripts, self.need, self.machines = list(scripts), needs, []
+        self.log: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.log.append("enter")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append("close")
+
+    def keep(self) -> None:
+        self.log.append("keep")
+
+    def needs(self, node: Node, image: Path) -> tuple[int, int]:
+        return self.need
+
+    def add(self, node: Node, image: Path, seed: Tree) -> FakeMachine:
+        assert {"user-data", "meta-data", "network-config"} <= set(seed)
+        self.machines.append(FakeMachine(node, self.scripts[len(self.machines)]))
+        return self.machines[-1]
+
+
+Run = Callable[..., list[boot.NodeResult]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """boot_cluster() of the default cluster on a FakeNetwork; the default finding of the verification is none."""
+    findings: list[Finding] = []
+    monkeypatch.setattr(boot, "POLL", 0)
+    monkeypatch.setattr(boot, "seed_tree", lambda *_: dict.fromkeys(("user-data", "meta-data", "network-config")))
+    monkeypatch.setattr(boot, "verify_cluster", lambda *_: findings)
+
+    def run(
+        network: FakeNetwork, found: Sequence[Finding] = (), keep: bool = False, **more: Any
+    ) -> list[boot.NodeResult]:
+        findings[:] = found
+        monkeypatch.setattr(boot, "open_network", lambda *_: network)
+        images = dict.fromkeys(Role, tmp_path)
+        lines: list[str] = more.pop("lines", [])
+        nodes = more.pop("nodes", CLUSTER.nodes)
+        timeout = more.pop("timeout", None)
+        return boot.boot_cluster(
+            CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout, keep, lines.append, images=images
+        )
+
+    return run
+
+
+READY = [document("ready")]
+
+
+def test_ready_and_verified_is_success(run: Run) -> None:
+    """Every node was started, and nothing runs on."""
+    network = FakeNetwork([READY, READY])
+    assert [r.state for r in run(network)] == ["ready", "ready"]
+    assert [machine.started for machine in network.machines] == [True, True]
+    assert network.log == ["enter", "close"]
+
+
+def test_ready_nodes_of_a_wrong_cluster_are_no_success(run: Run) -> None:
+    """What nodes say of themselves does not count against what is seen from outside."""
+    with pytest.raises(boot.ClusterNotReady, match="but cell cell1: is listed 2 times") as raised:
+        run(FakeNetwork([READY, READY]), [Finding("cell cell1", "is listed 2 times, not once")])
+    assert raised.value.exit_code is ExitCode.NODE_NOT_READY
+    assert [r.state for r in raised.value.nodes] == ["ready", "ready"]
+
+
+def test_a_failed_node_ends_everything_and_leaves_its_journal(run: Run, tmp_path: Path) -> None:
+    """The error names node and step; the journal of each node that answers is beside its console, for root only."""
+    network = FakeNetwork([[document("failed", "schemas", "no")], [document("waiting")]])
+    with pytest.raises(boot.ClusterNotReady, match="linux-node1 failed in the step schemas after"):
+        run(network)
+    assert network.log == ["enter", "close"]
+    assert (tmp_path / "boot/linux-node1/journal.log").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("scripts", [[READY, READY], [[document("failed")], [{}]]])
+def test_kept_nodes_tell_how_to_log_in(run: Run, scripts: list[Any]) -> None:
+    """With --keep they run on whether they are ready or not."""
+    network, lines = FakeNetwork(scripts), []
+    with suppress(boot.ClusterNotReady):
+        run(network, keep=True, lines=lines)
+    assert network.log == ["enter", "keep", "close"]
+    assert [line.split(maxsplit=3)[3] for line in lines if " login " in line] == [
+        "enter linux-node1",
+        "enter linux-node2",
+    ]
+
+
+def test_too_little_memory_or_disk_starts_nothing(run: Run) -> None:
+    """Both shortages are told together, before a machine is made."""
+    network = FakeNetwork([READY, READY], needs=(1 << 60, 1 << 60))
+    with pytest.raises(MachineLacks, match=r"(?s)of memory.*on the disk"):
+        run(network)
+    assert network.machines == []
+    assert network.log == ["enter", "close"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_machines(run: Run, number: int) -> None:
+    """--keep keeps nothing then; the handlers are those of before afterwards."""
+    before = signal.getsignal(number)
+    network = FakeNetwork([READY, READY])
+    network.needs = lambda node, image: os.kill(os.getpid(), number) or (0, 0)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(network, keep=True)
+    assert network.log == ["enter", "close"]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_does_not_stop_the_clean_up() -> None:
+    """An impatient Ctrl-C would otherwise leave containers running."""
+    with pytest.raises(KeyboardInterrupt), boot.end_on_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    """The second says so; afterwards the directory is free again, and closed to others."""
+    with boot.hold_directory(tmp_path / "boot"):
+        with pytest.raises(BadUsage, match="another `imagegen boot`"), boot.hold_directory(tmp_path / "boot"):
+            pass
+    with boot.hold_directory(tmp_path / "boot"):
+        assert (tmp_path / "boot").stat().st_mode & 0o777 == 0o700
+
+
+def test_nodes_without_their_controller_are_refused(run: Run) -> None:
+    """A compute alone would wait until the timeout."""
+    with pytest.raises(BadUsage, match="without linux-node1") as raised:
+        run(FakeNetwork([]), nodes=CLUSTER.nodes[1:])
+    assert "linux-node1" in raised.value.hint
+
+
+def test_the_first_controller_is_needed_when_all_services_are_elsewhere() -> None:
+    """It has the endpoints and answers the verification."""
+    outside = Place("10.0.0.5", 1)
+    services = replace(CLUSTER.services, database=outside, messaging=outside, cache=outside, identity=outside)
+    cluster = replace(CLUSTER, services=services)
+    boot.check_nodes(cluster, cluster.nodes[:1])
+    with pytest.raises(BadUsage):
+        boot.check_nodes(cluster, cluster.nodes[1:])
+
+
+def test_an_unknown_backend_is_bad_usage(tmp_path: Path) -> None:
+    """The message lists those there are."""
+    with pytest.raises(BadUsage) as raised:
+        boot.open_network("docker", CLUSTER, tmp_path)
+    assert raised.value.hint == "choose one of qemu, nspawn"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize(("backend", "suffix"), [("nspawn", "tar"), ("qemu", "qcow2")])
+def test_the_current_image_is_found(tmp_path: Path, kind: str, backend: str, suffix: str) -> None:
+    """`current` holds the content id, as text or as what a link names; file names have its first 12 digits."""
+    directory = tmp_path / "images" / "controller"
+    directory.mkdir(parents=True)
+    content_id = "0123456789ab" + "c" * 52
+    image = directory / f"controller-0123456789ab.{suffix}"
+    image.touch()
+    if kind == "file":
+        (directory / "current").write_text(content_id + "\n")
+    else:
+        (directory / "current").symlink_to(image.name)
+    assert boot.find_image(tmp_path, Role.CONTROLLER, backend) == image
+    image.unlink()
+    with pytest.raises(BadUsage, match="is missing") as raised:
+        boot.find_image(tmp_path, Role.CONTROLLER, backend)
+    assert "imagegen build --role controller" in raised.value.hint
+
+
+def test_a_role_never_built_names_the_command(tmp_path: Path) -> None:
+    """Build comes before boot."""
+    with pytest.raises(BadUsage, match="no image of the role compute") as raised:
+        boot.find_image(tmp_path, Role.COMPUTE, "qemu")
+    assert "imagegen build --role compute" in raised.value.hint

@@ -1,0 +1,476 @@
+"""The command line: exit codes, what goes to stdout and stderr, JSON by its schema, nothing half-written."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import jsonschema
+import pytest
+
+from imagegen import cli, errors, model
+from imagegen.cli import run_command
+from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
+from imagegen.resources import PACKAGE
+
+SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
+COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "schema")
+CANARY = "Canary-p@ss/w:r%d"
+
+
+@dataclass(frozen=True)
+class Image:
+    role: model.Role
+    id: str
+    format: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    role: str
+    state: str = "ready"
+    step: str = "serve"
+    detail: str = ""
+    seconds: float = 61.4
+    image: str = "abc"
+    rc: int | None = None
+
+
+class ClusterNotReady(NodeNotReady):
+    nodes = (
+        Result("linux-node1", "controller"),
+        Result("linux-node2", "compute", "failed", "nova", "rc 3", 9.0, "abc", 3),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in an empty directory, without colours that a terminal of the tester would bring."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stand-ins for the modules that build and boot; what they were called with, by name."""
+    calls: dict[str, Any] = {}
+
+    def build_images(cluster: Any, roles: Any, out: Path, *, formats: Any, refresh: bool, report: Any) -> list[Image]:
+        report("installing packages", "1 of 2")
+        calls["build"] = (roles, out, formats, refresh)
+        return [
+            Image(role, "0123456789ab", each, out / f"{role}.{each}", "0" * 64) for role in roles for each in formats
+        ]
+
+    def boot_cluster(cluster: Any, secrets: Any, out: Path, nodes: Any, *rest: Any) -> list[Result]:
+        calls["boot"] = ([node.name for node in nodes], *rest[:-1])
+        rest[-1]("linux-node1: databases")
+        return [Result(node.name, str(node.role)) for node in nodes]
+
+    for name, members in {
+        "build": {
+            "build_images": build_images,
+            "content_ids": lambda cluster, roles: {role: "0" * 64 for role in roles},
+        },
+        "boot": {"boot_cluster": boot_cluster, "ClusterNotReady": ClusterNotReady},
+    }.items():
+        module = ModuleType(f"imagegen.{name}")
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, f"imagegen.{name}", module)
+    return calls
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes every command that loads a cluster end with that error."""
+
+    def load_cluster(path: Path | None) -> None:
+        raise error
+
+    monkeypatch.setattr("imagegen.cluster.load_cluster", load_cluster)
+
+
+Output = Callable[[], tuple[str, str]]
+
+
+@pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Output:
+    """Takes what was printed so far: stdout, stderr."""
+    return lambda: tuple(capsys.readouterr())  # type: ignore[return-value]
+
+
+def files_below(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
+
+
+def test_init_writes_a_cluster_that_is_valid(output: Output) -> None:
+    """Two files; the secrets readable by their owner alone, whatever the umask."""
+    old = os.umask(0)
+    try:
+        assert run_command(["init"]) == ExitCode.DONE
+    finally:
+        os.umask(old)
+    assert output()[0] == "cluster.yaml\nsecrets.yaml\n"
+    assert files_below(Path()) == ["cluster.yaml", "secrets.yaml"]
+    assert stat.S_IMODE(Path("secrets.yaml").stat().st_mode) == 0o600
+    assert run_command(["validate"]) == ExitCode.DONE
+
+
+def test_init_makes_the_directory() -> None:
+    """Also one in another."""
+    assert run_command(["init", "a/b"]) == ExitCode.DONE
+    assert files_below(Path("a/b")) == ["cluster.yaml", "secrets.yaml"]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "secrets.yaml"])
+def test_init_overwrites_nothing(name: str, output: Output) -> None:
+    """If one file is there, neither is written, and the message says which."""
+    Path(name).write_text("mine")
+    assert run_command(["init"]) == ExitCode.BAD_INPUT
+    assert f"Error: {name} exist" in output()[1]
+    assert files_below(Path()) == [name] and Path(name).read_text() == "mine"
+
+
+def test_init_does_not_follow_a_link_out(output: Output) -> None:
+    """A dangling link is something that exists."""
+    Path("secrets.yaml").symlink_to("elsewhere")
+    assert run_command(["init"]) == ExitCode.BAD_INPUT
+    assert files_below(Path()) == ["secrets.yaml"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the writing nothing can be lost."""
+    monkeypatch.setattr("os.path.lexists", lambda path: False)
+    Path("cluster.yaml").write_text("mine")
+    assert run_command(["init"]) == ExitCode.BAD_INPUT
+    assert files_below(Path()) == ["cluster.yaml"] and Path("cluster.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("argv", [["validate"], ["build"], ["schema"]])
+def test_the_default_cluster_serves_what_reads_no_secret(argv: list[str], workers: dict[str, Any]) -> None:
+    """Without a cluster file."""
+    assert run_command(argv) == ExitCode.DONE
+
+
+@pytest.mark.parametrize("argv", [["generate"], ["seed"], ["boot"]])
+def test_what_reads_secrets_asks_for_init(argv: list[str], output: Output) -> None:
+    """And writes nothing."""
+    assert run_command(argv) == ExitCode.BAD_INPUT
+    assert "run imagegen init first" in output()[1]
+    assert files_below(Path()) == []
+
+
+@pytest.mark.parametrize("argv", [["validate"], ["build"], ["generate"]])
+def test_a_named_cluster_file_must_be_there(argv: list[str], output: Output) -> None:
+    """The default does not stand in for a typo."""
+    assert run_command([*argv, "-c", "no.yaml"]) == ExitCode.BAD_INPUT
+    assert output() == ("", "no.yaml: there is no such file\n")
+
+
+def test_a_dangling_cluster_file_is_not_the_default(output: Output) -> None:
+    """A link that leads nowhere is a cluster file that cannot be read."""
+    Path("cluster.yaml").symlink_to("nowhere")
+    assert run_command(["validate"]) == ExitCode.BAD_INPUT
+
+
+def test_a_missing_secrets_file_is_one_line(output: Output) -> None:
+    """Only for commands that read secrets."""
+    run_command(["init"])
+    Path("secrets.yaml").unlink()
+    output()
+    assert run_command(["validate", "-q"]) == ExitCode.DONE
+    assert run_command(["seed"]) == ExitCode.BAD_INPUT
+    assert output() == ("", "secrets.yaml: there is no such file; `imagegen init` writes one\n")
+
+
+def test_readable_secrets_are_a_warning(output: Output) -> None:
+    """The command goes on."""
+    run_command(["init"])
+    Path("secrets.yaml").chmod(0o644)
+    assert run_command(["seed"]) == ExitCode.DONE
+    assert "Warning: secrets.yaml can be read or changed by others (mode 0644)" in output()[1]
+
+
+def test_at_most_a_hundred_problems_are_printed(output: Output) -> None:
+    """Then how many more there are; JSON has all."""
+    text = "".join(f"key{i}: 1\n" for i in range(147))
+    Path("cluster.yaml").write_text(text)
+    assert run_command(["validate"]) == ExitCode.BAD_INPUT
+    stdout, stderr = output()
+    lines = stderr.splitlines()
+    assert stdout == "" and len(lines) == 101 and lines[-1] == "and 50 more"
+    assert lines[3] == "cluster.yaml:1: key0: unknown key"
+    assert run_command(["validate", "--output", "json"]) == ExitCode.BAD_INPUT
+    assert len(json.loads(output()[0])["problems"]) == 150
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_common_options_stand_before_or_after_the_command(where: str, output: Output) -> None:
+    """People type both."""
+    run_command(["init", "site"])
+    options = ["-c", "site/cluster.yaml", "-o", "res", "-q", "--output", "json"]
+    output()
+    assert run_command([*options, "seed"] if where == "before" else ["seed", *options]) == ExitCode.DONE
+    stdout, stderr = output()
+    assert [node["seed"] for node in json.loads(stdout)["nodes"]] == [
+        "res/seeds/linux-node1.iso",
+        "res/seeds/linux-node2.iso",
+    ]
+    assert stderr == ""
+
+
+def test_generate_writes_the_same_bytes_again(workers: dict[str, Any]) -> None:
+    """Elements, image definitions and seeds; the seeds' directories and files are closed to others."""
+    run_command(["init"])
+    assert run_command(["generate"]) == ExitCode.DONE
+    first = {path: Path("out", path).read_bytes() for path in files_below(Path("out")) if Path("out", path).is_file()}
+    assert {"images.yaml", "seeds/linux-node1/user-data", "seeds/linux-node2/network-config"} <= first.keys()
+    assert any(path.startswith("elements/imagegen-base/") for path in first)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in Path("out/seeds").iterdir())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in Path("out/seeds").glob("*/*"))
+    assert run_command(["generate", "-o", "new"]) == ExitCode.DONE
+    second = {path: Path("new", path).read_bytes() for path in files_below(Path("new")) if Path("new", path).is_file()}
+    assert first == second
+
+
+def test_seed_takes_the_named_nodes(output: Output) -> None:
+    """And suggests a name for a typo, before anything is written."""
+    run_command(["init"])
+    output()
+    assert run_command(["seed", "linux-node2"]) == ExitCode.DONE
+    assert output()[0] == "out/seeds/linux-node2.iso\n"
+    assert files_below(Path("out")) == ["seeds", "seeds/linux-node2.iso"]
+    assert stat.S_IMODE(Path("out/seeds/linux-node2.iso").stat().st_mode) == 0o600
+    assert run_command(["seed", "linux-node9", "-o", "other"]) == ExitCode.BAD_INPUT
+    assert "has no node `linux-node9`; did you mean `linux-node" in output()[1]
+    assert not Path("other").exists()
+
+
+def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output) -> None:
+    """Roles in their own order, formats as named, the phases on stderr and a table on stdout."""
+    assert run_command(["build", "--role", "compute", "--role", "controller", "--format", "tar", "--refresh"]) == 0
+    assert workers["build"] == ((model.Role.CONTROLLER, model.Role.COMPUTE), Path("out"), ("tar",), True)
+    stdout, stderr = output()
+    assert stdout.splitlines()[0].split() == ["ROLE", "FORMAT", "ID", "PATH"]
+    assert stdout.splitlines()[1].split() == ["controller", "tar", "0123456789ab", "out/controller.tar"]
+    assert "installing packages: 1 of 2" in stderr
+    assert run_command(["build"]) == 0
+    assert workers["build"] == (
+        (model.Role.CONTROLLER, model.Role.COMPUTE),
+        Path("out"),
+        ("tar", "raw", "qcow2"),
+        False,
+    )
+
+
+def test_boot_ends_with_the_verdict(workers: dict[str, Any], output: Output) -> None:
+    """A table of node, role, state, seconds and image; minutes become seconds."""
+    run_command(["init"])
+    output()
+    assert run_command(["boot", "linux-node1", "--backend", "nspawn", "--timeout", "1.5", "--keep"]) == 0
+    assert workers["boot"] == (["linux-node1"], "nspawn", 90.0, True)
+    stdout, stderr = output()
+    assert [line.split() for line in stdout.splitlines()] == [
+        ["NAME", "ROLE", "STATE", "SECONDS", "IMAGE"],
+        ["linux-node1", "controller", "ready", "61", "abc"],
+    ]
+    assert "linux-node1: databases" in stderr
+    assert run_command(["boot"]) == 0
+    assert workers["boot"] == (["linux-node1", "linux-node2"], "qemu", None, False)
+
+
+def test_a_boot_that_failed_still_ends_with_the_verdict(
+    workers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Exit code 5, the table, and what is wrong."""
+
+    def boot_cluster(*_: Any) -> None:
+        raise ClusterNotReady("linux-node2 failed at nova", "look at its console")
+
+    monkeypatch.setattr(sys.modules["imagegen.boot"], "boot_cluster", boot_cluster)
+    run_command(["init"])
+    output()
+    assert run_command(["boot"]) == ExitCode.NODE_NOT_READY
+    stdout, stderr = output()
+    assert stdout.splitlines()[2].split() == ["linux-node2", "compute", "failed", "9", "abc"]
+    assert stderr == "Error: linux-node2 failed at nova\nlook at its console\n"
+    assert run_command(["boot", "--output", "json"]) == ExitCode.NODE_NOT_READY
+    document = json.loads(output()[0])
+    jsonschema.validate(document, SCHEMA)
+    assert (document["ok"], document["nodes"][1]["rc"]) == (False, 3)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_json_of_every_command_follows_the_schema(command: str, workers: dict[str, Any], output: Output) -> None:
+    """`schema` is JSON already and prints just that."""
+    if command != "init":
+        run_command(["init", "-q"])
+    output()
+    assert run_command([command, "--output", "json"]) == ExitCode.DONE
+    document = json.loads(output()[0])
+    if command == "schema":
+        jsonschema.Draft202012Validator.check_schema(document)
+    else:
+        jsonschema.validate(document, SCHEMA)
+        assert (document["command"], document["ok"]) == (command, True)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "schema")])
+def test_the_json_of_bad_input_follows_the_schema(command: str, workers: dict[str, Any], output: Output) -> None:
+    """The same problems on stderr and on stdout."""
+    Path("cluster.yaml").write_text("name: demo\n")
+    assert run_command([command, "--output", "json"]) == ExitCode.BAD_INPUT
+    stdout, stderr = output()
+    document = json.loads(stdout)
+    jsonschema.validate(document, SCHEMA)
+    assert (document["command"], document["ok"]) == (command, False)
+    assert stderr.splitlines() == [str(errors.Problem(**problem)) for problem in document["problems"]]
+    assert files_below(Path()) == ["cluster.yaml"]
+
+
+def test_the_output_schema_is_strict() -> None:
+    """It refuses what no command prints."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    good = {"version": 1, "command": "validate", "ok": True, "problems": []}
+    jsonschema.validate(good, SCHEMA)
+    for change in ({"ok": False}, {"version": 2}, {"command": "x"}, {"extra": 1}, {"images": []}, {"nodes": []}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**good, **change}, SCHEMA)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**good, "command": "build"}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MachineLacks("sfdisk is missing: install the package fdisk"), ExitCode.MACHINE_LACKS, "package fdisk"),
+        (
+            CommandFailed("`x` ended with 7", last_lines=["one", "two"]),
+            ExitCode.COMMAND_FAILED,
+            "  one\n  two\nError: `x`",
+        ),
+        (CommandFailed("`x` ended", log=Path("out/logs/x.log")), ExitCode.COMMAND_FAILED, "out/logs/x.log"),
+        (NodeNotReady("n1 missed ready"), ExitCode.NODE_NOT_READY, "n1 missed ready"),
+        (PermissionError(13, "Permission denied", "/root/x"), ExitCode.FAILED, "/root/x: Permission denied"),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
+        (click.Abort(), ExitCode.INTERRUPTED, "interrupted"),
+        (KeyError(CANARY), ExitCode.FAILED, "imagegen itself failed (KeyError)"),
+    ],
+)
+def test_every_error_is_a_sentence_and_an_exit_code(
+    error: BaseException, code: ExitCode, said: str, monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """No traceback; an unforeseen error does not quote its values, which may be secret."""
+    fail_with(monkeypatch, error)
+    assert run_command(["validate"]) == code
+    stdout, stderr = output()
+    assert stdout == "" and said in stderr
+    assert "Traceback" not in stderr and CANARY not in stderr
+    assert run_command(["validate", "--output", "json"]) == code
+    document = json.loads(output()[0])
+    jsonschema.validate(document, SCHEMA)
+    assert document["ok"] is False and CANARY not in json.dumps(document)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """And only that option."""
+    fail_with(monkeypatch, RuntimeError("why"))
+    run_command(["--debug", "validate"])
+    assert "Traceback" in (stderr := output()[1]) and "RuntimeError: why" in stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["validat"], "No such command"),
+        (["build", "--roll", "compute"], "Did you mean '--role'?"),
+        (["build", "--role", "storage"], "is not one of 'controller', 'compute'"),
+        (["boot", "--timeout", "0"], "is not in the range"),
+        (["--output", "xml", "validate"], "is not one of 'text', 'json'"),
+        ([], "Usage:"),
+    ],
+)
+def test_bad_usage_ends_with_2(argv: list[str], said: str, output: Output) -> None:
+    """And says what there is."""
+    assert run_command(argv) == ExitCode.BAD_INPUT
+    assert said in output()[1]
+
+
+def test_exit_codes_are_processes_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`imagegen` ends with the number."""
+    monkeypatch.setattr(sys, "argv", ["imagegen", "generate"])
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+
+
+def test_quiet_says_nothing_and_no_color_is_honoured(output: Output) -> None:
+    """Only what went wrong."""
+    assert run_command(["init", "-q"]) == 0 and run_command(["seed", "-q"]) == 0
+    assert output()[1] == ""
+    run_command(["init", "-q"])
+    assert "\x1b" not in output()[1]
+
+
+def test_explain_shows_no_password(output: Output) -> None:
+    """It does not even read them."""
+    run_command(["init"])
+    text = Path("cluster.yaml").read_text().replace("database: {node: linux-node1}", "database: {host: 10.0.0.5}")
+    Path("cluster.yaml").write_text(text)
+    Path("secrets.yaml").unlink()
+    output()
+    assert run_command(["validate", "--explain"]) == 0
+    assert "IDENTIFIED BY '<database_nova of secrets.yaml>'" in output()[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_examples(command: str, output: Output) -> None:
+    """Every command shows how it is typed."""
+    assert run_command([command, "--help"]) == 0
+    stdout = output()[0]
+    assert "Example" in stdout and f"imagegen {command}" in stdout.replace("imagegen -c demo/cluster.yaml", "imagegen")
+
+
+def test_help_lists_the_contracts_commands_in_order() -> None:
+    """As they are used, and nothing that is not there yet."""
+    assert cli.cli.list_commands(click.Context(cli.cli)) == list(COMMANDS)
+
+
+def test_help_names_every_exit_code(output: Output) -> None:
+    """One enum, one table."""
+    run_command(["--help"])
+    table = output()[0].partition("Exit codes:")[2].partition("Options:")[0]
+    assert [code for code in ExitCode if f"{code.value} " not in table] == []
+
+
+def test_choices_are_the_models() -> None:
+    """The command line repeats them only to start quickly."""
+    assert tuple(model.Role) == cli.ROLES
+    assert sorted(cli.FORMATS) == sorted(SCHEMA["$defs"]["image"]["properties"]["format"]["enum"])
+    assert sorted(SCHEMA["properties"]["command"]["enum"]) == sorted(COMMANDS)
+
+
+def test_starting_imports_nothing_but_click() -> None:
+    """What is imported at the top of the command line costs every start, even for --help."""
+    tree = ast.parse((PACKAGE / "cli.py").read_text())
+    imported = {
+        name
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+    }
+    assert "click" in imported
+    foreign = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert foreign == {"click", "imagegen", "imagegen.errors"}

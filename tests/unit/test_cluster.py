@@ -1,0 +1,326 @@
+"""The cluster file: good ones load, bad ones give every problem with its line, and the shipped schema says the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegen.cluster import cluster_schema, default_text, load_cluster, normalise_mac
+from imagegen.document import MAX_BYTES, Findings, Value, check_shape, load_document, parse_document
+from imagegen.errors import BadInput, Problem
+from imagegen.external import database_schemas, explain_external
+from imagegen.model import Cluster, Hosted, Place, Role
+
+CASES = Path(__file__).parent / "cases"
+GOOD = sorted((CASES / "good").glob("*.yaml"))
+BAD = sorted((CASES / "bad").glob("*.yaml"))
+
+
+def read_expected(path: Path) -> list[str]:
+    """The problems that a bad case says of itself, in lines that start with `#! `."""
+    return [line.removeprefix("#! ") for line in path.read_text().splitlines() if line.startswith("#! ")]
+
+
+def find_problems(path: Path) -> list[Problem]:
+    with pytest.raises(BadInput) as caught:
+        load_cluster(path)
+    return caught.value.problems
+
+
+def load_text(tmp_path: Path, text: str) -> Cluster:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return load_cluster(path)
+
+
+def ecma_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Any:
+    """JSON schema's patterns are ECMA-262's, where `$` is the very end and not also before a last newline."""
+    if isinstance(instance, str) and not re.search(pattern.replace("$", r"\Z"), instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match")
+
+
+Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": ecma_pattern})
+
+
+def to_plain(value: Value) -> Any:
+    if isinstance(value.content, dict):
+        return {key: to_plain(entry) for key, entry in value.content.items()}
+    return [to_plain(entry) for entry in value.content] if isinstance(value.content, list) else value.content
+
+
+def compare_with_schema(document: Value) -> tuple[bool, list[Problem]]:
+    """Whether jsonschema takes the document, and what the loader finds wrong with its shape."""
+    found = Findings("x")
+    check_shape(document, cluster_schema(), found)
+    return Validator(cluster_schema()).is_valid(to_plain(document)), found.problems
+
+
+def test_there_are_cases() -> None:
+    """The tables below are not empty, and every bad case says what is wrong with it."""
+    assert len(GOOD) >= 10
+    assert len(BAD) >= 40
+    assert [path.name for path in BAD if not read_expected(path)] == []
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_a_bad_file_gives_all_its_problems(path: Path) -> None:
+    """Every problem is found at once, in the order of lines, as FILE:LINE: PATH: MESSAGE."""
+    problems = [str(problem) for problem in find_problems(path)]
+    assert problems == [f"{path}:{line}" if line[0].isdigit() else f"{path}: {line}" for line in read_expected(path)]
+    assert all("\n" not in line and line.isprintable() for line in problems)
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+def test_a_good_file_loads(path: Path) -> None:
+    """What the contract allows is taken."""
+    assert load_cluster(path).controllers
+
+
+@pytest.mark.parametrize("path", GOOD + BAD, ids=lambda path: path.stem)
+def test_the_shipped_schema_agrees_with_the_loader_on_the_cases(path: Path) -> None:
+    """An editor that uses `imagegen schema` marks a file exactly when the loader finds its shape wrong."""
+    found = Findings(str(path))
+    try:
+        document = load_document(path, found)
+    except BadInput:
+        return  # no YAML that a schema could look at
+    if found.problems:
+        return  # duplicate keys, tags or aliases: the schema's reader sees another document, or none
+    valid, problems = compare_with_schema(document)
+    assert valid == (problems == []), problems
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99999) | st.floats(0, 3000) | st.text("ab1.:/-\n é$", max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["node", "host", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@st.composite
+def mutated_clusters(draw: st.DrawFn) -> str:
+    """A good cluster file with up to three places replaced, removed or added to, as JSON (which is YAML)."""
+    source = draw(st.sampled_from([path for path in GOOD if path.stem in ("everything", "external", "two-cells")]))
+    data = copy.deepcopy(to_plain(load_document(source, Findings("x"))))
+    for _ in range(draw(st.integers(1, 3))):
+        place = data
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], dict | list) and draw(st.integers(0, 3)):
+                place = place[key]
+                continue
+            match draw(st.sampled_from(["replace", "remove", "add"])):
+                case "replace":
+                    place[key] = draw(junk)
+                case "remove":
+                    del place[key]
+                case "add" if isinstance(place, dict):
+                    place[draw(st.sampled_from(["name", "port", "host", "cell", "nmae"]))] = draw(junk)
+            break
+    return json.dumps(data, ensure_ascii=False)
+
+
+@given(mutated_clusters())
+def test_the_shipped_schema_agrees_with_the_loader(text: str) -> None:
+    """Also on files that nobody thought of."""
+    found = Findings("x")
+    valid, problems = compare_with_schema(parse_document(text, found))
+    assert valid == (problems == []), problems
+
+
+def test_the_shipped_schema_is_a_schema() -> None:
+    """By JSON Schema's own rules."""
+    jsonschema.Draft202012Validator.check_schema(cluster_schema())
+
+
+@given(st.text())
+def test_any_text_is_loaded_or_refused_with_problems(text: str) -> None:
+    """No input ends in another exception than BadInput."""
+    try:
+        compare_with_schema(parse_document(text.encode(errors="replace").decode(), Findings("x")))
+    except BadInput as error:
+        assert error.problems
+    except Exception as error:
+        # libyaml's own refusal of control characters; files with them are refused when they are read.
+        assert "unacceptable character" in str(error)
+
+
+@given(st.binary(max_size=200))
+def test_any_file_is_loaded_or_refused_with_problems(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Whatever bytes a file holds."""
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(data)
+    with pytest.raises(BadInput):
+        load_cluster(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\n", "the file is empty"),
+        (b"~\n", "the file is empty"),
+        (b"\x7fELF\x02\x01\x01\0\0", "this is not text: it holds the control character U+007F"),
+        (b"name: demo\nregion: \x1b[31m\n", "this is not text: it holds the control character U+001B"),
+        (b"name: \xff\xfe\n", "this is not text: byte 6 is not UTF-8"),
+        (b"a: " + b"[" * 200_000, "nested more than 32 deep; no cluster needs that"),
+        (b"#" * (MAX_BYTES + 1), "the file has 8388609 bytes; more than 8388608 are refused"),
+        (b"\0" * (MAX_BYTES + 1), "the file has 8388609 bytes; more than 8388608 are refused"),
+    ],
+    ids=["empty", "blank", "null", "elf", "escape", "latin", "deep", "big", "big-binary"],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, problem: str) -> None:
+    """One problem, found before anything costs time; size is looked at before content."""
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(data)
+    assert [each.message for each in find_problems(path)] == [problem]
+
+
+def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    """So are a directory and a name that no file can have."""
+    assert str(find_problems(tmp_path / "no.yaml")[0]) == f"{tmp_path}/no.yaml: there is no such file"
+    assert "cannot be read" in find_problems(tmp_path)[0].message
+    assert "no file name" in find_problems(Path("a\0b"))[0].message
+
+
+def test_a_stream_is_read_no_further_than_the_limit() -> None:
+    """A device has no size to refuse it by."""
+    assert "more than 8388608 bytes" in find_problems(Path("/dev/zero"))[0].message
+
+
+def test_a_byte_order_mark_and_windows_lines_are_taken(tmp_path: Path) -> None:
+    """Editors on other systems write them."""
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + default_text().replace("\n", "\r\n").encode())
+    assert load_cluster(path).nodes == load_cluster(None).nodes
+
+
+def test_the_default_cluster_is_the_contracts() -> None:
+    """One controller that hosts everything, one compute, all values normalised."""
+    cluster = load_cluster(None)
+    assert (cluster.name, cluster.region, cluster.release, cluster.cells) == ("demo", "RegionOne", "2025.1", ("cell1",))
+    assert [(node.name, node.role, node.mac, str(node.address), node.cell) for node in cluster.nodes] == [
+        ("linux-node1", Role.CONTROLLER, "52:54:00:56:00:11", "192.168.56.11", "cell1"),
+        ("linux-node2", Role.COMPUTE, "52:54:00:56:00:12", "192.168.56.12", "cell1"),
+    ]
+    assert cluster.hosted_on(cluster.nodes[0]) == tuple(Hosted)
+    assert cluster.services.auth_url == "http://192.168.56.11:5000/v3"
+    assert cluster.secrets_path == Path("secrets.yaml")
+
+
+def test_services_that_are_not_named_are_on_the_first_controller() -> None:
+    """Nothing said means embedded, and so does the word."""
+    services = load_cluster(CASES / "good/minimal.yaml").services
+    assert services.database == Place("192.168.56.11", 3306, "ctrl")
+    assert services.identity == Place("192.168.56.11", 5000, "ctrl")
+    assert services.image_endpoint == "http://192.168.56.11:9292"
+
+
+def test_external_services_have_no_node() -> None:
+    """Ports have defaults, Keystone's come from its URL, and trailing slashes go."""
+    services = load_cluster(CASES / "good/external.yaml").services
+    assert services.database == Place("db.example", 3307)
+    assert services.messaging == Place("10.0.0.6", 5672)
+    assert services.cache == Place("192.168.56.11", 11211, "ctrl")
+    assert services.identity == Place("keystone.example", 443)
+    assert services.auth_url == "https://keystone.example/identity/v3"
+    assert services.image_endpoint == "http://10.0.0.7:9292"
+
+
+def test_a_service_goes_where_it_is_put() -> None:
+    """A node may bear the name of a service."""
+    cluster = load_cluster(CASES / "good/names-of-services.yaml")
+    assert cluster.hosted_on(cluster.node("rabbitmq")) == (Hosted.MESSAGING,)
+    assert Hosted.MESSAGING not in cluster.hosted_on(cluster.node("keystone"))
+
+
+def test_every_spelling_of_a_mac_address_is_one_address() -> None:
+    """Also unquoted ones that YAML 1.1 takes for numbers."""
+    macs = [node.mac for node in load_cluster(CASES / "good/mac-notations.yaml").nodes]
+    assert macs[:4] == [f"52:54:00:ab:00:1{i}" for i in range(4)]
+    assert macs[4:] == ["52:54:00:56:00:14", "52:54:00:56:00:15", "52:54:00:56:e0:16", "00:54:00:56:00:17"]
+
+
+@given(st.binary(min_size=6, max_size=6), st.sampled_from([(":", 2), ("-", 2), (".", 4), ("", 12)]), st.booleans())
+def test_a_mac_address_survives_its_spelling(raw: bytes, spelling: tuple[str, int], upper: bool) -> None:
+    """Any address in any spelling and case comes out the same."""
+    mark, width = spelling
+    digits = raw.hex().upper() if upper else raw.hex()
+    text = mark.join(digits[i : i + width] for i in range(0, 12, width))
+    assert normalise_mac(text) == ":".join(f"{byte:02x}" for byte in raw)
+
+
+@pytest.mark.parametrize("name", ["release-float", "release-name"])
+def test_a_release_has_one_id_however_it_is_named(name: str) -> None:
+    """A float or a name in any case."""
+    assert load_cluster(CASES / f"good/{name}.yaml").release == "2025.1"
+
+
+def test_a_release_number_is_taken_as_written(tmp_path: Path) -> None:
+    """2025.10 is another release than 2025.1, though the numbers are equal."""
+    with pytest.raises(BadInput, match="1 problem") as caught:
+        load_text(tmp_path, default_text().replace('"2025.1"', "2025.10"))
+    assert "no release `2025.10`" in caught.value.problems[0].message
+
+
+def test_the_release_is_what_the_distro_ships_unless_said(tmp_path: Path) -> None:
+    """A distro without a suite gets its default suite."""
+    text = (CASES / "good/minimal.yaml").read_text()
+    assert load_text(tmp_path, text).release == "2025.1"
+    assert load_text(tmp_path, text + "distro: {name: ubuntu}\n").distro.suite == "noble"
+    assert load_text(tmp_path, text + "distro: {name: debian, suite: bookworm}\n").release == "zed"
+
+
+def test_the_secrets_file_is_relative_to_the_cluster_file(tmp_path: Path) -> None:
+    """Wherever the command runs."""
+    text = default_text()
+    assert load_text(tmp_path, text).secrets_path == tmp_path / "secrets.yaml"
+    assert load_text(tmp_path, text.replace("secrets: secrets.yaml", "secrets: /etc/x.yaml")).secrets_path == Path(
+        "/etc/x.yaml"
+    )
+
+
+def test_a_full_node_keeps_all_its_values() -> None:
+    """Serial number, Ironic's hints and how to deploy."""
+    node = load_cluster(CASES / "good/everything.yaml").node("linux-node3")
+    assert (node.serial, node.address) == ("ABC-123", IPv4Address("192.168.56.13"))
+    assert node.root_device == {"size": 100, "rotational": False, "wwn": "0x4000c500"}
+    assert (node.deploy.mode, node.deploy.wipe) == ("live", True)
+
+
+def test_nothing_external_needs_nothing() -> None:
+    """Embedded services are prepared by the nodes themselves."""
+    assert explain_external(load_cluster(None)) == []
+
+
+def test_what_must_exist_outside_is_explained() -> None:
+    """Every database with its owner's grants, the vhosts, the users - and no password, only its key."""
+    lines = explain_external(load_cluster(CASES / "good/external.yaml"))
+    assert lines[0] == "# database at db.example:3307"
+    assert "CREATE DATABASE `nova_cell0` CHARACTER SET utf8mb4;" in lines
+    assert "CREATE USER 'nova'@'192.168.56.11' IDENTIFIED BY '<database_nova of secrets.yaml>';" in lines
+    assert "GRANT ALL PRIVILEGES ON `placement`.* TO 'placement'@'192.168.56.11';" in lines
+    assert not any("keystone`" in line for line in lines), "Keystone is elsewhere and so is its database"
+    assert "rabbitmqctl set_permissions -p nova openstack '.*' '.*' '.*'" in lines
+    assert sum("endpoint create" in line for line in lines) == 6
+    assert not any("cache at" in line for line in lines)
+
+
+def test_each_cell_has_a_database_of_its_own() -> None:
+    """The first has Nova's usual name."""
+    names = [name for name, _ in database_schemas(load_cluster(CASES / "good/two-cells.yaml"))]
+    assert names == ["keystone", "placement", "nova_api", "nova_cell0", "nova", "nova_cell2", "imagegen"]

@@ -1,0 +1,170 @@
+"""secrets.yaml: what is generated loads, what is wrong is named, and no value ever shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegen.errors import BadInput
+from imagegen.secrets import NAMES, Secrets, generate_secrets, load_secrets, secrets_warnings
+
+CONTRACT = """database_nova database_placement database_keystone database_imagegen messaging_openstack messaging_cookie
+identity_admin identity_nova identity_placement seed_key keystone_fernet_key keystone_credential_key"""
+CANARY = "Canary-7x!"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "secrets.yaml"
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def change(**values: object) -> str:
+    """Generated secrets with some values replaced; None removes a key."""
+    data = {**yaml.safe_load(generate_secrets()), **values}
+    return json.dumps({name: value for name, value in data.items() if value is not None})
+
+
+def find_problems(path: Path) -> list[str]:
+    with pytest.raises(BadInput) as caught:
+        load_secrets(path)
+    return [str(problem).removeprefix(f"{path}") for problem in caught.value.problems]
+
+
+def test_the_names_are_the_contracts() -> None:
+    """Twelve keys, no more."""
+    assert list(NAMES) == CONTRACT.split()
+
+
+def test_generated_secrets_load(tmp_path: Path) -> None:
+    """And each has the form that its service wants."""
+    secrets = load_secrets(write(tmp_path, generate_secrets()))
+    assert len(base64.urlsafe_b64decode(secrets.keystone_fernet_key)) == 32
+    assert len(base64.urlsafe_b64decode(secrets.keystone_credential_key)) == 32
+    assert secrets.messaging_cookie.isalnum() and secrets.messaging_cookie == secrets.messaging_cookie.upper()
+    assert all(len(getattr(secrets, name)) >= 32 for name in NAMES)
+
+
+def test_secrets_differ_each_time_and_from_each_other() -> None:
+    """Nothing is derived from anything."""
+    values = [value for _ in range(20) for value in yaml.safe_load(generate_secrets()).values()]
+    assert len(set(values)) == 20 * len(NAMES)
+
+
+def test_secrets_do_not_show_themselves(tmp_path: Path) -> None:
+    """Not in a log line, a traceback or a failing assertion."""
+    secrets = load_secrets(write(tmp_path, change(identity_admin=CANARY)))
+    assert CANARY not in f"{secrets!r} {secrets} {[secrets]}"
+    assert secrets.identity_admin == CANARY
+
+
+passwords = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=80).filter(
+    lambda text: text == text.strip(" ")
+)
+
+
+@given(passwords)
+def test_any_printable_ascii_password_is_taken(tmp_path_factory: pytest.TempPathFactory, password: str) -> None:
+    """As it is, whatever it means in YAML, SQL, shells or URLs."""
+    path = tmp_path_factory.getbasetemp() / "any-password.yaml"
+    path.write_text(change(database_nova=password))
+    assert load_secrets(path).database_nova == password
+
+
+def test_a_nasty_password_in_yamls_own_quotes(tmp_path: Path) -> None:
+    """The issue's example, as a person writes it."""
+    line = "database_nova: 'p@ss/w:r%d\"$#{}\\''''x'\n"
+    rest = "".join(line for line in generate_secrets().splitlines(True) if not line.startswith("database_nova"))
+    assert load_secrets(write(tmp_path, rest + line)).database_nova == "p@ss/w:r%d\"$#{}\\''x"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"database_nova": None}, ":1: the key `database_nova` is missing"),
+        ({"database_nova": ""}, ":1: database_nova: must not be empty"),
+        ({"database_nova": " x"}, ":1: database_nova: must neither start nor end with a space"),
+        ({"database_nova": "x "}, ":1: database_nova: must neither start nor end with a space"),
+        ({"database_nova": "é"}, ":1: database_nova: must be printable ASCII"),
+        ({"database_nova": "a\nb"}, ":1: database_nova: must be printable ASCII"),
+        ({"database_nova": "x" * 256}, ":1: database_nova: must have at most 255 characters"),
+        ({"database_nova": 12345}, ":1: database_nova: must be a string; put it in quotes"),
+        ({"database_nova": [CANARY]}, ":1: database_nova: must be a string, not a list"),
+        ({"messaging_cookie": "lower"}, ":1: messaging_cookie: must be 20 to 255 upper-case letters and digits"),
+        (
+            {"keystone_fernet_key": "x" * 44},
+            ":1: keystone_fernet_key: must be a fernet key: 32 bytes in urlsafe base64",
+        ),
+        (
+            {"keystone_credential_key": "é"},
+            ":1: keystone_credential_key: must be a fernet key: 32 bytes in urlsafe base64",
+        ),
+        ({"databse_nova": "x"}, ":1: unknown key; did you mean `database_nova`?"),
+    ],
+)
+def test_each_wrong_secret_is_named(tmp_path: Path, values: dict[str, object], problem: str) -> None:
+    """With its key and line, and without its value."""
+    assert find_problems(write(tmp_path, change(**values))) == [problem]
+
+
+def test_all_problems_come_together(tmp_path: Path) -> None:
+    """A person mends a file once."""
+    problems = find_problems(write(tmp_path, 'database_nova: ""\nseed_key: 5\nseed_key: "x"\nother: x\n'))
+    assert len([line for line in problems if "is missing" in line]) == 10
+    assert {line for line in problems if "is missing" not in line} == {
+        ":1: database_nova: must not be empty",
+        ":2: seed_key: must be a string; put it in quotes",
+        ":3: duplicate key; line 2 has it already",
+        ":4: unknown key",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"database_nova:{CANARY}\n",
+        f"database_nova: *{CANARY}\n",
+        "database_nova: *Canary-7x\n",
+        f"database_nova: !{CANARY} x\n",
+        f"database_nova: &{CANARY}\n",
+        f"database_nova: @{CANARY}\n",
+        f"database_nova: %{CANARY}\n",
+        f'database_nova: "{CANARY}\n',
+        f'database_nova: "\\q{CANARY}"\n',
+        f"{{database_nova:{CANARY}, {CANARY}: 1}}\n",
+        f"database_nova: {{{CANARY}: x}}\n",
+        f"{CANARY}\n",
+        f"- {CANARY}\n",
+        f"database_nova: |\n  {CANARY}\n  é\n",
+        f"seed_key: 7\n\tdatabase_nova: {CANARY}\n",
+        f"{CANARY}: {CANARY}\n{CANARY}: {CANARY}\n",
+    ],
+)
+def test_a_broken_file_does_not_tell_what_is_in_it(tmp_path: Path, text: str) -> None:
+    """A password that breaks YAML is still a password."""
+    problems = "\n".join(find_problems(write(tmp_path, text)))
+    assert problems
+    assert CANARY not in problems and "Canary" not in problems
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    """By imagegen init."""
+    assert find_problems(tmp_path / "secrets.yaml") == [": there is no such file; `imagegen init` writes one"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o620, True)]
+)
+def test_a_file_that_others_can_read_is_a_warning(tmp_path: Path, mode: int, warned: bool) -> None:
+    """The file still loads."""
+    path = write(tmp_path, generate_secrets())
+    path.chmod(mode)
+    assert bool(secrets_warnings(path)) == warned
+    assert isinstance(load_secrets(path), Secrets)

@@ -1,0 +1,349 @@
+"""verify.py: good facts give no finding, and each planted fault gives exactly its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from repository import ROOT
+
+from imagegen import verify
+from imagegen.cluster import load_cluster
+from imagegen.errors import CommandFailed
+from imagegen.model import Place
+from imagegen.run import Completed
+from imagegen.secrets import Secrets
+
+NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
+SECRETS = Secrets(
+    *(f"{NASTY}{n}" for n in range(9)),
+    seed_key="0" * 64,
+    keystone_fernet_key="A" * 43 + "=",
+    keystone_credential_key="B" * 43 + "=",
+)
+CLUSTER = load_cluster(None)
+CONTROLLER, COMPUTE = CLUSTER.nodes
+EXPECTED = verify.expected_document(CLUSTER, CONTROLLER, SECRETS)
+
+
+def make_facts() -> verify.Facts:
+    """What a ready default cluster answers, with a stranger's rows among it."""
+    cells = [
+        {
+            "Name": cell["name"],
+            "UUID": cell["uuid"],
+            "Transport URL": cell["transport_url"],
+            "Database Connection": cell["database_connection"],
+            "Disabled": "False",
+        }
+        for cell in EXPECTED["cells"]
+    ]
+    services = [{"id": "s1", "name": "nova", "type": "compute"}, {"id": "s2", "name": "placement", "type": "placement"}]
+    services.append({"id": "s3", "name": "keystone", "type": "identity"})
+    endpoints = [
+        {"service_id": f"s{n}", "interface": interface, "region": region, "url": service["url"], "enabled": True}
+        for n, service in enumerate(EXPECTED["identity"]["services"], 1)
+        for interface in verify.INTERFACES
+        for region in ("RegionOne", "RegionTwo")
+    ]
+    up = {"state": "up", "status": "enabled"}
+    return verify.Facts(
+        cells=cells,
+        hosts=[{"Cell Name": "cell1", "Cell UUID": cells[1]["UUID"], "Hostname": "linux-node2"}],
+        services=services,
+        endpoints=endpoints,
+        compute_services=[
+            {"binary": "nova-conductor", "host": "linux-node1", **up},
+            {"binary": "nova-scheduler", "host": "linux-node1", **up},
+            {"binary": "nova-compute", "host": "linux-node2", **up},
+            {"binary": "nova-compute", "host": "linux-node9", "state": "down", "status": "disabled"},
+        ],
+        hypervisors=[{"hypervisor_hostname": "linux-node2.example", "service": {"host": "linux-node2"}, **up}],
+    )
+
+
+def check(facts: verify.Facts) -> list[str]:
+    return [str(finding) for finding in verify.check_facts(CLUSTER, CLUSTER.nodes, EXPECTED, facts)]
+
+
+def test_a_ready_cluster_has_no_finding() -> None:
+    """Other regions' endpoints and other hosts' services are nobody's business here."""
+    assert check(make_facts()) == []
+
+
+Plant = Callable[[verify.Facts], Any]
+
+
+def wrong_password(column: str) -> Plant:
+    def plant(facts: verify.Facts) -> None:
+        row = facts.cells[1]
+        row[column] = row[column].replace(EXPECTED_PASSWORD, "other")
+
+    return plant
+
+
+EXPECTED_PASSWORD = EXPECTED["cells"][1]["transport_url"].split("://openstack:")[1].split("@")[0][:20]
+
+FAULTS: list[tuple[str, Plant, str]] = [
+    ("cell0 absent", lambda f: f.cells.pop(0), "cell cell0: is listed 0 times, not once"),
+    ("cell1 twice", lambda f: f.cells.append(f.cells[1]), "cell cell1: is listed 2 times, not once"),
+    ("a foreign cell", lambda f: f.cells.append(f.cells[1] | {"Name": "x"}), "cell x: is not in the cluster file"),
+    ("another uuid", lambda f: f.cells[1].update(UUID="u"), "cell cell1: has the uuid u, not "),
+    ("disabled", lambda f: f.cells[1].update(Disabled="True"), "cell cell1: is disabled"),
+    (
+        "cell0 with a message queue",
+        lambda f: f.cells[0].update({"Transport URL": f.cells[1]["Transport URL"]}),
+        "cell cell0: its Transport URL is not the seed's: scheme, user, password, host, port, path differ(s)",
+    ),
+    (
+        "cell0 in cell1's database",
+        lambda f: f.cells[0].update({"Database Connection": f.cells[1]["Database Connection"]}),
+        "cell cell0: its Database Connection is not the seed's: path differ(s)",
+    ),
+    (
+        "an old message queue password",
+        wrong_password("Transport URL"),
+        "cell cell1: its Transport URL is not the seed's: password differ(s)",
+    ),
+    (
+        "an old database password",
+        wrong_password("Database Connection"),
+        "cell cell1: its Database Connection is not the seed's: password differ(s)",
+    ),
+    (
+        "conductor down",
+        lambda f: f.compute_services[0].update(state="down"),
+        "linux-node1: nova-conductor is down and enabled, not up and enabled",
+    ),
+    ("no scheduler", lambda f: f.compute_services.pop(1), "linux-node1: nova-scheduler is listed 0 times, not once"),
+    (
+        "compute disabled",
+        lambda f: f.compute_services[2].update(status="disabled"),
+        "linux-node2: nova-compute is up and disabled, not up and enabled",
+    ),
+    ("host not mapped", lambda f: f.hosts.pop(), "linux-node2: is mapped to no cell, not once to cell1"),
+    (
+        "host in cell0",
+        lambda f: f.hosts[0].update({"Cell Name": "cell0"}),
+        "linux-node2: is mapped to cell0, not once to cell1",
+    ),
+    ("no hypervisor", lambda f: f.hypervisors.pop(), "linux-node2: its hypervisor is listed 0 times, not once"),
+    (
+        "hypervisor down",
+        lambda f: f.hypervisors[0].update(state="down"),
+        "linux-node2: its hypervisor is down and enabled, not up and enabled",
+    ),
+    (
+        "nova not registered",
+        lambda f: f.services.pop(0),
+        "service nova: of type compute is registered 0 times, not once",
+    ),
+    (
+        "an endpoint gone",
+        lambda f: f.endpoints.pop(0),
+        "service nova: its admin endpoint in RegionOne is nowhere, not once http://192.168.56.11:8774/v2.1",
+    ),
+    (
+        "an endpoint twice",
+        lambda f: f.endpoints.append(f.endpoints[6]),
+        "service placement: its admin endpoint in RegionOne is http://192.168.56.11:8778, http://192.168.56.11:8778,",
+    ),
+    (
+        "an endpoint disabled",
+        lambda f: f.endpoints[6].update(enabled=False),
+        "service placement: its admin endpoint in RegionOne is nowhere, not once http://192.168.56.11:8778",
+    ),
+    (
+        "an endpoint elsewhere",
+        lambda f: f.endpoints[4].update(url="http://10.0.0.1:8774/v2.1"),
+        "service nova: its public endpoint in RegionOne is http://10.0.0.1:8774/v2.1, not once",
+    ),
+    ("something unreadable", lambda f: f.errors.append("no token"), "cluster: no token"),
+]
+
+
+@pytest.mark.parametrize(("plant", "finding"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
+def test_a_planted_fault_is_found_alone(plant: Plant, finding: str) -> None:
+    """One fault, one finding, and no password in it."""
+    facts = copy.deepcopy(replace(make_facts(), errors=[]))
+    plant(facts)
+    found = check(facts)
+    assert [text[: len(finding)] for text in found] == [finding]
+    assert EXPECTED_PASSWORD not in found[0]
+    assert NASTY not in found[0]
+
+
+def test_only_the_booted_nodes_are_looked_for() -> None:
+    """A controller booted alone is verified without the computes of its cluster file."""
+    facts = replace(make_facts(), hosts=[], hypervisors=[], compute_services=make_facts().compute_services[:2])
+    assert verify.check_facts(CLUSTER, [CONTROLLER], EXPECTED, facts) == []
+
+
+def draw_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The form of prettytable, which nova-manage prints with."""
+    titles = list(rows[0])
+    widths = [max(len(str(row[title])) for row in [*rows, {t: t for t in titles}]) for title in titles]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    lines = [dict(zip(titles, titles, strict=True)), *rows]
+    drawn = [
+        "| " + " | ".join(str(row[t]).center(w) for t, w in zip(titles, widths, strict=True)) + " |" for row in lines
+    ]
+    return "\n".join([rule, drawn[0], rule, *drawn[1:], rule, ""])
+
+
+cells_of_a_table = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="|"), min_size=0)
+
+
+@given(st.lists(st.tuples(cells_of_a_table, cells_of_a_table, cells_of_a_table)))
+def test_a_table_is_parsed_by_exact_columns(values: list[tuple[str, str, str]]) -> None:
+    """Whatever stands in a cell, it comes back in its own column only; a table without rows has none."""
+    titles = ("Cell Name", "Cell UUID", "Hostname")
+    rows = [dict(zip(titles, row, strict=True)) for row in values]
+    table = draw_table(rows or [dict(zip(titles, titles, strict=True))])
+    parsed = verify.parse_table(table)
+    assert parsed == (rows or [dict(zip(titles, titles, strict=True))])
+
+
+def test_warnings_around_a_table_are_no_rows() -> None:
+    """nova-manage's modules print deprecations beside the table; nothing at all is no rows either."""
+    rows = make_facts().cells
+    assert verify.parse_table("Deprecated: | x |\n" + draw_table(rows) + "bye |\n") == list(rows)
+    assert verify.parse_table("") == []
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)), st.text())
+def test_urls_are_compared_without_showing_them(password: str, other: str) -> None:
+    """Any difference is found, whatever the text is; only names of parts are told."""
+    parts = {"scheme", "user", "password", "host", "port", "path", "query", "form", "spelling"}
+    wanted = f"rabbit://u:{password}@h:5672/nova"
+    assert verify.compare_urls(wanted, wanted) == []
+    assert other == wanted or set(verify.compare_urls(wanted, other)) - parts == set()
+    assert other == wanted or verify.compare_urls(wanted, other) != []
+
+
+class Node:
+    """A controller that answers from a script: (return code, stdout) by the command's last words, or an exception."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers, self.calls = answers, []
+
+    def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
+        self.calls.append((argv, input))
+        answer = next(self.answers[key] for key in self.answers if key in argv)
+        if isinstance(answer, Exception):
+            raise answer
+        return Completed(argv, answer[0], answer[1], b"Traceback: mysql://u:secret@h\nOperationalError: (2003)\n")
+
+
+def answers_of(facts: verify.Facts) -> dict[str, Any]:
+    read = {k: getattr(facts, k) for k in ("services", "endpoints", "compute_services", "hypervisors")}
+    return {
+        "list_cells": (0, draw_table(facts.cells).encode()),
+        "list_hosts": (0, draw_table(facts.hosts).encode()),
+        "python3": (0, json.dumps({**read, "errors": []}).encode()),
+    }
+
+
+def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
+    """The whole path from answers to findings; passwords go by standard input, never as an argument."""
+    node = Node(answers_of(make_facts()))
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1) == []
+    words = [word for argv, _ in node.calls for word in argv]
+    assert not [word for word in words if NASTY[:6] in word]
+    assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
+    assert repr(SECRETS.identity_admin).encode() in node.calls[2][1]
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "finding"),
+    [
+        ("list_cells", (1, b""), "nova-manage cell_v2 list_cells ended with 1: OperationalError: (2003)"),
+        ("list_hosts", (255, b""), "nova-manage cell_v2 list_hosts ended with 255: OperationalError: (2003)"),
+        ("python3", (0, b"oops"), "the answer about the APIs is no JSON"),
+        (
+            "python3",
+            CommandFailed("`nsenter` did not end within 9 seconds"),
+            "reading the APIs did not work: `nsenter`",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_a_finding(key: str, answer: Any, finding: str) -> None:
+    """A silent controller is never taken for a good one, and a traceback's URL is not shown."""
+    node = Node(answers_of(make_facts()) | {key: answer})
+    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1)]
+    assert [text for text in found if text.startswith(f"cluster: {finding}")]
+    assert len(found) > 1
+    assert "secret" not in "".join(found)
+
+
+def test_an_identity_elsewhere_is_asked_as_nova() -> None:
+    """No administrator's password exists for a Keystone outside the cluster."""
+    services = replace(CLUSTER.services, identity=Place("10.0.0.5", 5000))
+    program = verify.observe_program(replace(CLUSTER, services=services), SECRETS).decode()
+    assert program.endswith(f"'nova', {SECRETS.identity_nova!r}, 'service'))\n")
+    assert repr(SECRETS.identity_admin) not in program
+    compile(program, "program", "exec")
+
+
+class FakeApis:
+    """Stands in for urllib: answers by URL, and keeps what was asked."""
+
+    def __init__(self, pages: dict[str, Any]) -> None:
+        self.pages, self.asked = pages, []
+
+    def __call__(self, url: str, token: str = "", body: Any = None, timeout: float = 60) -> Any:
+        self.asked.append((url, token, body))
+        if url not in self.pages:
+            raise OSError(f"HTTP Error 404 for {url}")
+        return self.pages[url]
+
+
+def observe(pages: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], FakeApis]:
+    """Runs the script's main() against such pages."""
+    apis = FakeApis(pages)
+    main = runpy.run_path(str(ROOT / "imagegen/data/observe.py"))["main"]
+    main.__globals__["fetch"] = apis
+    main("http://k/v3", "http://n/v2.1", "admin", NASTY, "admin")
+    return json.loads(capsys.readouterr().out), apis
+
+
+PAGES: dict[str, Any] = {
+    "http://k/v3/auth/tokens": ({"X-Subject-Token": "t"}, {}),
+    "http://k/v3/services": ({}, {"services": [1]}),
+    "http://k/v3/endpoints": ({}, {"endpoints": [2]}),
+    "http://n/v2.1/os-services": ({}, {"services": [3]}),
+    "http://n/v2.1/os-hypervisors/detail": ({}, {"hypervisors": [4]}),
+}
+
+
+def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    """One token, four readings with it; the password is only in the first request."""
+    facts, apis = observe(PAGES, capsys)
+    assert facts == {"services": [1], "endpoints": [2], "compute_services": [3], "hypervisors": [4], "errors": []}
+    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t", "t"]
+    assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
+
+
+@pytest.mark.parametrize("gone", PAGES)
+def test_the_observer_says_what_it_could_not_read(gone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each page that does not answer is an error with its URL, and the others are read all the same."""
+    facts, _ = observe({url: page for url, page in PAGES.items() if url != gone}, capsys)
+    assert len(facts["errors"]) == 1
+    assert gone in facts["errors"][0].replace("http://k/v3:", "http://k/v3/auth/tokens:")
+    assert NASTY not in facts["errors"][0]
+
+
+def test_the_observer_is_text_for_any_python_of_a_node() -> None:
+    """It is sent to the node's own python3, so its syntax is no newer than Python 3.9."""
+    import ast
+
+    source = Path(verify.__file__).with_name("data") / "observe.py"
+    assert ast.parse(source.read_text(), feature_version=(3, 9)).body
