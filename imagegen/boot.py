@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self
 
-from imagegen import nspawn
+from imagegen import nspawn, qemu
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed
@@ -136,8 +136,13 @@ def boot_cluster(
 
 def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
     """The backend of that name, with nothing left of earlier runs. Raises BadUsage, MachineLacks and CommandFailed."""
+    if backend in IMAGE_SUFFIX:
+        for module in (nspawn, qemu):  # the last run with this directory may have kept the other kind's
+            module.remove_leftovers(directory)
     if backend == "nspawn":
         return nspawn.Nspawn(cluster, directory)
+    if backend == "qemu":
+        return qemu.Qemu(cluster, directory)
     raise BadUsage(f"there is no backend {backend!r}", f"choose one of {', '.join(IMAGE_SUFFIX)}")
 
 
@@ -186,9 +191,17 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 
 @contextmanager
 def hold_directory(directory: Path) -> Generator[None]:
-    """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out. Raises BadUsage."""
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o700)
+    """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out.
+
+    Raises BadUsage, MachineLacks.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except PermissionError as error:
+        raise MachineLacks(
+            f"{directory} belongs to another user: give this run its own -o, or run it as root"
+        ) from error
     with (directory / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,13 +345,3 @@ def save_journals(machines: Sequence[Machine], directory: Path) -> None:
         place = directory / machine.node.name
         place.mkdir(exist_ok=True)
         write_file(place / "journal.log", File(done.stdout, 0o600))
-
-
-def format_table(nodes: Sequence[NodeResult]) -> list[str]:
-    """The closing table: node, role, state, seconds, image."""
-    rows = [("NODE", "ROLE", "STATE", "SECONDS", "IMAGE")]
-    rows += [(n.name, n.role, n.state or "silent", f"{n.seconds:.0f}", n.image) for n in nodes]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]

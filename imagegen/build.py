@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -20,14 +18,26 @@ from types import FrameType
 from typing import Any
 
 from imagegen import __version__, run
-from imagegen.dib import DibBuild, DibLog, Mirrors, check_urls, find_mirrors, find_proxies, run_dib
+from imagegen.dib import DibBuild, DibLog, run_dib
 from imagegen.disk import assemble_disk, convert_qcow2
 from imagegen.elements import content_id, elements_tree, in_house_elements, role_element
-from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.errors import MachineLacks
 from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
+from imagegen.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.model import Cluster, Role
 from imagegen.releases import Release, find_release
 from imagegen.resources import PACKAGE, data_directory
+from imagegen.store import (
+    available_memory,
+    built_at,
+    cache_directory,
+    describe_age,
+    existing_parent,
+    forget_images,
+    link_file,
+    lock,
+    remove_work,
+)
 from imagegen.tree import Tree, read_tree, text, write_file, write_tree
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
@@ -37,7 +47,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 """The formats of an image in the order of their making, and the settings that are part of its content id."""
 
-BUILDERS = ("build.py", "dib.py", "disk.py", "elements.py")
+BUILDERS = ("build.py", "dib.py", "disk.py")
 TOOLS = (
     "qemu-img",
     "mcopy",
@@ -62,7 +72,7 @@ KEPT_IMAGES = 3  # of each role in the cache
 
 @dataclass(frozen=True)
 class Progress:
-    """What a build is doing: a phase of dib, `unpack`, `disk`, `qcow2`, `checksums`, or `reused` and `built` at the end."""
+    """What a build is doing: a phase of dib or one of its own, at the end `built`; `reused` when nothing was to do."""
 
     role: Role
     phase: str
@@ -116,12 +126,6 @@ class Plan:
         return f"{self.name}.{format}"
 
 
-def cache_directory() -> Path:
-    """${XDG_CACHE_HOME:-~/.cache}/imagegen."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "imagegen"
-
-
 def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], cache: Path) -> Plan:
     """The plan for one role's image, with its content id. Raises releases.UnknownRelease."""
     release = find_release(cluster.release, cluster.distro)
@@ -152,8 +156,8 @@ def build_images(
 ) -> list[Image]:
     """Makes OUT/images/ROLE for each role and returns its files; a known content id is linked from the cache.
 
-    Raises MachineLacks before anything starts, CommandFailed with the log's path, KeyboardInterrupt for SIGINT, SIGTERM
-    and SIGHUP. Then no process, mount or half-written image is left.
+    `mirrors` is by default what choose_mirrors() finds. Raises MachineLacks before anything starts, CommandFailed with
+    the log's path, KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP. Then no process, mount or half an image is left.
     """
     cache = cache or cache_directory()
     plans = [plan_image(cluster, role, out, formats, cache) for role in roles]
@@ -161,7 +165,7 @@ def build_images(
     proxies: dict[str, str] = {}
     if due:
         check_machine(out, cache, len(due))
-        mirrors, proxies = mirrors or find_mirrors(cluster.distro), find_proxies(os.environ)
+        mirrors, proxies = mirrors or choose_mirrors(cluster.distro, os.environ), find_proxies(os.environ)
         check_urls(mirrors, proxies)
     images: list[Image] = []
     with signals_interrupt():
@@ -200,19 +204,6 @@ def check_machine(out: Path, cache: Path, count: int) -> None:
         raise MachineLacks("\n".join(lacks))
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that programs can get without swapping (proc(5), MemAvailable)."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def existing_parent(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
-
-
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP end a build as Ctrl-C does: by an exception, through every clean-up."""
@@ -231,19 +222,6 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds an exclusive flock; the kernel drops it with the process, so that none is ever left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> None:
     """Builds what the cache lacks of an image and puts the whole into the cache by one rename.
 
@@ -251,7 +229,7 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
     """
 
     def waiting() -> None:
-        report(Progress(plan.role, "waiting", "another build holds the cache"))
+        report(Progress(plan.role, "waiting", "another build is at work in the cache"))
 
     with lock(plan.cache / "build.lock", waiting):
         remove_work(plan.cache)
@@ -262,17 +240,19 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
         stage.mkdir(parents=True)
         try:
             kept = {} if refresh else intact_files(plan.entry)
+            if plan.file_name("tar") not in kept:
+                kept = {}  # the other formats are of a tar that is no more
             for name in kept:
                 os.link(plan.entry / name, stage / name)
             old = read_manifest(plan.entry) if kept else {}
             fill_stage(plan, work, old, mirrors, proxies, report)
             if plan.entry.exists():
-                os.rename(plan.entry, work / "replaced")
+                plan.entry.rename(work / "replaced")
             plan.entry.parent.mkdir(exist_ok=True)
-            os.rename(stage, plan.entry)
+            stage.rename(plan.entry)
         finally:
             remove_work(plan.cache)
-        forget_images(plan)
+        forget_images(plan.cache / "images", plan.role, KEPT_IMAGES)
 
 
 def fill_stage(
@@ -346,7 +326,7 @@ def build_tree(
     for name in ("proc", "sys"):
         (work / "empty" / name).mkdir(parents=True, mode=0o555)
     run.run(["tar", "--append", "--numeric-owner", "-f", build.tar, "-C", work / "empty", "./proc", "./sys"])
-    os.rename(build.tar, work / "image" / build.tar.name)
+    build.tar.rename(work / "image" / build.tar.name)
     return follow
 
 
@@ -359,7 +339,7 @@ def base_cache(plan: Plan, mirrors: Mirrors) -> Path:
 def keep_fresh_base(base: Path) -> bool:
     """Whether the bootstrapped base in dib's cache is whole and of today; if not, it is removed.
 
-    A build that ends well leaves the mark `bootstrapped` younger than the base: an interrupted one leaves half a base and no mark.
+    A build that ends well leaves the mark `bootstrapped`, younger than the base; an interrupted one may leave half.
     """
     mark = base / "bootstrapped"
     tars = list(base.glob("debootstrap-*.tar.gz"))
@@ -397,46 +377,8 @@ def describe_image(plan: Plan) -> dict[str, Any]:
     }
 
 
-def remove_work(cache: Path) -> None:
-    """Removes what builds left behind. Only the holder of the cache's lock may call it.
-
-    Raises CommandFailed rather than remove through a mount: that would be a directory of this machine.
-    """
-    work = cache / "work"
-    if not work.exists():
-        return
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    if inside := [place for place in mounted if place.startswith(f"{work}/")]:
-        raise CommandFailed(f"something is mounted below {work}: unmount {', '.join(inside)} and start again")
-    run.run(["rm", "-rf", "--one-file-system", work])
-
-
-def forget_images(plan: Plan) -> None:
-    """Removes all but the newest images of the role from the cache; what OUT links to stays there."""
-    entries = [path for path in (plan.cache / "images").glob(f"{plan.role}-*") if path != plan.entry]
-    for path in sorted(entries, key=built_at, reverse=True)[KEPT_IMAGES - 1 :]:
-        shutil.rmtree(path)
-
-
-def built_at(entry: Path) -> float:
-    """When an image was built, in seconds since 1970; 0 when its manifest does not say."""
-    try:
-        return datetime.fromisoformat(read_manifest(entry)["built"]).timestamp()
-    except (KeyError, TypeError, ValueError):
-        return 0.0
-
-
-def describe_age(seconds: float) -> str:
-    """An age in words: `40 seconds`, `3 hours`, `12 days`."""
-    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {word}{'s' if count > 1 else ''}"
-    return f"{max(0, int(seconds))} seconds"
-
-
 def publish_image(plan: Plan) -> list[Image]:
-    """Links the image's files from the cache to OUT/images/ROLE, with manifest, sums and `current`. Returns the files."""
+    """Links the image's files from the cache to OUT/images/ROLE, beside manifest, sums and `current`."""
     target = plan.out / "images" / plan.role
     target.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(plan.entry)
@@ -448,18 +390,3 @@ def publish_image(plan: Plan) -> list[Image]:
     write_file(target / "SHA256SUMS", text(checksums(files)))
     write_file(target / "current", text(f"{plan.id}\n"))
     return [Image(plan.role, plan.id, format, target / name, files[name]["sha256"]) for name, format in wanted.items()]
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`; on another file system a copy, sparse and sharing blocks where it can."""
-    if target.exists() and target.samefile(source):
-        return
-    beside = target.with_name(f".{target.name}.new")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source, beside)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP):
-            raise
-        run.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,timestamps", source, beside])
-    os.replace(beside, target)

@@ -377,11 +377,8 @@ def _progress(settings: Settings, *, every_line: bool = False) -> Iterator[Repor
     if settings.quiet:
         yield lambda phase, detail="": None
     elif sys.stderr.isatty() and not every_line:
-        from rich.console import Console
-
-        console = Console(stderr=True, highlight=False)
-        with console.status("") as status:
-            yield lambda phase, detail="": status.update(console.render_str(f"{phase}  {detail}", markup=False))
+        with _live_progress() as report:
+            yield report
     else:
         last = ""
 
@@ -392,6 +389,33 @@ def _progress(settings: Settings, *, every_line: bool = False) -> Iterator[Repor
             last = phase
 
         yield report
+
+
+@contextmanager
+def _live_progress() -> Iterator[Report]:
+    """The phase at work is a line that lives; each phase that is over stays above it, with its last detail."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    phases: list[tuple[str, str]] = []
+
+    def line() -> Text:
+        return Text(": ".join(filter(None, phases[-1])))
+
+    with console.status("") as status:
+
+        def report(phase: str, detail: str = "") -> None:
+            if phases and phases[-1][0] != phase:
+                console.print(line())
+            phases.append((phase, detail))
+            status.update(line())
+
+        try:
+            yield report
+        finally:
+            if phases:
+                console.print(line())
 
 
 def _cluster_name(settings: Settings) -> str:
@@ -451,7 +475,7 @@ def _write_new(path: Path, file: Any) -> None:
 
 
 def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list[Path]:
-    from imagegen.build import content_ids
+    from imagegen.build import image_content_id
     from imagegen.elements import elements_tree, images_yaml
     from imagegen.releases import find_release
     from imagegen.resources import data_directory
@@ -460,7 +484,8 @@ def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list
 
     out, release = settings.out, find_release(cluster.release, cluster.distro)
     static = read_tree(data_directory("elements"))
-    elements = elements_tree(static, cluster.roles, release, content_ids(cluster, cluster.roles))
+    ids = {role: image_content_id(role, release, static) for role in cluster.roles}
+    elements = elements_tree(static, cluster.roles, release, ids)
     seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
     write_tree(elements, out / "elements")
     write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
@@ -478,7 +503,14 @@ def _build_images(
 
     chosen: tuple[Role, ...] = tuple(role for role in Role if role in roles) or cluster.roles
     with _progress(settings) as report:
-        images = build_images(cluster, chosen, settings.out, formats=tuple(formats), refresh=refresh, report=report)
+        images = build_images(
+            cluster,
+            chosen,
+            settings.out,
+            formats=formats,
+            refresh=refresh,
+            report=lambda progress: report(f"{progress.role}: {progress.phase}", progress.detail),
+        )
     return [{**asdict(image), "role": str(image.role), "path": os.fspath(image.path)} for image in images]
 
 

@@ -1,4 +1,4 @@
-"""Running diskimage-builder: where its packages come from, its environment, its namespace, and what its log tells."""
+"""Running diskimage-builder: its environment, its namespace, and what its log tells."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from urllib.parse import urlsplit
 
 from imagegen import run
 from imagegen.elements import dib_elements, dib_environment
-from imagegen.errors import BadUsage, CommandFailed, MachineLacks
+from imagegen.errors import CommandFailed
+from imagegen.mirrors import Mirrors, read_lines
 from imagegen.model import Distro, Role
 
 # dib ends the namespace's init too early for its own output filter: what it wrote last is why it failed.
@@ -47,116 +47,8 @@ while :; do
 done
 """
 
-# dib flushes all disks before it unmounts. Here nothing of the tree outlives a failure, so there is nothing to flush for.
+# dib flushes all disks before it unmounts. Nothing of this tree outlives a failure: there is nothing to flush for.
 SYNC = "#!/bin/sh\nexit 0\n"
-
-PROXIES = ("http_proxy", "https_proxy", "no_proxy")
-
-
-@dataclass(frozen=True)
-class Mirrors:
-    """Where packages come from. A URL without a user: what is in it would be seen in process lists and logs."""
-
-    main: str
-    security: str | None = None
-    updates: bool = True  # whether the main mirror has the suite SUITE-updates
-
-    def sources(self, distro: Distro) -> str:
-        """The value of DIB_APT_SOURCES_CONF: `NAME:LINE` for each source."""
-        lines = [f"default:deb {self.main} {distro.suite} main"]
-        if self.updates:
-            lines.append(f"updates:deb {self.main} {distro.suite}-updates main")
-        if self.security:
-            lines.append(f"security:deb {self.security} {distro.suite}-security main")
-        return "\n".join(lines) + "\n"
-
-
-def read_apt_sources(etc_apt: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """The enabled `deb` sources below an /etc/apt: (URI, suite, components). Both formats of sources.list(5)."""
-    for path in [etc_apt / "sources.list", *sorted((etc_apt / "sources.list.d").glob("*"))]:
-        if path.suffix == ".list" and path.is_file():
-            yield from _one_line_sources(path.read_text(errors="replace"))
-        elif path.suffix == ".sources" and path.is_file():
-            yield from _deb822_sources(path.read_text(errors="replace"))
-
-
-def _one_line_sources(content: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    for line in content.splitlines():
-        words = re.sub(r"\[[^]]*\]", " ", line.partition("#")[0]).split()
-        if len(words) >= 3 and words[0] == "deb":
-            yield words[1], words[2], tuple(words[3:])
-
-
-def _deb822_sources(content: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    lines = [line for line in content.splitlines() if not line.startswith("#")]
-    for stanza in re.split(r"\n\s*\n", "\n".join(lines)):
-        fields: dict[str, str] = {}
-        key = ""
-        for line in stanza.splitlines():
-            if line[:1] in (" ", "\t"):
-                fields[key] = fields.get(key, "") + " " + line.strip()
-            elif ":" in line:
-                key, _, value = line.partition(":")
-                key = key.strip().lower()
-                fields[key] = value.strip()
-        if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() not in ("no", "false"):
-            for uri in fields.get("uris", "").split():
-                for suite in fields.get("suites", "").split():
-                    yield uri, suite, tuple(fields.get("components", "").split())
-
-
-def find_mirrors(distro: Distro, root: Path = Path("/")) -> Mirrors:
-    """The distro's archive and its security archive, as this machine's own apt sources name them, whatever their suite.
-
-    Raises MachineLacks when this machine's sources name no archive of that distro.
-    """
-    release: dict[str, str] = {}
-    for line in _read(root / "etc/os-release").splitlines():
-        key, _, value = line.partition("=")
-        release[key] = value.strip().strip('"')
-    own = {release.get("VERSION_CODENAME", ""), distro.suite} if release.get("ID") == distro.name else {distro.suite}
-    suites: dict[str, str] = {}
-    updated: set[str] = set()
-    for uri, suite, components in read_apt_sources(root / "etc/apt"):
-        base, _, kind = suite.replace("/", "-").partition("-")
-        if base not in own or "main" not in components or urlsplit(uri).scheme not in ("http", "https"):
-            continue
-        if kind == "updates" and urlsplit(uri).path.rstrip("/").endswith("security"):
-            kind = "security"  # before Debian 11 that suite was SUITE/updates
-        if kind == "updates":
-            updated.add(uri)
-        elif kind == "" and "main" in suites:
-            # A third party's archive can have the same suite name: the distro's own is the one that has its name.
-            if distro.name in urlsplit(uri).path and distro.name not in urlsplit(suites["main"]).path:
-                suites["main"] = uri
-        else:
-            suites.setdefault(kind or "main", uri)
-    if "main" not in suites:
-        raise MachineLacks(
-            f"this machine's apt sources name no archive of {distro.name}", "name a mirror of it with --mirror URL"
-        )
-    return Mirrors(suites["main"], suites.get("security"), suites["main"] in updated)
-
-
-def check_urls(mirrors: Mirrors, proxies: Mapping[str, str]) -> None:
-    """Raises BadUsage for a URL that carries a password."""
-    for url in (mirrors.main, mirrors.security or "", *proxies.values()):
-        if "@" in urlsplit(url).netloc:
-            raise BadUsage(
-                "the URL of a mirror or proxy holds a password, which dib would show in its log and in process lists",
-                "use a mirror or proxy that asks for none, on this machine if need be",
-            )
-
-
-def find_proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """The proxy variables of this machine, the only ones of the caller's environment that reach dib."""
-    found = {name: environ[name] for name in PROXIES if environ.get(name)}
-    if "http_proxy" not in found and not run.missing_tools(["apt-config"]):
-        asked = run.run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], ok=(0, 100)).stdout.decode()
-        value = asked.partition("=")[2].strip().strip("'")
-        if "://" in value:
-            found["http_proxy"] = value
-    return found
 
 
 @dataclass(frozen=True)
@@ -178,7 +70,7 @@ class DibBuild:
         return self.work / f"{self.name}.tar"
 
     def argv(self) -> list[str]:
-        """The whole command: dib as the only tenant of a mount and a PID namespace, which end with imagegen however it ends."""
+        """The whole command: dib alone in a mount and a PID namespace, which end with imagegen however it ends."""
         namespace = [
             *("setpriv", "--pdeathsig", "KILL"),
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"),
@@ -227,8 +119,8 @@ _NOISE = re.compile(
     r"^(?:\++ |dib-run-parts |Unmount |\*\*\* |rm: |Get:\d|Hit:\d|\(Reading database|Selecting previously)"
 )
 _TELLING = re.compile(
-    r"^> ?(?:E|W): |^(?:E|W|Err): |\berror\b|\bERROR\b|\bError\b|\bfatal\b|Traceback|No such file|not found|No space left|Unable to|"
-    r"Failed to|failed to|returned error exit status|exit status [1-9]"
+    r"^> ?[EW]: |^(?:E|W|Err): |\b(?:error|ERROR|Error|fatal)\b|Traceback|No such file|not found|No space left"
+    r"|Unable to|[Ff]ailed to|exit status [1-9]"
 )
 
 
@@ -297,7 +189,7 @@ class DibLog:
 def run_dib(build: DibBuild, log: Path, follow: DibLog) -> None:
     """Runs dib to its end; its output goes to `log` as it comes. Raises CommandFailed with the lines that matter.
 
-    However this ends, nothing that dib started or mounted is left: its namespace's first process is gone, with it all others.
+    However this ends, nothing that dib started or mounted is left: with a namespace's first process all others go.
     """
     binaries = build.work / "bin"
     binaries.mkdir(exist_ok=True)
@@ -329,17 +221,10 @@ def end_namespace(process: run.Process) -> None:
     """Kills a namespace that `unshare --pid --fork` made, if it still runs, and returns when all in it are gone."""
     if process.poll() is not None:
         return
-    children = _read(Path(f"/proc/{process.pid}/task/{process.pid}/children")).split()
+    children = " ".join(read_lines(Path(f"/proc/{process.pid}/task/{process.pid}/children"))).split()
     for child in children:
         # Its end is complete only when the kernel has ended everything in the namespace; unshare waits for that.
         os.kill(int(child), signal.SIGKILL)
     if not children:
         process.kill()
     process.wait()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

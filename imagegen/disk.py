@@ -1,7 +1,7 @@
 """A bootable disk image from an OS tree, in user space: no loop device, device-mapper or mount.
 
-One image boots under BIOS and UEFI firmware. GRUB and mke2fs are the image's own, started through the tree's own loader,
-so neither the build host's versions nor a chroot matter, and only kernel links, grub.cfg and fstab are written to the tree.
+One image boots under BIOS and UEFI firmware. GRUB and mke2fs are the image's own, started by the tree's own loader, so
+the build host's versions do not matter. Written to the tree are kernel links, grub.cfg and fstab, nothing else.
 
 The same tree and content id give the same raw bytes. Not reproducible: a qcow2's bytes (clusters are written in any
 order), and whatever differs between two builds of the tree itself.
@@ -28,7 +28,7 @@ SECTOR = 512
 MIB = 1 << 20
 SEED_SIZE = 8 * MIB
 
-# Partition types: GRUB manual "BIOS installation", UEFI specification 2.10 table 5.7, Discoverable Partitions Specification.
+# Partition types: GRUB manual "BIOS installation", UEFI specification 2.10 table 5.7, Discoverable Partitions.
 BIOS_BOOT = UUID("21686148-6449-6e6f-744e-656564454649")
 ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 LINUX_DATA = UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
@@ -178,9 +178,10 @@ def grub_config(root: UUID) -> str:
     """/boot/grub/grub.cfg: the distro's kernel links, so that an upgraded kernel is the next to boot.
 
     `root` names the partition to the kernel; GRUB itself reads from the disk that it came from (see grub_prefix).
-    UEFI firmware mirrors its own console to the serial port, GRUB must not do it again.
+    UEFI firmware mirrors its own console to the serial port, GRUB must not do it again. systemd.gpt_auto=no: what fstab
+    says is mounted, nothing else (systemd would check and mount the ESP at every boot).
     """
-    arguments = f"root=PARTUUID={root} ro console=tty0 console=ttyS0,115200"
+    arguments = f"root=PARTUUID={root} ro systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
     return f"""\
 if [ "$grub_platform" = pc ]; then
   if serial --unit=0 --speed=115200; then
@@ -215,7 +216,7 @@ def fstab(root: UUID) -> str:
 def patch_boot_image(image: bytes, core_lba: int) -> bytes:
     """The first 440 bytes of LBA 0 from GRUB's boot.img, as grub-bios-setup would write them.
 
-    0x5c: 64-bit LBA of core.img. 0x66: a jump becomes two NOPs, so that a drive number which is no hard disk's is mended
+    0x5c: 64-bit LBA of core.img. 0x66: a jump becomes two NOPs, so that GRUB mends a drive number that no hard disk has
     (grub-core/boot/i386/pc/boot.S).
     """
     if len(image) != SECTOR:
@@ -240,7 +241,7 @@ def patch_core_image(image: bytes, core_lba: int) -> bytes:
 
 
 def tree_command(tree: Path, program: str) -> list[str]:
-    """The start of an argv that runs a program of the tree by the tree's own loader and libraries, outside any chroot."""
+    """The start of an argv that runs a program of the tree by the tree's loader and libraries, without a chroot."""
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     return [f"{libraries}/ld-linux-x86-64.so.2", "--library-path", str(libraries), str(tree / program)]
 
@@ -285,8 +286,10 @@ def version_key(version: str) -> list[tuple[int, str]]:
 
 
 def prepare_tree(tree: Path, layout: Layout) -> None:
-    """Writes what the tree must know of its disk: kernel links, /boot/grub/grub.cfg, /etc/fstab."""
+    """Writes what the tree must know of its disk: kernel links, /boot/grub/grub.cfg, /etc/fstab, mount points."""
     link_kernel(tree)
+    for name in ("proc", "sys"):  # dib leaves them out of its tar; without them systemd stops
+        (tree / name).mkdir(mode=0o555, exist_ok=True)
     (tree / "boot/grub").mkdir(mode=0o755, parents=True, exist_ok=True)
     write_file(tree / "boot/grub/grub.cfg", text(grub_config(layout.root.uuid)))
     write_file(tree / "etc/fstab", text(fstab(layout.root.uuid)))

@@ -64,12 +64,12 @@ def _pinned_clock() -> Iterator[None]:
     still = SimpleNamespace(**vars(time))
     still.time = lambda: EPOCH
     still.localtime = time.gmtime
-    modules = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("pycdlib.") and getattr(module, "time", None) is time
-    ]
     with _CLOCK_LOCK:
+        modules = [
+            module
+            for name, module in list(sys.modules.items())
+            if name.startswith("pycdlib.") and getattr(module, "time", None) is time
+        ]
         for module in modules:
             module.time = still  # type: ignore[attr-defined]
         try:

@@ -119,8 +119,7 @@ def find_release(name: str, distro: Distro) -> Release:
 
 def package_installs(element: str, release: Release) -> tuple[str, ...]:
     """The names for the element's package-installs.yaml in that release; pkg-map turns them into the distro's."""
-    rows = _data()["packages"].get(element, {})
-    return tuple(name for name, row in rows.items() if _in_span(release.id, row))
+    return tuple(_names(_data()["packages"].get(element, {}), release.id, release.distro.name))
 
 
 def package_map(element: str) -> dict[str, Any]:

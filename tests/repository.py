@@ -13,17 +13,20 @@ AGENT = ELEMENTS / "imagegen-firstboot/static/usr/lib/imagegen-node"
 
 
 def read_ignored(root: Path) -> tuple[str, ...]:
-    """The patterns of .gitignore (directories and names only, which is all that ours has), and .git itself."""
+    """The patterns of .gitignore, which names only files and directories, and .git itself."""
     lines = (root / ".gitignore").read_text().split()
-    return (".git", *(line.strip("/") for line in lines if not line.startswith("#")))
+    return ("/.git", *(line.rstrip("/") for line in lines if not line.startswith("#")))
 
 
 def walk_files(root: Path = ROOT) -> Iterator[Path]:
     """Every file of the checkout that is not ignored: what a commit of everything would hold. Asks no git."""
     ignored = read_ignored(root)
     for directory, subdirectories, names in os.walk(root):
+        top = Path(directory) == root
         for kept in (subdirectories, names):
-            kept[:] = sorted(name for name in kept if not any(fnmatch(name, pattern) for pattern in ignored))
+            # A pattern with a slash is for the top only.
+            words = {name: (name, f"/{name}") if top else (name,) for name in kept}
+            kept[:] = sorted(n for n in kept if not any(fnmatch(w, pattern) for w in words[n] for pattern in ignored))
         yield from (Path(directory, name) for name in names)
 
 

@@ -7,6 +7,6 @@ from guards import pytest_itemcollected, pytest_runtest_protocol
 
 __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
 
-# How fast a machine is proves nothing about the code.
-hypothesis.settings.register_profile("unit", deadline=None)
+# How fast a machine is proves nothing about the code. The rest is hypothesis' default, which knows CI.
+hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("unit")

@@ -178,17 +178,6 @@ def test_a_node_without_a_log_shows_its_console(journal: Completed | Exception) 
     ]
 
 
-def test_the_table_has_a_line_a_node() -> None:
-    """Columns are aligned, a silent node has a word."""
-    lines = boot.format_table([result(0, "ready"), result(1, "")])
-    assert [line.split() for line in lines] == [
-        ["NODE", "ROLE", "STATE", "SECONDS", "IMAGE"],
-        ["linux-node1", "controller", "ready", "83", "image"],
-        ["linux-node2", "compute", "silent", "83", "image"],
-    ]
-    assert len({line.index(word) for line, word in zip(lines, ("IMAGE", "image", "image"), strict=True)}) == 1
-
-
 # The whole of boot_cluster, on a network that plays.
 
 
@@ -343,6 +332,30 @@ def test_the_first_controller_is_needed_when_all_services_are_elsewhere() -> Non
     boot.check_nodes(cluster, cluster.nodes[:1])
     with pytest.raises(BadUsage):
         boot.check_nodes(cluster, cluster.nodes[1:])
+
+
+@pytest.mark.parametrize(("backend", "made"), [("nspawn", "Nspawn"), ("qemu", "Qemu")])
+def test_a_backend_starts_without_the_leftovers_of_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, made: str
+) -> None:
+    """Nodes that were kept in containers would have the addresses of those that now come up in QEMU."""
+    log: list[str] = []
+    for module, name in ((boot.nspawn, "Nspawn"), (boot.qemu, "Qemu")):
+        monkeypatch.setattr(module, "remove_leftovers", lambda directory, name=name: log.append(f"clean {name}"))
+        monkeypatch.setattr(module, name, lambda cluster, directory, name=name: log.append(name))
+    boot.open_network(backend, CLUSTER, tmp_path)
+    assert log == ["clean Nspawn", "clean Qemu", made]
+
+
+def test_another_users_directory_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run as root, a run without root gets a sentence and not a traceback."""
+
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(MachineLacks, match="belongs to another user"), boot.hold_directory(tmp_path):
+        pass
 
 
 def test_an_unknown_backend_is_bad_usage(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -34,6 +35,13 @@ class Image:
     format: str
     path: Path
     sha256: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    role: model.Role
+    phase: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     calls: dict[str, Any] = {}
 
     def build_images(cluster: Any, roles: Any, out: Path, *, formats: Any, refresh: bool, report: Any) -> list[Image]:
-        report("installing packages", "1 of 2")
+        for phase, detail in (("packages", "1 of 2"), ("packages", "2 of 2"), ("disk", ""), ("built", "in 9 s")):
+            report(Progress(roles[0], phase, detail))
         calls["build"] = (roles, out, formats, refresh)
         return [
             Image(role, "0123456789ab", each, out / f"{role}.{each}", "0" * 64) for role in roles for each in formats
@@ -80,10 +89,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return [Result(node.name, str(node.role)) for node in nodes]
 
     for name, members in {
-        "build": {
-            "build_images": build_images,
-            "content_ids": lambda cluster, roles: {role: "0" * 64 for role in roles},
-        },
+        "build": {"build_images": build_images, "image_content_id": lambda role, release, static: "0" * 64},
         "boot": {"boot_cluster": boot_cluster, "ClusterNotReady": ClusterNotReady},
     }.items():
         module = ModuleType(f"imagegen.{name}")
@@ -264,7 +270,7 @@ def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output)
     stdout, stderr = output()
     assert stdout.splitlines()[0].split() == ["ROLE", "FORMAT", "ID", "PATH"]
     assert stdout.splitlines()[1].split() == ["controller", "tar", "0123456789ab", "out/controller.tar"]
-    assert "installing packages: 1 of 2" in stderr
+    assert stderr.splitlines()[-3:] == ["controller: packages: 1 of 2", "controller: disk", "controller: built: in 9 s"]
     assert run_command(["build"]) == 0
     assert workers["build"] == (
         (model.Role.CONTROLLER, model.Role.COMPUTE),
@@ -272,6 +278,21 @@ def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output)
         ("tar", "raw", "qcow2"),
         False,
     )
+
+
+def test_a_terminal_shows_progress_as_it_happens(
+    workers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Phases that are over stay on the screen with what came of them; stdout is the same."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert run_command(["build", "--format", "tar"]) == 0
+    stdout, stderr = output()
+    assert len(stdout.splitlines()) == 3
+    lines = [line.rpartition("\r")[2].strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stderr).splitlines()]
+    kept = ["controller: packages: 2 of 2", "controller: disk", "controller: built: in 9 s"]
+    assert [line for line in lines if line in kept][:3] == kept
+    assert "controller: packages: 1 of 2" not in lines
 
 
 def test_boot_ends_with_the_verdict(workers: dict[str, Any], output: Output) -> None:

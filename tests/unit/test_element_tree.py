@@ -14,6 +14,11 @@ import pytest
 import yaml
 from repository import ELEMENTS
 
+from imagegen.elements import elements_tree
+from imagegen.model import Distro, Role
+from imagegen.releases import default_release, find_release
+from imagegen.tree import read_tree, write_tree
+
 # The phases of diskimage-builder 3, whose files are run (its developer's guide, "Phase Subdirectories").
 PHASES = {
     "root.d",
@@ -158,6 +163,16 @@ def test_the_elements_keep_the_laws() -> None:
     assert len([hook for element in elements for phase in PHASES for hook in (element / phase).glob("*")]) > 3
     assert len([file for element in elements for file in list_files(element / "static")]) > 10
     faults = find_faults(ELEMENTS)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_the_generated_tree_keeps_the_laws(tmp_path: Path, role: Role) -> None:
+    """With the generated element of a role added, as a build has it, the laws hold as well."""
+    release = find_release(default_release(Distro()), Distro())
+    write_tree(elements_tree(read_tree(ELEMENTS), [role], release, {}), tmp_path / "elements")
+    assert len(list_elements(tmp_path / "elements")) == len(list_elements(ELEMENTS)) + 1
+    faults = find_faults(tmp_path / "elements")
     assert not faults, "\n".join(faults)
 
 

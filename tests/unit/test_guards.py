@@ -15,6 +15,7 @@ import guards
 import procedure
 import pytest
 
+# /bin/false: should the guard ever be broken, exec must not end the test run as if all were well.
 PROCESS_STARTERS: dict[str, Callable[[], object]] = {
     "subprocess.run": lambda: subprocess.run(["true"]),
     "subprocess.Popen with a shell": lambda: subprocess.Popen("true", shell=True),
@@ -22,8 +23,8 @@ PROCESS_STARTERS: dict[str, Callable[[], object]] = {
     "os.popen": lambda: os.popen("true"),
     "os.fork": os.fork,
     "pty.fork": pty.fork,
-    "os.execv": lambda: os.execv("/bin/true", ["true"]),
-    "os.execvp": lambda: os.execvp("true", ["true"]),
+    "os.execv": lambda: os.execv("/bin/false", ["false"]),
+    "os.execvp": lambda: os.execvp("false", ["false"]),
     "os.posix_spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
     "os.spawnv": lambda: os.spawnv(os.P_WAIT, "/bin/true", ["true"]),
     "asyncio": lambda: asyncio.run(asyncio.create_subprocess_exec("true")),

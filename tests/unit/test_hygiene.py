@@ -120,3 +120,10 @@ def test_every_make_target_is_explained() -> None:
     assert [line for line in targets if not re.search(r"## \S", line)] == []
     phony = {name for line in lines if line.startswith(".PHONY:") for name in line.split()[1:]}
     assert {line.split(":")[0] for line in targets} == phony
+
+
+def test_make_calls_only_scripts_that_exist() -> None:
+    """No target leads nowhere."""
+    named = set(re.findall(r"(?<![\w/])(?:\.ci|tests)/[\w./-]*\w", (ROOT / "Makefile").read_text()))
+    assert len(named) > 5
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -65,7 +66,11 @@ def test_the_label_is_cidata() -> None:
             break
         joliet = descriptor[88:91] == b"%/E"
         labels["Joliet" if joliet else descriptor[0]] = descriptor[40:72].decode("utf-16-be" if joliet else "ascii")
-    assert {kind: label.rstrip(" \0") for kind, label in labels.items()} == {1: "cidata", 2: "cidata", "Joliet": "cidata"}
+    assert {kind: label.rstrip(" \0") for kind, label in labels.items()} == {
+        1: "cidata",
+        2: "cidata",
+        "Joliet": "cidata",
+    }
 
 
 def test_entries_are_for_root_alone() -> None:
@@ -86,7 +91,12 @@ def test_bytes_do_not_depend_on_time_or_zone(monkeypatch: pytest.MonkeyPatch) ->
     """The same tree gives the same ISO in any zone, at any time, in any order of the tree."""
     images = set()
     try:
-        for zone, now in [("UTC", 0.0), ("Asia/Kathmandu", 1.7e9), ("America/St_Johns", 1.8e9 + 0.5), ("XXX-13:30", 2e9)]:
+        for zone, now in [
+            ("UTC", 0.0),
+            ("Asia/Kathmandu", 1.7e9),
+            ("America/St_Johns", 1.8e9 + 0.5),
+            ("XXX-13:30", 2e9),
+        ]:
             monkeypatch.setenv("TZ", zone)
             time.tzset()
             with monkeypatch.context() as patch:
@@ -113,11 +123,20 @@ def test_the_clock_is_given_back() -> None:
     assert vars(pycdlib.dates)["time"] is time
 
 
-def test_threads_make_the_same_isos() -> None:
-    """Several ISOs at a time do not disturb each other's clock."""
+def test_threads_make_the_same_isos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ISOs made at the same time do not give back each other's clock."""
     trees = [seed(user_data=bytes([number]) * 100) for number in range(16)]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(seed_iso_bytes, trees)) == [seed_iso_bytes(tree) for tree in trees]
+    alone = [seed_iso_bytes(tree) for tree in trees]
+    years = iter(range(100_000))
+    monkeypatch.setattr(time, "time", lambda: next(years) * 31e6 % 1e9)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(seed_iso_bytes, trees))
+    finally:
+        sys.setswitchinterval(before)
+    assert together == alone
 
 
 def test_vendor_data_may_come_along() -> None:

@@ -15,8 +15,8 @@ ROWS = (
     {"model", "errors", "resources"},
     {"document"},
     {"secrets", "releases", "render", "tree", "run"},
-    {"cluster", "disk", "iso"},
-    {"elements", "seeds", "external", "qemu", "nspawn"},
+    {"cluster", "disk", "iso", "manifest", "mirrors"},
+    {"elements", "seeds", "external", "qemu", "nspawn", "store"},
     {"dib", "verify"},
     {"build", "boot"},
     {"cli"},
@@ -84,7 +84,7 @@ def find_module_faults(module: str, source: str) -> list[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
         if node.attr.rstrip("lvpe") in {call.rstrip("lvpe") for call in PROCESS_CALLS}
     ]
-    return faults
+    return list(dict.fromkeys(faults))
 
 
 def find_agent_faults(module: str, source: str) -> list[str]:
@@ -93,7 +93,7 @@ def find_agent_faults(module: str, source: str) -> list[str]:
         tree = ast.parse(source, feature_version=(3, 9))
     except SyntaxError as error:
         return [f"{error.lineno}: not Python 3.9: {error.msg}"]
-    faults = []
+    faults: list[str] = []
     imports = list(find_imports(tree, "imagegen_node"))
     for line, name in imports:
         package = name.partition(".")[0]

@@ -20,7 +20,7 @@ from imagegen.releases import (
     release_ids,
     service_map,
 )
-from imagegen.resources import PACKAGE
+from imagegen.resources import PACKAGE, data_directory
 
 DATA = yaml.safe_load((PACKAGE / "data/releases.yaml").read_bytes())
 TRIXIE = Distro()
@@ -150,11 +150,19 @@ def test_maps_name_every_package_for_every_distro(element: str) -> None:
             mapped.get("distro", {}).get(distro.name, {}).get(name, mapped["default"][name])
             for name in package_installs(element, found)
         ]
-        assert tuple(sorted(filter(None, names))) == found.packages[element]
+        assert tuple(sorted(names)) == found.packages[element]
         for service, units in service_map(element).items():
             assert found.services.get(service, units.get(distro.name, units["default"])) == units.get(
                 distro.name, units["default"]
             )
+
+
+def test_the_elements_install_what_is_listed_here() -> None:
+    """The committed package-installs.yaml files and these lists are the same for what is built and booted."""
+    release, elements = find_release("2025.1", TRIXIE), data_directory("elements")
+    for element in element_names():
+        installs = yaml.safe_load((elements / element / "package-installs.yaml").read_text())
+        assert sorted(installs) == sorted(package_installs(element, release)), element
 
 
 def test_defaults_are_offered() -> None:

@@ -51,12 +51,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
     python, venv = Path(sys.executable).with_name("python"), work / "venv"
-    build = [python, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", work / "source"]
+    build: list[str | Path] = [
+        python,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        work / "dist",
+        work / "source",
+    ]
     run_checked(build, work)
     shutil.rmtree(work / "source")
     run_checked([python, "-m", "venv", "--without-pip", venv], work)
     (wheel,) = (work / "dist").glob("*.whl")
-    pip = [python, "-m", "pip", "--python", venv / "bin/python"]
+    pip: list[str | Path] = [python, "-m", "pip", "--python", venv / "bin/python"]
     run_checked([*pip, "install", "--no-index", "--no-deps", wheel], work)
     (site,) = venv.glob("lib/python*/site-packages")
     # Our own packages serve as its dependencies. A .pth file's directory is searched, but its .pth files are not read,

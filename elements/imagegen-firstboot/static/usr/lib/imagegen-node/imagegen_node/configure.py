@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from imagegen_node.system import put_file, read_cpu_flags
+from imagegen_node.system import put_file
 
-SERVICES_ENVIRONMENT = "/run/imagegen/services.env"
+SERVICES_ENVIRONMENT = Path("/run/imagegen/services.env")
+CPUINFO = Path("/proc/cpuinfo")
+KVM = Path("/dev/kvm")
 MOST_WORKERS = 4
 
 
@@ -20,7 +22,7 @@ def count_workers() -> int:
 def configure_controller(node: dict[str, Any]) -> str:
     """Address and worker count for the uwsgi units, worker counts of Nova's daemons, connections of MariaDB."""
     workers = count_workers()
-    put_file(SERVICES_ENVIRONMENT, f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
+    put_file(str(SERVICES_ENVIRONMENT), f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
     nova = f"[conductor]\nworkers = {workers}\n\n[scheduler]\nworkers = {workers}\n"
     put_file("/etc/nova/nova.conf.d/30-workers.conf", nova, 0o640, "root", "nova")
     if "database" in node["hosts"]:
@@ -30,14 +32,20 @@ def configure_controller(node: dict[str, Any]) -> str:
     return f"{workers} workers a service"
 
 
-def choose_virt_type() -> str:
-    """kvm when the processor can and /dev/kvm is there, else qemu."""
-    flags = read_cpu_flags()
-    return "kvm" if ("vmx" in flags or "svm" in flags) and Path("/dev/kvm").exists() else "qemu"
+def choose_virt_type() -> tuple[str, str]:
+    """(virt_type, why): kvm when the processor can and /dev/kvm is there, else qemu."""
+    lines = CPUINFO.read_text().splitlines()
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
+    can = sorted(flags & {"vmx", "svm"})
+    if not can:
+        return "qemu", "the processor shows neither vmx nor svm"
+    if not KVM.exists():
+        return "qemu", f"the processor shows {can[0]}, but there is no {KVM}"
+    return "kvm", f"the processor shows {can[0]}, and {KVM} is there"
 
 
 def configure_compute() -> str:
     """virt_type in a drop-in of Nova's."""
-    virt_type = choose_virt_type()
+    virt_type, why = choose_virt_type()
     put_file("/etc/nova/nova.conf.d/40-virt-type.conf", f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
-    return f"virt_type {virt_type}"
+    return f"virt_type {virt_type}: {why}"

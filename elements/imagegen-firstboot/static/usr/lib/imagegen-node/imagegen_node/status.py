@@ -5,37 +5,69 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, Callable
+
+from imagegen_node.mask import mask
 
 STATUS_FILE = Path("/run/imagegen/status.json")
 PORT = Path("/dev/virtio-ports/org.imagegen.status")
 CONSOLE = Path("/dev/console")
+LONGEST_DETAIL = 600  # characters
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Writes the file beside its place and renames it over."""
+def write_atomically(path: Path, text: str, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
+    """Writes the file beside its place, with its mode and (uid, gid), and renames it over."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name("." + path.name + ".new")
-    handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as stream:
         stream.write(text)
+        if owner is not None:
+            os.fchown(stream.fileno(), *owner)
         os.fchmod(stream.fileno(), mode)
     beside.replace(path)
 
 
-def send_line(path: Path, line: str) -> None:
-    """Writes one line to a device if it is there and takes it; a boot never waits for it."""
-    try:
-        handle = os.open(str(path), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:
-        return
-    try:
-        os.write(handle, (line + "\n").encode())
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+class Outlet:
+    """A device that takes lines but may be absent or full. Writing never waits for it, and its newest line is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begun = b""  # what is left of a line of which the device may have taken a part
+        self._newest = b""
+
+    def send(self, line: str) -> None:
+        self._newest = line.encode()
+        self.flush()
+
+    def flush(self) -> bool:
+        """Gives the device what it takes now; True when nothing is left."""
+        if not (self._begun or self._newest):
+            return True
+        try:
+            handle = os.open(str(self._path), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return False
+        try:
+            while self._begun or self._newest:
+                if not self._begun:
+                    self._begun, self._newest = self._newest, b""
+                self._begun = self._begun[os.write(handle, self._begun) :]
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def drain(self, sleep: Callable[[float], None]) -> None:
+        """Before the agent ends: gives a device that is there ten seconds to take what is left."""
+        for _ in range(50):
+            if self.flush() or not self._path.exists():
+                return
+            sleep(0.2)
 
 
 class Status:
@@ -44,18 +76,21 @@ class Status:
     def __init__(self, node: str, role: str) -> None:
         self.node = node
         self.role = role
+        self.secrets: Sequence[str] = ()
         self.state = "working"
         self.step = ""
         self.detail = ""
         self.since = self._now()
-        self.steps: list[dict[str, object]] = []
+        self.steps: list[dict[str, Any]] = []
         self._started = time.monotonic()
+        self._console = Outlet(CONSOLE)
+        self._port = Outlet(PORT)
 
     @staticmethod
     def _now() -> str:
         return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, Any]:
         """The status document of the design, version 1."""
         return {
             "version": 1,
@@ -74,8 +109,8 @@ class Status:
         self.steps.append({"name": step, "state": "working", "seconds": 0.0, "rc": None})
         self._say("working", step, "")
 
-    def wait(self, detail: str) -> None:
-        self._mark("waiting", None)
+    def wait(self, detail: str, rc: int | None = None) -> None:
+        self._mark("waiting", rc)
         self._say("waiting", self.step, detail)
 
     def fail(self, detail: str, rc: int | None) -> None:
@@ -86,21 +121,35 @@ class Status:
         self._mark("done", 0)
         self._say("working", self.step, detail)
 
+    def give_up(self, detail: str) -> None:
+        """The step that was begun is not this node's any more."""
+        self.steps.pop()
+        self._say("waiting", self.step, detail)
+
     def ready(self, detail: str) -> None:
         self._say("ready", "", detail)
+
+    def close(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Lets the devices take what they have not taken yet; for an agent that ends."""
+        for outlet in (self._console, self._port):
+            outlet.drain(sleep)
 
     def _mark(self, state: str, rc: int | None) -> None:
         self.steps[-1].update(state=state, seconds=round(time.monotonic() - self._started, 1), rc=rc)
 
     def _say(self, state: str, step: str, detail: str) -> None:
+        detail = " ".join(mask(detail, self.secrets).split())[:LONGEST_DETAIL]
         if (state, step, detail) == (self.state, self.step, self.detail):
+            self._console.flush()
+            self._port.flush()
             return
         if state != self.state:
             self.since = self._now()
         self.state, self.step, self.detail = state, step, detail
         text = json.dumps(self.document(), sort_keys=True)
         write_atomically(STATUS_FILE, text + "\n")
-        line = "imagegen: {} ({}) {} {}{}".format(self.node, self.role, state, step, ": " + detail if detail else "")
+        said = " ".join(filter(None, (state, step)))
+        line = "imagegen: {} ({}) {}{}".format(self.node, self.role or "no role yet", said, detail and ": " + detail)
         print(line, flush=True)
-        send_line(CONSOLE, line + "\r")
-        send_line(PORT, text)
+        self._console.send(line + "\r\n")
+        self._port.send(text + "\n")

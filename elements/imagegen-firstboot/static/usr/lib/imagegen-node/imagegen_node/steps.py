@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Callable
 if TYPE_CHECKING:
     from imagegen_node.status import Status
 
+Sleep = Callable[[float], None]
+
 FIRST_PAUSE = 1.0  # seconds between two tries of a step that waits
+PAUSE_GROWTH = 1.25  # so that a step notices what it waits for at most a quarter of its time late
 LONGEST_PAUSE = 10.0
 FAILED_PAUSE = 30.0  # seconds until a failed step is tried again
 TRIES = 4  # of a command that fails, before the node says failed
@@ -44,7 +47,7 @@ class Step:
     run: Callable[[], str | None]
 
 
-def run_step(step: Step, status: Status, sleep: Callable[[float], None] = time.sleep) -> None:
+def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
     """Runs one step until it is done; what it waits for or failed at stands in the status. LeaseLost goes through."""
     status.begin(step.name)
     pause, failures = FIRST_PAUSE, 0
@@ -55,29 +58,30 @@ def run_step(step: Step, status: Status, sleep: Callable[[float], None] = time.s
             failures = 0
             status.wait(str(waiting))
             sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
-            continue
-        except LeaseLost:
+            pause = min(pause * PAUSE_GROWTH, LONGEST_PAUSE)
+        except LeaseLost as lost:
+            status.give_up(str(lost))
             raise
         except Refused as refused:
+            failures = 0
             status.fail(str(refused), None)
             sleep(FAILED_PAUSE)
-            continue
         except Exception as error:  # a step must never end the agent: the node says what happened and tries again
             failures += 1
+            rc = getattr(error, "rc", None)
             text = str(error) if isinstance(error, CommandFailed) else f"{type(error).__name__}: {error}"
             if failures < TRIES:
-                status.wait("another try after: " + text)
+                status.wait("another try after: " + text, rc)
                 sleep(min(2.0**failures, LONGEST_PAUSE))
             else:
-                status.fail(text, getattr(error, "rc", None))
+                status.fail(text, rc)
                 sleep(FAILED_PAUSE)
-            continue
-        status.done(detail or "")
-        return
+        else:
+            status.done(detail or "")
+            return
 
 
-def run_steps(steps: Iterable[Step], status: Status, sleep: Callable[[float], None] = time.sleep) -> None:
+def run_steps(steps: Iterable[Step], status: Status, sleep: Sleep = time.sleep) -> None:
     """Runs the steps in their order, each until it is done."""
     for step in steps:
         run_step(step, status, sleep)

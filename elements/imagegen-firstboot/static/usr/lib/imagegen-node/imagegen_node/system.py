@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import hashlib
 import os
 import pwd
 import shlex
@@ -13,6 +15,9 @@ from pathlib import Path
 from imagegen_node.status import write_atomically
 from imagegen_node.steps import CommandFailed, Waiting
 
+# With what configuration each unit was started. It goes when the machine reboots, as the processes do.
+STARTED = Path("/run/imagegen/started")
+
 
 def run(
     argv: Sequence[str],
@@ -22,21 +27,24 @@ def run(
     env: dict[str, str] | None = None,
     ok: Sequence[int] = (0,),
 ) -> str:
-    """Runs a command, as that user, and returns its stdout. Raises CommandFailed for a return code not in `ok`."""
-    home = pwd.getpwnam(user).pw_dir if user else "/root"
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": home, **(env or {})}
-    identity = (
-        {"user": user, "group": user, "extra_groups": os.getgrouplist(user, pwd.getpwnam(user).pw_gid)} if user else {}
-    )
+    """Runs a command, as that user, and returns its stdout. Raises CommandFailed for a return code not in `ok`.
+
+    No secret may stand in argv, which every process can read: they go by `input` or `env`.
+    """
+    account = pwd.getpwnam(user) if user else None
+    home = account.pw_dir if account else "/root"
     done = subprocess.run(
         list(argv),
         input=input,
         stdin=None if input is not None else subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=environment,
-        cwd=home if user else "/",
-        **identity,
+        errors="replace",
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": home, **(env or {})},
+        cwd=home if account else "/",
+        user=account.pw_uid if account else None,
+        group=account.pw_gid if account else None,
+        extra_groups=os.getgrouplist(account.pw_name, account.pw_gid) if account else None,
     )
     if done.returncode not in ok:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
@@ -44,25 +52,51 @@ def run(
     return done.stdout
 
 
-def read_unit(unit: str) -> dict[str, str]:
-    """ActiveState, SubState and Result of a unit."""
-    text = run(["systemctl", "show", unit, "--property=ActiveState,SubState,Result"])
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+def read_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
+    """ActiveState and SubState of each unit, in one process."""
+    text = run(["systemctl", "show", "--property=ActiveState,SubState", *units])
+    blocks = (dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n"))
+    return dict(zip(units, blocks))
 
 
-def start_unit(unit: str) -> None:
-    """Queues the start of a unit that is not up. Whether it works is asked at its port or the API, not here."""
-    state = read_unit(unit)["ActiveState"]
-    if state == "failed":
-        run(["systemctl", "reset-failed", unit])
-    if state not in ("active", "activating", "reloading"):
-        run(["systemctl", "start", "--no-block", unit])
+def digest_files(paths: Sequence[Path]) -> str:
+    """One digest of the names and contents of these files, and of all files below those that are directories."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(hashlib.sha256(str(file).encode()).digest())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
-def restart_unit(unit: str) -> None:
-    """Restarts a unit that is up, starts one that is not, and does not wait for it."""
-    run(["systemctl", "reset-failed", unit], ok=(0, 1))
-    run(["systemctl", "restart", "--no-block", unit])
+def start_units(units: Sequence[str], *configuration: Path) -> None:
+    """Starts units that are down, restarts those that were started with another configuration.
+
+    Raises Waiting until systemd calls them all active; whether they work is asked at their ports and APIs. Contents
+    are compared, not times: the clock is set while a node boots.
+    """
+    states = read_units(units)
+    wanted = digest_files(configuration)
+    down = [unit for unit in units if states[unit]["ActiveState"] in ("inactive", "failed")]
+    old = [unit for unit in units if configuration and unit not in down and not _started_with(unit, wanted)]
+    if failed := [unit for unit in down if states[unit]["ActiveState"] == "failed"]:
+        run(["systemctl", "reset-failed", *failed])
+    if down:
+        run(["systemctl", "start", "--no-block", *down])
+    if old:
+        run(["systemctl", "restart", "--no-block", *old])
+    for unit in (*down, *old):
+        put_file(str(STARTED / unit), wanted, 0o600)
+    for unit in units:
+        state = states[unit]
+        if unit in down or unit in old or state["ActiveState"] != "active":
+            raise Waiting("{} to be up, which was {ActiveState} ({SubState})".format(unit, **state))
+
+
+def _started_with(unit: str, digest: str) -> bool:
+    record = STARTED / unit
+    return record.is_file() and record.read_text() == digest
 
 
 def check_port(host: str, port: int, what: str) -> None:
@@ -74,22 +108,12 @@ def check_port(host: str, port: int, what: str) -> None:
 
 
 def put_file(path: str, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:
-    """Makes the file hold that text; True when it had to change."""
+    """Makes the file hold that text, with that mode and owner; True when something had to change."""
     place = Path(path)
-    if place.is_file() and place.read_text() == text:
-        return False
-    write_atomically(place, text, mode)
-    import shutil
-
-    shutil.chown(path, owner, group)
+    ids = pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid
+    if place.is_file():
+        found = place.stat()
+        if ((found.st_uid, found.st_gid), found.st_mode & 0o7777) == (ids, mode) and place.read_text() == text:
+            return False
+    write_atomically(place, text, mode, ids)
     return True
-
-
-def read_cpu_flags() -> list[str]:
-    """The words of the flags lines of /proc/cpuinfo."""
-    return [
-        flag
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith(("flags", "Features"))
-        for flag in line.split(":", 1)[1].split()
-    ]

@@ -1,0 +1,189 @@
+"""One cluster for the whole session, what it is asked once for many tests, and what a failure shows of its nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import deployment as tier
+import pytest
+import watch
+from deployment import Deployment, RunningNode
+
+from imagegen.secrets import load_secrets
+from imagegen.verify import parse_table
+
+REPORTED_FAILURES = 3  # the nodes of one bring-up say much the same at every failure
+JOURNAL_LINES = "25"
+
+# Starts a program with the environment that stdin names: a password is in no argument, not even of env(1).
+WITH_ENVIRONMENT = "import json, os, sys; os.execvpe(sys.argv[1], sys.argv[1:], {**os.environ, **json.load(sys.stdin)})"
+
+
+@contextmanager
+def end_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the session as Ctrl-C does, through every fixture's end."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    """The running cluster: brought up by `imagegen` alone, watched meanwhile, and ended whatever happens."""
+    if os.geteuid() != 0:
+        pytest.skip("the cluster tier boots containers, which needs root")
+    directory = tier.WORK / "cluster"
+    with end_on_signals(), tier.hold_work():
+        tier.tear_down(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            yield bring_up(directory)
+        except tier.BringUpFailed as error:
+            # Once and not at each of the tests that now cannot run.
+            request.session.shouldfail = "there is no cluster to test"
+            pytest.fail(str(error), pytrace=False)
+        finally:
+            tier.tear_down(directory)
+
+
+def bring_up(directory: Path) -> Deployment:
+    """Everything between two input files and a cluster that is ready."""
+    seconds = tier.prepare(directory)
+    with watch.ProcessWatch(asdict(load_secrets(directory / "secrets.yaml"))) as seen:
+        booted = tier.boot(directory)
+    booted.watch = seen
+    booted.seconds = {**seconds, **booted.seconds}
+    return booted
+
+
+@pytest.fixture(scope="session")
+def controller(deployment: Deployment) -> RunningNode:
+    return deployment.controller
+
+
+@pytest.fixture(scope="session")
+def computes(deployment: Deployment) -> list[RunningNode]:
+    return deployment.computes
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the slow commands said; each ran once, two at a time."""
+
+    futures: dict[str, Future[Any]]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.futures[name].result()
+
+
+def ask_openstack(deployment: Deployment, *words: str) -> Any:
+    """The JSON answer of the `openstack` client on the controller, as the administrator."""
+    environment = {
+        "OS_AUTH_URL": deployment.cluster.services.auth_url,
+        "OS_USERNAME": "admin",
+        "OS_PASSWORD": deployment.secrets.identity_admin,
+        "OS_PROJECT_NAME": "admin",
+        "OS_USER_DOMAIN_NAME": "Default",
+        "OS_PROJECT_DOMAIN_NAME": "Default",
+        "OS_REGION_NAME": deployment.cluster.region,
+        "OS_IDENTITY_API_VERSION": "3",
+    }
+    argv = ("python3", "-c", WITH_ENVIRONMENT, "openstack", *words, "-f", "json")
+    return deployment.controller.ask_json(*argv, input=json.dumps(environment))
+
+
+@pytest.fixture(scope="session")
+def answers(deployment: Deployment) -> Iterator[Answers]:
+    """The real clients' answers, and the daemons' effective options."""
+    control = deployment.controller
+
+    def manage(*words: str) -> Callable[[], str]:
+        return lambda: control.ask_as("nova", "nova-manage", *words)
+
+    def client(*words: str) -> Callable[[], Any]:
+        return lambda: ask_openstack(deployment, *words)
+
+    def table(*words: str) -> Callable[[], list[dict[str, Any]]]:
+        return lambda: parse_table(manage("cell_v2", *words)())
+
+    work: dict[str, Callable[[], Any]] = {
+        "cells": table("list_cells", "--verbose"),
+        "hosts": table("list_hosts"),
+        "api version": manage("api_db", "version"),
+        "main version": manage("db", "version"),
+        "compute services": client("compute", "service", "list"),
+        "hypervisors": client("hypervisor", "list", "--long"),
+        "services": client("service", "list"),
+        "endpoints": client("endpoint", "list"),
+        "placement": lambda: control.probe(
+            "placement", deployment.cluster.services.auth_url, deployment.secrets.identity_admin
+        ),
+        "database": lambda: control.probe("database"),
+        "schemas": lambda: control.probe("schemas", user="nova"),
+        "nova options": lambda: control.probe("options", "nova", CONTROLLER_DAEMONS, user="nova"),
+        "keystone options": lambda: control.probe("options", "keystone", ["keystone"], user="keystone"),
+        "placement options": lambda: control.probe("options", "placement", ["placement-api"], user="placement"),
+    }
+    for node in deployment.computes:
+        work[f"{node.name} options"] = lambda node=node: node.probe("options", "nova", ["nova-compute"], user="nova")
+    with ThreadPoolExecutor(2) as pool:
+        yield Answers({name: pool.submit(call) for name, call in work.items()})
+        pool.shutdown(cancel_futures=True)
+
+
+CONTROLLER_DAEMONS = ["nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What restarts agents and nodes comes last: the other tests are about a cluster that nobody has touched."""
+    items.sort(key=lambda item: item.path.name == "test_restarts.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+    """A failure shows what each node says of itself."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("deployment")
+    if report.failed and report.when == "call" and running is not None:
+        count = item.config.stash.get(REPORTED, 0)
+        if count < REPORTED_FAILURES:
+            for node in running.nodes.values():
+                report.sections.append((f"node {node.name}", describe_node(node)))
+        item.config.stash[REPORTED] = count + 1
+    return report
+
+
+REPORTED = pytest.StashKey[int]()
+
+
+def describe_node(node: RunningNode) -> str:
+    """A node's status and the end of its journal."""
+    said = []
+    for argv in (
+        ["cat", "/run/imagegen/status.json"],
+        ["systemctl", "--failed", "--no-legend", "--plain"],
+        ["journalctl", "--boot", f"--lines={JOURNAL_LINES}", "--no-pager", "--output=short-monotonic"],
+    ):
+        try:
+            done = node.execute(argv, timeout=30)
+            said.append((done.stdout + done.stderr).decode(errors="replace").strip())
+        except Exception as error:  # a report must not hide the failure that it is about
+            said.append(f"{argv[0]}: {error}")
+    return "\n".join(said)
