@@ -45,7 +45,7 @@ elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/r
 	.venv/bin/python tests/maps.py
 
 dib-role: set-up ## build ROLE with nothing but disk-image-create, as a tar
-	.ci/dib-role $(ROLE) $(OUT)
+	.venv/bin/python .ci/dib_role.py $(ROLE) $(OUT)
 
 bench: images ## measure, each figure against its peer in the same run, into docs/benchmarks.md
 	.ci/set-up bench

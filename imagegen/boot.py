@@ -20,7 +20,7 @@ from imagegen.run import Completed
 from imagegen.secrets import Secrets
 from imagegen.seeds import seed_tree
 from imagegen.tree import File, Tree, write_file
-from imagegen.verify import verify_cluster
+from imagegen.verify import Finding, verify_cluster
 
 Report = Callable[[str], None]
 """Takes one line of progress."""
@@ -28,6 +28,7 @@ Report = Callable[[str], None]
 # What each backend boots: the ending of the image's file name.
 IMAGE_SUFFIX = {"qemu": ".qcow2", "nspawn": ".tar"}
 POLL = 0.5  # seconds between two looks at the nodes
+VERIFY_SHARE = 20  # verification, and each command of it, may take this part of the backend's time: a minute natively
 LAST_LINES = 15
 MIB = 1 << 20
 
@@ -118,8 +119,8 @@ def boot_cluster(
         if not faults:
             report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
             controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
-            # One command may take a tenth of the time that everything may take: 2 minutes natively.
-            found = verify_cluster(cluster, secrets, nodes, controller, network.timeout / 10)
+            limit = network.timeout / VERIFY_SHARE
+            found = verify_patiently(lambda: verify_cluster(cluster, secrets, nodes, controller, limit), limit, report)
             faults = [f"every node says that it is ready, but {finding}" for finding in found]
         if faults:
             save_journals(machines, directory)
@@ -262,6 +263,25 @@ def watch_machines(
         pause(POLL)
     pairs = zip(machines, running, strict=True)
     return [read_result(m, documents[m.node.name], ready.get(m.node.name, elapsed), runs) for m, runs in pairs]
+
+
+def verify_patiently(
+    verify: Callable[[], list[Finding]],
+    timeout: float,
+    report: Report,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[Finding]:
+    """The findings of the last verification: it is repeated, for `timeout` seconds at most, until there is none.
+
+    A service that a node has just seen up may have its first report still before it.
+    """
+    deadline = now() + timeout
+    while (found := verify()) and now() < deadline:
+        report(progress_line("cluster", "verify", "waiting", found[0]))
+        pause(10 * POLL)
+    return found
 
 
 def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, runs: bool) -> NodeResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,18 +20,16 @@ from imagegen import __version__, run
 from imagegen.dib import DibBuild, DibLog, run_dib
 from imagegen.disk import assemble_disk, convert_qcow2
 from imagegen.elements import content_id, elements_tree, in_house_elements, role_element
-from imagegen.errors import MachineLacks
 from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
 from imagegen.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.model import Cluster, Role
 from imagegen.releases import Release, find_release
 from imagegen.resources import PACKAGE, data_directory
 from imagegen.store import (
-    available_memory,
     built_at,
     cache_directory,
+    check_machine,
     describe_age,
-    existing_parent,
     forget_images,
     link_file,
     lock,
@@ -48,24 +45,6 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 """The formats of an image in the order of their making, and the settings that are part of its content id."""
 
 BUILDERS = ("build.py", "dib.py", "disk.py")
-TOOLS = (
-    "qemu-img",
-    "mcopy",
-    "mformat",
-    "sfdisk",
-    "debootstrap",
-    "unshare",
-    "setpriv",
-    "tar",
-    "findmnt",
-    "lsattr",
-    "ps",
-)
-
-GIB = 1 << 30
-WORK_BYTES = 12 * GIB  # in the cache, while a role is built: dib's tree, the tar, the tree for the disk, raw, qcow2
-OUT_BYTES = 8 * GIB  # in OUT, a role, when OUT is on another file system and gets copies
-MEMORY_BYTES = GIB
 BASE_SECONDS = 86400  # a bootstrapped base is used again for a day; dib upgrades it first in any case
 KEPT_IMAGES = 3  # of each role in the cache
 
@@ -184,24 +163,6 @@ def missing_formats(plan: Plan) -> list[str]:
     """The wanted formats that the cache does not hold, or that were written to since."""
     there = intact_files(plan.entry)
     return [format for format in plan.formats if plan.file_name(format) not in there]
-
-
-def check_machine(out: Path, cache: Path, count: int) -> None:
-    """Raises MachineLacks with everything that this machine lacks to build `count` images, one line each."""
-    lacks = [] if os.geteuid() == 0 else ["building needs root: run the command with sudo"]
-    lacks += run.missing_tools(TOOLS)
-    cache_place, out_place = existing_parent(cache), existing_parent(out)
-    wanted = {cache_place: WORK_BYTES + (count - 1) * OUT_BYTES}
-    if out_place.stat().st_dev != cache_place.stat().st_dev:
-        wanted[out_place] = OUT_BYTES * count
-    for place, size in wanted.items():
-        free = shutil.disk_usage(place).free
-        if free < size:
-            lacks.append(f"{place} has {free / GIB:.1f} GiB free: {size / GIB:.0f} GiB are needed")
-    if (memory := available_memory()) < MEMORY_BYTES:
-        lacks.append(f"{memory / GIB:.1f} GiB of memory are free: {MEMORY_BYTES / GIB:.0f} GiB are needed")
-    if lacks:
-        raise MachineLacks("\n".join(lacks))
 
 
 @contextmanager

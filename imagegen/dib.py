@@ -93,8 +93,8 @@ class DibBuild:
             "HOME": "/root",
             "USER": "root",
             "TMP_DIR": os.fspath(self.work),
-            # A tar must not name this machine's users.
-            "TAR_OPTIONS": "--numeric-owner",
+            # No names of this machine's users, and nothing of its /dev, which dib leaves mounted, with /dev/shm.
+            "TAR_OPTIONS": "--numeric-owner --one-file-system",
             "ELEMENTS_PATH": os.fspath(self.elements),
             "DIB_IMAGE_CACHE": os.fspath(self.cache),
             "DIB_LOCKFILES": os.fspath(self.cache / "locks"),
@@ -137,7 +137,7 @@ class DibLog:
     _done: int = 0
     _last: deque[str] = field(default_factory=lambda: deque(maxlen=30))
     _telling: deque[str] = field(default_factory=lambda: deque(maxlen=10))
-    _frozen: bool = False
+    _ended: bool = False
 
     def feed(self, line: str) -> None:
         """Takes one line as dib printed it."""
@@ -160,7 +160,7 @@ class DibLog:
             self.seconds[self.phase] = round(self.seconds.get(self.phase, 0.0) + self.clock() - self._since, 1)
 
     def matters(self) -> list[str]:
-        """The lines that say why dib failed: what it complained of, then what it said last before its own clean-up."""
+        """The lines that say why dib failed: what its last hook complained of, then what that said last."""
         last = list(self._last)[-12:]
         return [line for line in self._telling if line not in last] + last
 
@@ -174,12 +174,14 @@ class DibLog:
         self.report(phase, detail)
 
     def _remember(self, line: str) -> None:
-        # After the failure dib unmounts and removes, at length.
-        self._frozen = self._frozen or (self.phase != "" and line.startswith("Unmount ") and self.phase != "post-root")
-        if "Running hooks from" in line:
-            self._frozen = False
+        if _HOOK.search(line):
+            self._ended = False
+            self._last.clear()
             self._telling.clear()
-        if self._frozen or not line.strip() or _NOISE.search(line):
+            return
+        # dib's own clean-up, after a failure too: it unmounts and removes, at length.
+        self._ended = self._ended or line.startswith("Unmount ")
+        if self._ended or not line.strip() or _NOISE.search(line):
             return
         self._last.append(line)
         if _TELLING.search(line):

@@ -33,6 +33,16 @@ The {role} role of OpenStack {release} on {distro} {suite}. `imagegen generate`
 writes this element; what it installs and configures is in the elements that
 ``element-deps`` names. ``/etc/imagegen/image.json`` tells a node which roles
 its image has.
+
+The image names no package mirror: apt's sources of the build stay behind. Nodes
+that are to install packages get theirs from the operator, by the seed's ``apt``
+key or a file in ``/etc/apt/sources.list.d``.
+
+Environment variables
+---------------------
+
+DIB_IMAGEGEN_PACKAGE_CACHE
+  A directory that keeps downloaded packages between builds. Default: none.
 """
 
 PACKAGE_CACHE = """\
@@ -47,6 +57,26 @@ set -o pipefail
 # Mounted only now: debian-minimal runs `apt-get clean` in root.d/75, which empties a cache mounted before it.
 if [ -n "${DIB_IMAGEGEN_PACKAGE_CACHE:-}" ]; then
     sudo mount --bind "$DIB_IMAGEGEN_PACKAGE_CACHE" "$TARGET_ROOT/var/cache/apt/archives"
+fi
+"""
+
+
+BLOCK_DEVICE_STATE = """\
+#!/bin/bash
+
+if [ "${DIB_DEBUG_TRACE:-0}" -gt 0 ]; then
+    set -x
+fi
+set -eu
+set -o pipefail
+
+# imagegen-base made no block device. dib 3.43 still asks for one at its end and fails without
+# an answer: here is the state that it reads, and an empty pickled list of what to unmount.
+if [ "${DIB_IMAGEGEN_TREE_ONLY:-0}" = 1 ]; then
+    states=$TMP_BUILD_DIR/states/block-device
+    mkdir -p "$states"
+    echo '{"blockdev": {"image0": {"image": "none", "device": "none"}}}' > "$states/state.json"
+    printf '].' > "$states/nodes.pickle"
 fi
 """
 
@@ -80,6 +110,7 @@ def generate_role_element(role: Role, release: Release, static: Tree, image_id: 
         "README.rst": text(readme),
         "element-deps": text("".join(f"{dep}\n" for dep in deps)),
         IMAGE_JSON: text(_json(image)),
+        f"block-device.d/94-{name}-state": text(BLOCK_DEVICE_STATE, 0o755),
         f"root.d/76-{name}-package-cache": text(PACKAGE_CACHE, 0o755),
     }
     names, mapped = _release_packages(role, release, static)

@@ -76,7 +76,7 @@ class Node:
     address: IPv4Address
     cell: str
     serial: str | None = None
-    root_device: dict[str, str | int | bool] = field(default_factory=dict)
+    root_device: dict[str, str | int | bool] = field(default_factory=dict, hash=False)
     deploy: Deploy = Deploy()
 
 

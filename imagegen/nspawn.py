@@ -43,7 +43,8 @@ class Nspawn:
     """
 
     tools = ("systemd-nspawn", "nsenter", "ip", "tar", "cp")
-    memory: ClassVar = {Role.CONTROLLER: 2 << 30, Role.COMPUTE: 1 << 30}  # bytes
+    # In bytes; when idle a controller was seen to hold 1.7 GiB and a compute 0.3 GiB.
+    memory: ClassVar = {Role.CONTROLLER: 3 << 30, Role.COMPUTE: 1 << 30}
     timeout = 20 * 60.0  # seconds until ready, natively
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:

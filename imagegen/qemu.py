@@ -1,11 +1,12 @@
 """The QEMU backend: nodes as virtual machines that boot the disk image with their seed's ISO, each with the seed's NIC.
 
-The network is one QEMU without a machine: a hub of one stream socket a node and QEMU's user network, which answers as
-the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh. Nodes come and go unnoticed by the others.
+The network is a switch that every NIC is connected to, and beside the nodes a QEMU without a machine:
+its user network answers as the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import select
 import shlex
 import shutil
 import signal
+import struct
+import sys
 import time
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,13 +26,14 @@ from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from socket import AF_INET, SOCK_STREAM, socket
-from typing import Any, ClassVar, Self
+from socket import AF_INET, AF_UNIX, SOCK_STREAM, create_connection, socket
+from typing import Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.iso import write_seed_iso
 from imagegen.model import Cluster, Node, Role
+from imagegen.resources import PACKAGE
 from imagegen.run import Completed, Process, require_tools, run, start
 from imagegen.tree import Tree, text, write_file
 
@@ -36,14 +41,22 @@ STATE = "qemu.json"
 KEY = "ssh_key"
 GROWTH = "16G"  # what a node's disk has beyond its image; sparse
 OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
+LONGEST = 68 * 1024  # bytes of a frame: QEMU's own limit
+BACKLOG = 4 << 20  # bytes that wait for a port of the switch; what comes beyond is lost, as in any switch
 ANY = range(-64, 256)  # every way a process can end
 TAIL = 1 << 18  # bytes of a log that are looked at
-LINK_SECONDS = 20.0  # until the hub listens
+NETWORK_SECONDS = 20.0  # until switch and gateway answer
 LOGIN_SECONDS = 120.0  # until ssh is through; under TCG that takes several seconds
 
 
 # CSI, OSC and the other escape sequences (ECMA-48).
 CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+
+
+# A process of its own, because kept machines outlive the command. Isolated, with this very package on its path.
+SWITCH = "import sys; sys.path.append(sys.argv[1]); from imagegen.qemu import run_switch; run_switch(sys.argv[2])"
+
+Port = TypeVar("Port")
 
 
 class Firmware(StrEnum):
@@ -64,7 +77,7 @@ class Outside:
 
 
 class Qemu:
-    """One run's network and machines. Every QEMU bears the run's name, so a later run finds and ends it."""
+    """One run's network and machines. Every process bears the run's name, so a later run finds and ends it."""
 
     tools = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
@@ -81,7 +94,7 @@ class Qemu:
         self.firmware = find_ovmf() if firmware is Firmware.UEFI else None
         self.machines: list[QemuMachine] = []
         self._public_key = ""
-        self._hub: Process | None = None
+        self._processes: list[Process] = []
         self._kept = False
 
     def __enter__(self) -> Self:
@@ -108,7 +121,7 @@ class Qemu:
 
         All machines are added before the first one starts. Raises BadUsage, CommandFailed.
         """
-        if self._hub is not None:
+        if self._processes:
             raise BadUsage(f"{node.name} cannot join a network that runs", "add every node before one starts")
         machine = QemuMachine(self, node, image)
         self.machines.append(machine)
@@ -117,18 +130,22 @@ class Qemu:
         return machine
 
     def connect(self) -> None:
-        """Starts the hub unless it runs, and waits until it listens. Raises CommandFailed."""
-        if self._hub is not None and self._hub.poll() is None:
+        """Starts the network unless it runs, and waits until it does. Raises CommandFailed."""
+        if self._processes:
             return
-        argv = hub_command(self.name, self.cluster, self.outside, {m.node: m.port for m in self.machines})
-        log = self.directory / "hub.log"
-        links = [machine.directory / "link" for machine in self.machines]
-        for link in links:
-            link.unlink(missing_ok=True)
-        with log.open("wb") as output:
-            self._hub = start(argv, cwd=self.directory, stdout=output.fileno())
-        if not wait_until(lambda: all(link.exists() for link in links), self._hub, LINK_SECONDS):
-            raise CommandFailed("the network of the nodes did not start", log=log, last_lines=plain_lines(log)[-5:])
+        ports = {machine.node: machine.port for machine in self.machines}
+        lan = self.directory / lan_socket(self.name)
+        self._serve(switch_command(self.name), "switch.log", lan.exists)
+        gateway = gateway_command(self.name, self.cluster, self.outside, ports)
+        self._serve(gateway, "gateway.log", lambda: all(answers(port) for port in ports.values()))
+
+    def _serve(self, argv: Sequence[str], log: str, ready: Callable[[], bool]) -> None:
+        with (self.directory / log).open("wb") as output:
+            process = start(argv, cwd=self.directory, stdout=output.fileno())
+        self._processes.append(process)
+        if not wait_until(ready, process, NETWORK_SECONDS):
+            path = self.directory / log
+            raise CommandFailed("the network of the nodes did not start", log=path, last_lines=plain_lines(path)[-5:])
 
     def keep(self) -> None:
         """From now on close() leaves the machines running; the next run with the same directory ends them."""
@@ -139,12 +156,11 @@ class Qemu:
         end_processes([m.tunnel for m in self.machines if m.tunnel is not None])
         if self._kept:
             return
-        processes = [m.process for m in self.machines if m.process is not None]
-        end_processes([*processes, *([self._hub] if self._hub is not None else [])])
+        end_processes([*(m.process for m in self.machines if m.process is not None), *self._processes])
         for machine in self.machines:
-            for name in ("disk.qcow2", "seed.iso", "link", "qmp", "ssh"):
+            for name in ("disk.qcow2", "seed.iso", "qmp", "ssh"):
                 (machine.directory / name).unlink(missing_ok=True)
-        for name in (KEY, f"{KEY}.pub", STATE):
+        for name in (KEY, f"{KEY}.pub", STATE, lan_socket(self.name)):
             (self.directory / name).unlink(missing_ok=True)
 
 
@@ -244,23 +260,33 @@ class QemuMachine:
         return self.tunnel
 
 
-def hub_command(name: str, cluster: Cluster, outside: Outside, ports: Mapping[Node, int]) -> list[str]:
-    """The QEMU that is the network. `ports` are those of 127.0.0.1 that lead to the nodes' ssh. Paths are relative."""
+def lan_socket(name: str) -> str:
+    """The switch's socket, in the run's directory. Relative, as all sockets here: their paths must be short."""
+    return f"{name}-lan"
+
+
+def switch_command(name: str) -> list[str]:
+    """The process that joins the nodes and the gateway: see Switch."""
+    return [sys.executable, "-I", "-c", SWITCH, str(PACKAGE.parent), lan_socket(name)]
+
+
+def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mapping[Node, int]) -> list[str]:
+    """The QEMU that is the gateway. `ports` are those of 127.0.0.1 that lead to the nodes' ssh."""
     user = [
         f"user,id=outside,ipv6=off,restrict={'on' if outside.restrict else 'off'}",
         f"net={cluster.network.cidr},host={outside.gateway},dns={outside.dns},dhcpstart={outside.dhcp}",
         *(f"hostfwd=tcp:127.0.0.1:{port}-{node.address}:22" for node, port in ports.items()),
     ]
-    argv = ["qemu-system-x86_64", "-name", f"{name}-hub", "-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-machine", "none", "-netdev", ",".join(user), "-netdev", "hubport,id=port,hubid=0,netdev=outside"]
-    for number, node in enumerate(ports):
-        argv += ["-netdev", f"stream,id=link{number},server=on,addr.type=unix,addr.path={node.name}/link"]
-        argv += ["-netdev", f"hubport,id=port{number},hubid=0,netdev=link{number}"]
-    return argv
+    return [
+        *("qemu-system-x86_64", "-name", f"{name}-gateway", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "none", "-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"),
+        *("-netdev", "hubport,id=inner,hubid=0,netdev=lan", "-netdev", ",".join(user)),
+        *("-netdev", "hubport,id=outer,hubid=0,netdev=outside"),
+    ]
 
 
 def node_command(name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None) -> list[str]:
-    """The QEMU that is a node; memory in bytes, firmware None for BIOS. Paths are relative: a socket's must be short.
+    """The QEMU that is a node; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
 
     Without KVM cx16=off: cmpxchg16b of QEMU before 8.0 leaves other instructions' results in the flags, and a kernel
     that uses it for each allocation (6.12) dies of a double fault within a minute.
@@ -278,7 +304,7 @@ def node_command(name: str, node: Node, *, memory: int, accelerated: bool, firmw
         *("-device", "virtio-blk-pci,drive=root,bootindex=1"),
         *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=seed"),
-        *("-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={here}/link"),
+        *("-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"),
         *("-device", f"virtio-net-pci,netdev=lan,mac={node.mac},romfile="),
         *("-chardev", f"file,id=console,path={here}/console.log,append=on", "-serial", "chardev:console"),
         *("-device", "virtio-serial-pci", "-chardev", f"file,id=status,path={here}/status.jsonl,append=on"),
@@ -295,7 +321,8 @@ def ssh_options(key: Path, port: int) -> list[str]:
 
 
 def vendor_data(public_key: str, *, slow: bool) -> str:
-    """The vendor-data that `boot` adds to a copy of the seed: root's key and, on a slow machine, patience for Nova.
+    """The vendor-data that `boot` adds to a copy of the seed: root's key and, on a slow machine, patience for Nova
+    and one worker a service: importing Nova is what takes the time.
 
     By bootcmd, which no seed has: a key of user-data replaces the same key of vendor-data, they are not joined.
     """
@@ -307,6 +334,8 @@ grep -qsxF {key} /root/.ssh/authorized_keys || echo {key} >>/root/.ssh/authorize
 """
     if slow:
         script += f"""umask 022
+mkdir -p /etc/imagegen
+echo 1 >/etc/imagegen/workers
 if [ -d /etc/nova ]; then
     mkdir -p /etc/nova/nova.conf.d
     printf %s {shlex.quote(SLOW_NOVA)} >/etc/nova/nova.conf.d/60-slow-machine.conf
@@ -378,6 +407,15 @@ def free_port() -> int:
         return port
 
 
+def answers(port: int) -> bool:
+    """Whether something listens at that TCP port of 127.0.0.1."""
+    try:
+        create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def newest_document(data: bytes) -> dict[str, Any] | None:
     """The last JSON object on a complete line of its own. None: there is none."""
     for line in reversed(data.split(b"\n")[:-1]):
@@ -439,12 +477,13 @@ def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
 
 
 def bears_name(entry: Path, name: str) -> bool:
-    """Whether the process below /proc is a QEMU of the run with that name."""
+    """Whether the process below /proc is a QEMU or the switch of the run with that name."""
     try:
         words = (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:  # ended meanwhile
         return False
-    return words[0].startswith(b"qemu-system-") and any(word.startswith(f"{name}-".encode()) for word in words)
+    ours = words[0].startswith(b"qemu-system-") or SWITCH.encode() in words
+    return ours and any(word.startswith(f"{name}-".encode()) for word in words)
 
 
 def kill_process(number: int, check: Callable[[], bool]) -> None:
@@ -457,3 +496,73 @@ def kill_process(number: int, check: Callable[[], bool]) -> None:
                 select.select([handle], [], [], 10)
         finally:
             os.close(handle)
+
+
+class Switch(Generic[Port]):
+    """A learning Ethernet switch: which ports a frame goes to.
+
+    A hub does not do: QEMU's user network takes every frame as meant for itself, whatever its destination's MAC, and
+    resets the connections that nodes make to each other.
+    """
+
+    def __init__(self) -> None:
+        self.ports: list[Port] = []
+        self._places: dict[bytes, Port] = {}
+
+    def forward(self, frame: bytes, source: Port) -> list[Port]:
+        """The ports for a frame that came in at `source`, which is where its sender is from now on."""
+        target, sender = frame[:6], frame[6:12]
+        if len(sender) < 6:
+            return []
+        if not is_group(sender):
+            self._places[sender] = source
+        if not is_group(target) and target in self._places:
+            place = self._places[target]
+            return [] if place == source else [place]
+        return [port for port in self.ports if port != source]
+
+    def leave(self, port: Port) -> None:
+        """Forgets a port and who was there."""
+        self.ports.remove(port)
+        self._places = {address: place for address, place in self._places.items() if place != port}
+
+
+def is_group(address: bytes) -> bool:
+    """Whether a MAC is a broadcast or multicast address (IEEE 802, the first byte's lowest bit)."""
+    return bool(address[0] & 1)
+
+
+async def serve_port(lan: Switch[StreamWriter], reader: StreamReader, writer: StreamWriter) -> None:
+    """Forwards one port's frames until it leaves.
+
+    QEMU's stream protocol: a frame's length in 32 bits, big-endian, then the frame.
+    """
+    lan.ports.append(writer)
+    try:
+        # Ends with what a machine does when it is switched off, or with what no frame can be.
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while (length := struct.unpack("!I", await reader.readexactly(4))[0]) <= LONGEST:
+                frame = await reader.readexactly(length)
+                for port in lan.forward(frame, writer):
+                    if port.transport.get_write_buffer_size() < BACKLOG:
+                        port.write(struct.pack("!I", length) + frame)
+    finally:
+        lan.leave(writer)
+        writer.close()
+
+
+async def serve_switch(path: Path) -> None:
+    """Serves the socket for ever. It has its name once it listens, so that who sees it can connect."""
+    lan: Switch[StreamWriter] = Switch()
+    listener = socket(AF_UNIX)
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    listener.bind(str(beside))
+    server = await asyncio.start_unix_server(lambda r, w: serve_port(lan, r, w), sock=listener)
+    beside.replace(path)
+    await server.serve_forever()
+
+
+def run_switch(path: str) -> None:
+    """Serves the switch's socket until the process is ended."""
+    asyncio.run(serve_switch(Path(path)))

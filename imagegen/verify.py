@@ -177,13 +177,21 @@ def compare_urls(wanted: str, seen: str) -> list[str]:
 
 
 def _check_compute_services(nodes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
-    """Conductor and scheduler of every controller, and every compute, exactly once, up and enabled."""
+    """Conductor and scheduler of every controller, and every compute, exactly once, up, enabled and reporting.
+
+    Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
+    updated_at counts as well (nova/servicegroup/drivers/db.py, is_up).
+    """
     binaries = {Role.CONTROLLER: ("nova-conductor", "nova-scheduler"), Role.COMPUTE: ("nova-compute",)}
     found = []
     for node in nodes:
         for binary in binaries[node.role]:
             mine = [row for row in rows if row["binary"] == binary and row["host"] == node.name]
-            found += _check_up(node.name, binary, mine)
+            found += _check_up(node.name, binary, mine) or [
+                Finding(node.name, f"{binary} has never reported since it was registered")
+                for row in mine
+                if not row["updated_at"]
+            ]
     return found
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,16 +15,13 @@ from typing import Any
 import deployment as tier
 import pytest
 import watch
+from answers import Answers, ask_everything
 from deployment import Deployment, RunningNode
 
 from imagegen.secrets import load_secrets
-from imagegen.verify import parse_table
 
 REPORTED_FAILURES = 3  # the nodes of one bring-up say much the same at every failure
 JOURNAL_LINES = "25"
-
-# Starts a program with the environment that stdin names: a password is in no argument, not even of env(1).
-WITH_ENVIRONMENT = "import json, os, sys; os.execvpe(sys.argv[1], sys.argv[1:], {**os.environ, **json.load(sys.stdin)})"
 
 
 @contextmanager
@@ -83,72 +78,11 @@ def computes(deployment: Deployment) -> list[RunningNode]:
     return deployment.computes
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the slow commands said; each ran once, two at a time."""
-
-    futures: dict[str, Future[Any]]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.futures[name].result()
-
-
-def ask_openstack(deployment: Deployment, *words: str) -> Any:
-    """The JSON answer of the `openstack` client on the controller, as the administrator."""
-    environment = {
-        "OS_AUTH_URL": deployment.cluster.services.auth_url,
-        "OS_USERNAME": "admin",
-        "OS_PASSWORD": deployment.secrets.identity_admin,
-        "OS_PROJECT_NAME": "admin",
-        "OS_USER_DOMAIN_NAME": "Default",
-        "OS_PROJECT_DOMAIN_NAME": "Default",
-        "OS_REGION_NAME": deployment.cluster.region,
-        "OS_IDENTITY_API_VERSION": "3",
-    }
-    argv = ("python3", "-c", WITH_ENVIRONMENT, "openstack", *words, "-f", "json")
-    return deployment.controller.ask_json(*argv, input=json.dumps(environment))
-
-
 @pytest.fixture(scope="session")
 def answers(deployment: Deployment) -> Iterator[Answers]:
-    """The real clients' answers, and the daemons' effective options."""
-    control = deployment.controller
-
-    def manage(*words: str) -> Callable[[], str]:
-        return lambda: control.ask_as("nova", "nova-manage", *words)
-
-    def client(*words: str) -> Callable[[], Any]:
-        return lambda: ask_openstack(deployment, *words)
-
-    def table(*words: str) -> Callable[[], list[dict[str, Any]]]:
-        return lambda: parse_table(manage("cell_v2", *words)())
-
-    work: dict[str, Callable[[], Any]] = {
-        "cells": table("list_cells", "--verbose"),
-        "hosts": table("list_hosts"),
-        "api version": manage("api_db", "version"),
-        "main version": manage("db", "version"),
-        "compute services": client("compute", "service", "list"),
-        "hypervisors": client("hypervisor", "list", "--long"),
-        "services": client("service", "list"),
-        "endpoints": client("endpoint", "list"),
-        "placement": lambda: control.probe(
-            "placement", deployment.cluster.services.auth_url, deployment.secrets.identity_admin
-        ),
-        "database": lambda: control.probe("database"),
-        "schemas": lambda: control.probe("schemas", user="nova"),
-        "nova options": lambda: control.probe("options", "nova", CONTROLLER_DAEMONS, user="nova"),
-        "keystone options": lambda: control.probe("options", "keystone", ["keystone"], user="keystone"),
-        "placement options": lambda: control.probe("options", "placement", ["placement-api"], user="placement"),
-    }
-    for node in deployment.computes:
-        work[f"{node.name} options"] = lambda node=node: node.probe("options", "nova", ["nova-compute"], user="nova")
-    with ThreadPoolExecutor(2) as pool:
-        yield Answers({name: pool.submit(call) for name, call in work.items()})
-        pool.shutdown(cancel_futures=True)
-
-
-CONTROLLER_DAEMONS = ["nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"]
+    """The real clients' answers and the daemons' effective options."""
+    with ask_everything(deployment) as asked:
+        yield asked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

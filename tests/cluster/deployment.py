@@ -102,7 +102,11 @@ class RunningNode:
         assert leader is not None, f"{self.name} does not run"
         words = [*nspawn.enter_command(leader), *argv]
         return run(
-            words, input=None if input is None else input.encode(), env={"HOME": "/root"}, ok=range(-64, 256), timeout=timeout
+            words,
+            input=None if input is None else input.encode(),
+            env={"HOME": "/root"},
+            ok=range(-64, 256),
+            timeout=timeout,
         )
 
     def ask(self, *argv: str, input: str | None = None, timeout: float = 120) -> str:
@@ -140,7 +144,9 @@ class RunningNode:
     def unit_properties(self, *properties: str, pattern: str = "*.service") -> dict[str, dict[str, str]]:
         """Unit -> its properties, of every loaded unit that the pattern fits."""
         text = self.ask("systemctl", "show", pattern, "--all", f"--property=Id,{','.join(properties)}")
-        blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
+        blocks = [
+            dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")
+        ]
         return {block.pop("Id"): block for block in blocks if block}
 
 

@@ -18,7 +18,7 @@ IN_OPEN = 0x20  # inotify(7)
 
 
 def spell_secret(value: str) -> set[str]:
-    """A secret as it may stand in a file: plain, percent-encoded, base64 wherever it begins, and escaped by a format."""
+    """A secret as it may stand in a file: plain, percent-encoded, in base64 wherever it begins, escaped by a format."""
     spelled = {
         value,
         quote(value, safe=""),

@@ -148,6 +148,24 @@ def test_nothing_is_said_of_ready_nodes() -> None:
     assert explain(pair([], []), [result(0, "ready"), result(1, "ready")]) == []
 
 
+@pytest.mark.parametrize(("bad", "left"), [(0, 0), (2, 0), (99, 1)])
+def test_verification_has_a_minute_to_become_true(bad: int, left: int) -> None:
+    """It ends with the first verification that finds nothing, or with what the last one found."""
+    clock, verified, lines = [0.0], [], []
+
+    def verify() -> list[Finding]:
+        verified.append(clock[0])
+        return [Finding("linux-node2", "nova-compute has never reported")] if len(verified) <= bad else []
+
+    def pause(seconds: float) -> None:
+        clock[0] += 10
+
+    found = boot.verify_patiently(verify, 60, lines.append, now=lambda: clock[0], pause=pause)
+    assert len(found) == left
+    assert verified[-1] == min(10 * bad, 60)
+    assert len(lines) == len(verified) - 1
+
+
 def test_the_failed_node_is_explained_and_the_waiting_one_is_not() -> None:
     """Which node, which step, its return code, its last log lines."""
     machines = pair([], [])
@@ -217,6 +235,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """boot_cluster() of the default cluster on a FakeNetwork; the default finding of the verification is none."""
     findings: list[Finding] = []
     monkeypatch.setattr(boot, "POLL", 0)
+    monkeypatch.setattr(boot, "VERIFY_SHARE", 1e9)
     monkeypatch.setattr(boot, "seed_tree", lambda *_: dict.fromkeys(("user-data", "meta-data", "network-config")))
     monkeypatch.setattr(boot, "verify_cluster", lambda *_: findings)
 

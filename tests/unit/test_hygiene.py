@@ -20,7 +20,7 @@ HOSTS = (
     r"(test\.)?pypi\.org",
     r"pythonhosted\.org",
 )
-PATHS = (r"(?<![\w./-])/work/", r"(?<![\w./-])/home/[a-z]", r"/tmp/(venv|ref|bash_jobs)", r"\.pyenv")
+PATHS = (r"(?<![\w./})-])/work/", r"(?<![\w./-])/home/[a-z]", r"/tmp/(venv|ref|bash_jobs)", r"\.pyenv")
 FORBIDDEN = re.compile("|".join((*HOSTS, *PATHS)))
 
 LOCK = ROOT / "requirements.lock"

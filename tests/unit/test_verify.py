@@ -61,9 +61,9 @@ def make_facts() -> verify.Facts:
         services=services,
         endpoints=endpoints,
         compute_services=[
-            {"binary": "nova-conductor", "host": "linux-node1", **up},
-            {"binary": "nova-scheduler", "host": "linux-node1", **up},
-            {"binary": "nova-compute", "host": "linux-node2", **up},
+            {"binary": "nova-conductor", "host": "linux-node1", "updated_at": "2026-01-01T00:00:00.000000", **up},
+            {"binary": "nova-scheduler", "host": "linux-node1", "updated_at": "2026-01-01T00:00:00.000000", **up},
+            {"binary": "nova-compute", "host": "linux-node2", "updated_at": "2026-01-01T00:00:00.000000", **up},
             {"binary": "nova-compute", "host": "linux-node9", "state": "down", "status": "disabled"},
         ],
         hypervisors=[{"hypervisor_hostname": "linux-node2.example", "service": {"host": "linux-node2"}, **up}],
@@ -122,6 +122,11 @@ FAULTS: list[tuple[str, Plant, str]] = [
         "conductor down",
         lambda f: f.compute_services[0].update(state="down"),
         "linux-node1: nova-conductor is down and enabled, not up and enabled",
+    ),
+    (
+        "conductor that crashes since its first start",
+        lambda f: f.compute_services[0].update(updated_at=None),
+        "linux-node1: nova-conductor has never reported since it was registered",
     ),
     ("no scheduler", lambda f: f.compute_services.pop(1), "linux-node1: nova-scheduler is listed 0 times, not once"),
     (

@@ -26,6 +26,18 @@ def main():
         for schema, names in tables.items():
             if "alembic_version" in names:
                 versions[schema] = sorted(row[0] for row in rows(f"SELECT version_num FROM `{schema}`.alembic_version"))
-        settings = dict(rows("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('bind_address', 'port', 'max_connections')"))
-    print(json.dumps({"users": users, "grants": grants, "schemas": schemas, "tables": tables,
-                      "versions": versions, "settings": settings}))
+        settings = dict(
+            rows("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('bind_address', 'port', 'max_connections')")
+        )
+    print(
+        json.dumps(
+            {
+                "users": users,
+                "grants": grants,
+                "schemas": schemas,
+                "tables": tables,
+                "versions": versions,
+                "settings": settings,
+            }
+        )
+    )

@@ -4,10 +4,10 @@ Prints JSON: daemon -> {"argv", "seed" (options that the seed's drop-in names), 
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 DROP_IN = "/etc/{0}/{0}.conf.d/50-imagegen.conf"
 # What no seed may bring back, and what a compute must not have.
@@ -22,11 +22,10 @@ def find_process(unit):
     """
     words = ["systemctl", "show", unit, "--property=MainPID", "--value"]
     pid = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-    with open(f"/proc/{pid}/environ") as stream:
-        environment = dict(item.split("=", 1) for item in stream.read().split("\0") if "=" in item)
-    with open(f"/proc/{pid}/cmdline") as stream:
-        argv = stream.read().rstrip("\0").split("\0")
-    if "uwsgi" in os.readlink(f"/proc/{pid}/exe"):
+    process = Path("/proc", pid)
+    environment = dict(item.split("=", 1) for item in (process / "environ").read_text().split("\0") if "=" in item)
+    argv = (process / "cmdline").read_text().rstrip("\0").split("\0")
+    if "uwsgi" in (process / "exe").readlink().name:
         words = ["systemctl", "show", unit, "--property=ExecStart", "--value"]
         started = subprocess.run(words, check=True, capture_output=True, text=True).stdout
         argv = re.search(r"argv\[\]=(.*?) ;", started)[1].split()
@@ -37,8 +36,7 @@ def read_module(argv):
     """The Python module that uwsgi serves, None for another daemon."""
     if "--ini" not in argv:
         return None
-    with open(argv[argv.index("--ini") + 1]) as stream:
-        return re.search(r"^module *= *(\S+?):", stream.read(), re.M)[1]
+    return re.search(r"^module *= *(\S+?):", Path(argv[argv.index("--ini") + 1]).read_text(), re.M)[1]
 
 
 def configure(project, argv, environment):
@@ -107,12 +105,11 @@ def read_login(conf, group):
 def read_seed(project):
     """`section.option` of every line in the seed's drop-in."""
     section, names = "DEFAULT", []
-    with open(DROP_IN.format(project)) as stream:
-        for line in stream:
-            if found := re.match(r"\[(.+)\]\s*$", line):
-                section = found[1]
-            elif found := re.match(r"(\w+) *=", line):
-                names.append(f"{section}.{found[1]}")
+    for line in Path(DROP_IN.format(project)).read_text().splitlines():
+        if found := re.match(r"\[(.+)\]\s*$", line):
+            section = found[1]
+        elif found := re.match(r"(\w+) *=", line):
+            names.append(f"{section}.{found[1]}")
     return names
 
 

@@ -1,7 +1,7 @@
-"""The tables that Nova's models name and the heads of its packaged migrations. Prints JSON: schema -> {tables, heads}."""
+"""The tables that Nova's models name, the heads of its packaged migrations. Prints JSON: schema -> {tables, heads}."""
 
 import json
-import os
+from pathlib import Path
 
 import nova.db.api
 import nova.db.main
@@ -13,7 +13,7 @@ from nova.db.main import models as main_models
 
 def read_heads(package):
     config = Config()
-    config.set_main_option("script_location", os.path.join(os.path.dirname(package.__file__), "migrations"))
+    config.set_main_option("script_location", str(Path(package.__file__).parent / "migrations"))
     return sorted(ScriptDirectory.from_config(config).get_heads())
 
 

@@ -1,6 +1,7 @@
 """Where on this node, as it runs, any spelling of a secret stands. Run as root.
 
-Prints JSON: {"files": {path: [owner, mode, [secrets]]}, "journal": [secrets], "arguments": ..., "environments": ...}.
+Prints JSON: {"count": files read, "files": {path: [owner, mode, names]}, "journal": names, "arguments" and
+"environments": {process: names}}, where names are those of secrets.
 """
 
 import grp
@@ -10,61 +11,72 @@ import pwd
 import stat
 import subprocess
 import tempfile
+from pathlib import Path
 
-KERNEL = ("/proc", "/sys", "/dev")  # no files of ours; processes are looked at apart
+KERNEL = {"/proc", "/sys", "/dev"}  # no files of ours; processes are looked at apart
 
 
 def list_files():
     """Every regular file of the node: the tree and what is mounted in it."""
-    for directory, names, files in os.walk("/"):
-        names[:] = [name for name in names if os.path.join(directory, name) not in KERNEL]
-        for name in files:
-            path = os.path.join(directory, name)
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                yield path
-    for directory, _, files in os.walk("/dev/shm"):
-        yield from (os.path.join(directory, name) for name in files)
+    for top in ("/", "/dev/shm"):
+        for directory, names, files in os.walk(top):
+            names[:] = [name for name in names if str(Path(directory, name)) not in KERNEL]
+            for name in files:
+                path = Path(directory, name)
+                if path.is_file() and not path.is_symlink():
+                    yield path
 
 
-def grep(spellings, argv, **more):
-    """Runs grep for fixed byte strings, which it reads from a file without a name: no secret is an argument."""
+def run_grep(spellings, before, after, stdin):
+    """grep's stdout for fixed byte strings, which it reads from a file without a name: no secret is an argument."""
     handle = os.memfd_create("spellings", 0)
     try:
         os.write(handle, "\n".join(spellings).encode() + b"\n")
-        words = ["env", "LC_ALL=C", *argv[0], "grep", "--text", "--fixed-strings", f"--file=/proc/{os.getpid()}/fd/{handle}"]
-        return subprocess.run([*words, *argv[1]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        grep = ["grep", "--text", "--fixed-strings", f"--file=/proc/{os.getpid()}/fd/{handle}"]
+        words = ["env", "LC_ALL=C", *before, *grep, *after]
+        return subprocess.run(words, stdin=stdin, capture_output=True).stdout
     finally:
         os.close(handle)
 
 
-def find_names(path_or_data, secrets):
-    data = path_or_data
-    if isinstance(data, str):
-        with open(data, "rb") as stream:
-            data = stream.read()
+def find_names(data, secrets):
     return sorted(name for name, spellings in secrets.items() if any(s.encode() in data for s in spellings))
 
 
-def describe(path):
-    found = os.stat(path)
-    try:
-        owner = f"{pwd.getpwuid(found.st_uid).pw_name}:{grp.getgrgid(found.st_gid).gr_name}"
-    except KeyError:
-        owner = f"{found.st_uid}:{found.st_gid}"
-    return owner, f"{stat.S_IMODE(found.st_mode):04o}"
+def describe(path, secrets):
+    """[owner, mode, names] of a file in which something was found."""
+    found = path.stat()
+    owner = f"{pwd.getpwuid(found.st_uid).pw_name}:{grp.getgrgid(found.st_gid).gr_name}"
+    return [owner, f"{stat.S_IMODE(found.st_mode):04o}", find_names(path.read_bytes(), secrets)]
 
 
-def read_processes(what, secrets):
+def search_files(everything, secrets):
+    """(how many files there are, path -> description of those that hold a secret)."""
+    with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files
+        paths = [os.fsencode(path) for path in list_files()]
+        listed.write(b"\0".join(paths))
+        listed.seek(0)
+        options = ["--files-with-matches", "--null", "--no-messages", "--"]
+        said = run_grep(everything, ["xargs", "--null"], options, listed)
+    found = [Path(os.fsdecode(name)) for name in said.split(b"\0") if name]
+    return len(paths), {str(path): describe(path, secrets) for path in found if path.exists()}
+
+
+def search_journal(everything, secrets):
+    """The secrets in the journal, whose files may be compressed."""
+    words = ["journalctl", "--all", "--output=export", "--no-pager"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as export:
+        return find_names(run_grep(everything, [], ["--no-filename", "-"], export.stdout), secrets)
+
+
+def search_processes(what, secrets):
+    """`PID NAME` -> the secrets in /proc/PID/WHAT."""
     found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            with open(f"/proc/{pid}/{what}", "rb") as stream:
-                names = find_names(stream.read(), secrets)
+            names = find_names((process / what).read_bytes(), secrets)
             if names:
-                with open(f"/proc/{pid}/comm") as stream:
-                    found[f"{pid} {stream.read().strip()}"] = names
+                found[f"{process.name} {(process / 'comm').read_text().strip()}"] = names
         except OSError:  # ended meanwhile
             continue
     return found
@@ -72,30 +84,8 @@ def read_processes(what, secrets):
 
 def main(secrets):
     everything = sorted({spelling for spellings in secrets.values() for spelling in spellings})
-    with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files
-        count = 0
-        for path in list_files():
-            listed.write(os.fsencode(path) + b"\0")
-            count += 1
-        listed.seek(0)
-        options = ["--files-with-matches", "--null", "--no-messages", "--"]
-        done = grep(everything, (["xargs", "--null"], options), stdin=listed)
-    files = {}
-    for name in filter(None, done.stdout.split(b"\0")):
-        path = os.fsdecode(name)
-        if os.path.exists(path):
-            files[path] = [*describe(path), find_names(path, secrets)]
-    export = subprocess.Popen(["journalctl", "--all", "--output=export", "--no-pager"], stdout=subprocess.PIPE)
-    journal = grep(everything, ([], ["--only-matching", "--no-filename", "-"]), stdin=export.stdout)
-    export.wait()
-    print(
-        json.dumps(
-            {
-                "count": count,
-                "files": files,
-                "journal": find_names(journal.stdout, secrets),
-                "arguments": read_processes("cmdline", secrets),
-                "environments": read_processes("environ", secrets),
-            }
-        )
-    )
+    count, files = search_files(everything, secrets)
+    answer = {"count": count, "files": files, "journal": search_journal(everything, secrets)}
+    answer["arguments"] = search_processes("cmdline", secrets)
+    answer["environments"] = search_processes("environ", secrets)
+    print(json.dumps(answer))

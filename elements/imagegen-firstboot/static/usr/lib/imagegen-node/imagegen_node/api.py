@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from imagegen_node.steps import Waiting
 
 # Straight to the address, whatever proxy the environment names.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+INTERFACES = ("public", "internal", "admin")
 
 
 class Unauthorized(Exception):
@@ -34,8 +36,16 @@ def fetch(url: str, *, token: str | None = None, body: dict[str, Any] | None = N
         if error.code == 300:
             return json.loads(error.read()), {}
         raise Waiting(f"{url} answers {error.code}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Waiting("{}: {}".format(url, getattr(error, "reason", error))) from error
+
+
+def is_up(service: dict[str, Any]) -> bool:
+    """Whether a row of /os-services is up and has reported since its start.
+
+    Nova calls a service that never reported up for service_down_time (nova/servicegroup/drivers/db.py, is_up).
+    """
+    return service.get("state") == "up" and bool(service.get("updated_at"))
 
 
 class Session:
@@ -65,8 +75,20 @@ class Session:
         return found
 
     def compute(self, region: str, path: str) -> Any:
-        """What Nova's API answers to GET path. Raises Waiting."""
+        """What Nova's API answers to GET path. Raises Waiting, also while Nova cannot check the token."""
         urls = self.endpoints("compute", region).get("public")
         if not urls:
             raise Waiting(f"an endpoint of type compute in region {region}")
-        return fetch(urls[0].rstrip("/") + path, token=self._token)[0]
+        try:
+            return fetch(urls[0].rstrip("/") + path, token=self._token)[0]
+        except Unauthorized as error:
+            raise Waiting(f"the compute API to take a token of Keystone's: {error}") from error
+
+
+def open_nova_session(node: dict[str, Any]) -> Session:
+    """A session of the service user nova, as node.json names it. Raises Waiting until Keystone takes its password."""
+    user = next(entry for entry in node["identity"]["users"] if entry["name"] == "nova")
+    try:
+        return Session(node["auth_url"], "nova", user["password"])
+    except Unauthorized as error:
+        raise Waiting("Keystone to take the password of user nova, which a controller sets") from error

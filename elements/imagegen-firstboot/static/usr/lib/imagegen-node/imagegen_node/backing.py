@@ -2,49 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import amqp
 
-from imagegen_node.api import Session, Unauthorized, fetch
+from imagegen_node.api import INTERFACES, Session, Unauthorized, fetch
+from imagegen_node.configure import SERVICES_ENVIRONMENT
 from imagegen_node.database import connect_schema, ensure_schemas, read_schema_state
 from imagegen_node.steps import Refused, Waiting
-from imagegen_node.system import check_port, run, start_unit
+from imagegen_node.system import Units, check_port, queue_units, run, start_units
+
+RABBITMQ_DEFINITIONS = Path("/etc/rabbitmq/definitions.json")
+MARIADB: Units = {"mariadb.service": (Path("/etc/mysql"),)}
+RABBITMQ: Units = {
+    "rabbitmq-server.service": (
+        Path("/etc/rabbitmq/rabbitmq-env.conf"),
+        Path("/etc/rabbitmq/conf.d"),
+        Path("/var/lib/rabbitmq/.erlang.cookie"),
+    )
+}
+MEMCACHED: Units = {"memcached.service": (Path("/etc/memcached.conf"),)}
+KEYSTONE: Units = {
+    "keystone.service": (
+        Path("/etc/keystone/keystone.conf"),
+        Path("/etc/keystone/keystone.conf.d"),
+        Path("/etc/keystone/keystone-uwsgi.ini"),
+        SERVICES_ENVIRONMENT,
+    )
+}
+
+
+class LoginRefused(Waiting):
+    """The broker is up and does not let the cluster's user in."""
+
+
+def start_hosted(node: dict[str, Any]) -> str:
+    """Lets the services that this node hosts start beside each other; whoever needs one waits for it."""
+    hosted: dict[str, Units] = {"database": MARIADB, "messaging": RABBITMQ, "cache": MEMCACHED}
+    for service in node["hosts"]:
+        if service in hosted:
+            queue_units(hosted[service])
+    return ""
 
 
 def prepare_database(node: dict[str, Any]) -> str:
     """MariaDB up, with the cluster's schemas and users."""
-    start_unit("mariadb.service")
+    start_units(MARIADB)
     return ensure_schemas(node["database"])
 
 
 def prepare_messaging(node: dict[str, Any]) -> str:
     """RabbitMQ up, with the definitions of the seed."""
-    start_unit("rabbitmq-server.service")
-    return check_messaging(node["messaging"])
+    start_units(RABBITMQ)
+    try:
+        return check_messaging(node["messaging"])
+    except LoginRefused:
+        # It reads its definitions when it starts; since then the seed or somebody else changed them.
+        run(["rabbitmqctl", "import_definitions", str(RABBITMQ_DEFINITIONS)])
+    check_messaging(node["messaging"])
+    return "definitions imported"
 
 
 def prepare_cache(node: dict[str, Any]) -> str:
     """memcached up."""
-    start_unit("memcached.service")
+    start_units(MEMCACHED)
     check_port(node["cache"]["host"], node["cache"]["port"], "memcached")
     return ""
 
 
+@contextmanager
+def connect_messaging(messaging: dict[str, Any], vhost: str) -> Iterator[Any]:
+    """A connection as the cluster's user. Raises Waiting when the broker is away, LoginRefused when it refuses."""
+    where = "{host}:{port}".format(**messaging)
+    what = "message queue at {} as user {}, virtual host {}".format(where, messaging["user"], vhost)
+    connection = amqp.Connection(
+        where,
+        userid=messaging["user"],
+        password=messaging["password"],
+        virtual_host=vhost,
+        connect_timeout=5,
+        read_timeout=30,
+        write_timeout=30,
+    )
+    try:
+        connection.connect()
+        yield connection
+        connection.close()
+    except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as error:
+        raise LoginRefused(f"{what}: {error}") from error
+    except (OSError, amqp.exceptions.AMQPError) as error:
+        raise Waiting(f"{what}: {error or type(error).__name__}") from error
+
+
 def check_messaging(messaging: dict[str, Any]) -> str:
     """Raises Waiting until the broker takes the cluster's login in each of its virtual hosts."""
-    where = "{host}:{port}".format(**messaging)
     for vhost in messaging["vhosts"]:
-        try:
-            connection = amqp.Connection(
-                where, userid=messaging["user"], password=messaging["password"], virtual_host=vhost, connect_timeout=5
-            )
-            connection.connect()
-            connection.close()
-        except (OSError, amqp.exceptions.AMQPError) as error:
-            what = "message queue at {} as user {}, virtual host {}".format(where, messaging["user"], vhost)
-            raise Waiting(f"{what}: {error or type(error).__name__}") from error
+        with connect_messaging(messaging, vhost):
+            pass
     return ""
+
+
+def check_consumers(messaging: dict[str, Any], vhost: str, queues: Iterable[str]) -> None:
+    """Raises Waiting until each of these queues has a reader: a daemon can be up and not reach the broker."""
+    with connect_messaging(messaging, vhost) as connection:
+        for queue in queues:
+            if not connection.channel().queue_declare(queue=queue, passive=True).consumer_count:
+                raise Waiting(f"a reader of the queue {queue}")
 
 
 def check_database(node: dict[str, Any]) -> str:
@@ -61,22 +127,22 @@ def check_identity(node: dict[str, Any]) -> str:
     return ""
 
 
-def explain_newer(schema: str) -> str:
-    """Why a schema whose revision this image does not know is left alone."""
-    return f"schema {schema} was made by a newer release than this image holds: boot the newer image"
-
-
-def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -> str:
-    """Brings one schema to the packaged head. Raises Refused for a schema that a newer release made."""
+def read_state(node: dict[str, Any], schema: str) -> str:
+    """absent, behind or head. Raises Refused for a schema with a revision that this image does not know."""
     with connect_schema(node["database"], schema) as connection:
         state = read_schema_state(connection, schema)
     if state == "ahead":
-        raise Refused(explain_newer(schema))
+        raise Refused(f"schema {schema} was made by a newer release than this image holds: boot the newer image")
+    return state
+
+
+def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -> str:
+    """Brings one schema to the packaged head, by that command."""
+    state = read_state(node, schema)
     if state == "head":
         return "at head"
     run(argv, user=user)
-    with connect_schema(node["database"], schema) as connection:
-        after = read_schema_state(connection, schema)
+    after = read_state(node, schema)
     if after != "head":
         raise Waiting("schema {} at its head; it is {} after `{}`".format(schema, after, " ".join(argv)))
     return f"{state}, now at head"
@@ -85,21 +151,24 @@ def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -
 def prepare_identity(node: dict[str, Any]) -> str:
     """Keystone's schema, then its API, then its administrator and own endpoints."""
     sync_schema(node, "keystone", ["keystone-manage", "db_sync"], "keystone")
-    start_unit("keystone.service")
+    start_units(KEYSTONE)
     fetch(node["auth_url"])
-    password = node["identity"]["admin_password"]
-    try:
-        Session(node["auth_url"], "admin", password, "admin")
+    if see_administrator(node):
         return "administrator known"
-    except Unauthorized:
-        pass
-    url = node["auth_url"]
     argv = ["keystone-manage", "bootstrap", "--bootstrap-region-id", node["region"]]
-    for interface in ("public", "internal", "admin"):
-        argv += [f"--bootstrap-{interface}-url", url]
-    run(argv, user="keystone", env={"OS_BOOTSTRAP_PASSWORD": password})
-    try:
-        Session(url, "admin", password, "admin")
-    except Unauthorized as error:
-        raise Waiting("Keystone to take the administrator's password after bootstrap") from error
+    for interface in INTERFACES:
+        argv += [f"--bootstrap-{interface}-url", node["auth_url"]]
+    run(argv, user="keystone", env={"OS_BOOTSTRAP_PASSWORD": node["identity"]["admin_password"]})
+    if not see_administrator(node):
+        raise Waiting("Keystone to take the administrator's password and show its endpoints after bootstrap")
     return "bootstrapped"
+
+
+def see_administrator(node: dict[str, Any]) -> bool:
+    """Whether Keystone takes the administrator's password and lists itself at its URL."""
+    try:
+        session = Session(node["auth_url"], "admin", node["identity"]["admin_password"], "admin")
+    except Unauthorized:
+        return False
+    wanted = {interface: [node["auth_url"]] for interface in INTERFACES}
+    return session.endpoints("identity", node["region"]) == wanted

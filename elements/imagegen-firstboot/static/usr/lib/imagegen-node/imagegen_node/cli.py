@@ -4,48 +4,82 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from typing import Any, Callable
+from typing import Any
 
 from imagegen_node import metadata
+from imagegen_node.mask import find_secrets
 from imagegen_node.status import STATUS_FILE, Status
 from imagegen_node.steps import Step, run_step
 
+OVERVIEW = """\
+The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks
+that cloud-init wrote every file of the seed, and runs the role's steps until the node is ready. Each step looks at
+what is there and changes only what differs, so running it again is safe. Secrets are never shown.
+
+states:
+  working   a step runs
+  waiting   a step waits for what it names, as long as it takes: another node, a service, another try of a command
+  ready     controller: schemas and cells are there, its services are up in the API, its endpoints are right
+            compute: its service is up, a controller mapped it, its hypervisor is listed
+  failed    a step cannot go on; it says why and what to do, and is tried again every 30 seconds
+"""
+PLACES = f"""\
+files:
+  {STATUS_FILE}       where the node is, as JSON; also on the console and the virtio-serial port
+                                  org.imagegen.status
+  {metadata.NODE_FILE}        what the seed says about this node (secrets inside)
+  {metadata.IMAGE_FILE}       which roles and which release this image bakes
+
+the agent's log:        journalctl -u imagegen-node
+what cloud-init did:    /var/log/cloud-init.log
+after a new seed:       reboot
+after an edited file:   cloud-init clean --reboot (writes the seed's files again)
+"""
+STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
+
 
 def run_role() -> int:
-    """Finds the role, runs its steps."""
-    import os
-
-    found: dict[str, Any] = {}
+    """Finds the role, runs its steps. A compute's agent ends when the node is ready, a controller's stays."""
     status = Status(os.uname().nodename, "")
+    facts: dict[str, Any] = {}
+    node: dict[str, Any] = {}
 
     def find_role() -> str:
-        found["facts"] = metadata.read_facts()
-        found["role"] = metadata.check_role(found["facts"])
-        found["node"] = metadata.read_node()
-        status.role = found["role"]
-        return str(found["role"])
+        facts.update(metadata.read_facts())
+        status.role = metadata.check_role(facts)
+        node.update(metadata.read_node())
+        status.secrets = find_secrets(node)
+        return status.role
 
     run_step(Step("role", find_role), status)
-    roles: dict[str, Callable[..., Any]] = {}
-    if found["role"] == "controller":
-        from imagegen_node.controller import Controller
-
-        roles["controller"] = Controller
-    else:
-        from imagegen_node.compute import Compute
-
-        roles["compute"] = Compute
-    roles[found["role"]](found["facts"], found["node"], status).run()
+    try:
+        start_role(facts, node, status)
+    except Exception as error:  # systemd starts the agent again; meanwhile the status must not say `working`
+        status.fail(f"the agent ended: {type(error).__name__}: {error}", None)
+        raise
     return 0
 
 
+def start_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> None:
+    """Runs the role. Its modules are imported only here: `imagegen-node status` must work whatever they need."""
+    if status.role == "controller":
+        from imagegen_node.controller import Controller
+
+        Controller(facts, node, status).run()
+    else:
+        from imagegen_node.compute import Compute
+
+        Compute(facts, node, status).run()
+
+
 def show_status(as_json: bool) -> int:
-    """0 ready, 1 not ready yet, 2 failed, 3 no status there."""
+    """Prints the status; returns the exit code that stands in STATUS_CODES."""
     try:
         text = STATUS_FILE.read_text()
     except FileNotFoundError:
-        print("there is no status yet: journalctl -u imagegen-node", file=sys.stderr)
+        print("there is no status yet: see journalctl -u imagegen-node", file=sys.stderr)
         return 3
     document = json.loads(text)
     if as_json:
@@ -53,25 +87,23 @@ def show_status(as_json: bool) -> int:
     else:
         print("{node} ({role}) is {state} since {since}".format(**document))
         if document["detail"]:
-            print("{step}: {detail}".format(**document))
+            print(": ".join(filter(None, (document["step"], document["detail"]))))
         for step in document["steps"]:
             print("  {name:<18} {state:<8} {seconds:8.1f} s".format(**step))
     return {"ready": 0, "failed": 2}.get(document["state"], 1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="imagegen-node",
-        description="The first-boot agent: makes this node ready for the role that its metadata names.",
-        epilog="Its log: journalctl -u imagegen-node",
+def main(arguments: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="imagegen-node", description=OVERVIEW, epilog=PLACES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,status}")
+    commands.add_parser(
+        "run",
+        help="make this node ready (what imagegen-node.service does)",
+        description="Makes this node ready. Needs root; imagegen-node.service runs it, so start that instead: "
+        "systemctl restart imagegen-node",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="make the node ready (what imagegen-node.service does)")
-    status = commands.add_parser(
-        "status", help="where the node is", epilog="exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
-    )
-    status.add_argument("--json", action="store_true", help="the status document")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        return run_role()
-    return show_status(arguments.json)
+    status = commands.add_parser("status", help="where this node is", epilog=STATUS_CODES)
+    status.add_argument("--json", action="store_true", help="the status document instead of a text")
+    given = parser.parse_args(arguments)
+    return run_role() if given.command == "run" else show_status(given.json)

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from imagegen_node import backing, configure, metadata
-from imagegen_node.api import Session, Unauthorized
-from imagegen_node.steps import Refused, Step, Waiting, run_steps
-from imagegen_node.system import put_file, run, start_unit
+from imagegen_node.api import Session, is_up, open_nova_session
+from imagegen_node.status import Status
+from imagegen_node.steps import Refused, Sleep, Step, Waiting, run_steps
+from imagegen_node.system import Units, put_file, run, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
+LIBVIRT: Units = {"libvirtd.service": ()}
+NOVA_COMPUTE: Units = {"nova-compute.service": (Path("/etc/nova"),)}
 
 
 class Compute:
     """One compute node."""
 
-    def __init__(self, facts: dict[str, Any], node: dict[str, Any], status: Any) -> None:
+    def __init__(self, facts: dict[str, Any], node: dict[str, Any], status: Status, sleep: Sleep = time.sleep) -> None:
         self.facts = facts
         self.node = node
         self.status = status
+        self.sleep = sleep
 
     def run(self) -> None:
         """Makes the node ready: service up, host mapped, hypervisor listed."""
-        run_steps(self.list_steps(), self.status)
+        run_steps(self.list_steps(), self.status, self.sleep)
         self.status.ready("")
+        self.status.close(self.sleep)
 
     def list_steps(self) -> list[Step]:
         node = self.node
         return [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: metadata.check_identity(node)),
+            Step("machine", lambda: metadata.check_machine(node)),
             Step("configure", configure.configure_compute),
             Step("wait-messaging", lambda: backing.check_messaging(node["messaging"])),
             Step("wait-identity", lambda: backing.check_identity(node)),
@@ -40,13 +46,6 @@ class Compute:
             Step("compute-service", self.start_compute),
             Step("mapped", self.check_mapped),
         ]
-
-    def open_session(self) -> Session:
-        user = next(entry for entry in self.node["identity"]["users"] if entry["name"] == "nova")
-        try:
-            return Session(self.node["auth_url"], "nova", user["password"])
-        except Unauthorized as error:
-            raise Waiting("Keystone to take the password of user nova, which a controller makes") from error
 
     def find_service(self, session: Session) -> dict[str, Any]:
         """This node's nova-compute in the API, or an empty map."""
@@ -59,32 +58,35 @@ class Compute:
         return next((item for item in hypervisors if item["service"]["host"] == self.node["node"]), {})
 
     def place_compute_id(self) -> str:
-        """compute_id from the seed, only when absent and Nova does not know the host (2023.1 and later)."""
+        """compute_id (2023.1 and later): never changed; written from the seed, or as Nova knows it, only if absent."""
         wanted = self.node["compute_id"]
-        if COMPUTE_ID.exists():
-            there = COMPUTE_ID.read_text().strip()
-            if there != wanted:
-                raise Refused(
-                    f"{COMPUTE_ID} holds {there}, the seed says {wanted}: "
-                    "this disk was another node's, or the node was renamed. "
-                    "Give the node its own disk, or its old name"
-                )
+        if wanted is None:
+            return "this release has none"
+        there = COMPUTE_ID.read_text().strip() if COMPUTE_ID.exists() else None
+        if there == wanted:
             return "in place"
-        session = self.open_session()
-        if self.find_service(session):
-            known = self.find_hypervisor(session).get("id")
-            if not known:
+        session = open_nova_session(self.node)
+        known = self.find_hypervisor(session).get("id")
+        if there is not None:
+            if there != known:
                 raise Refused(
-                    "Nova knows {}, but its compute_id cannot be found in the API: restore {}".format(
-                        self.node["node"], COMPUTE_ID
-                    )
+                    f"{COMPUTE_ID} holds {there!r}, the seed says {wanted}: this disk was another node's, or the node "
+                    "was renamed. Give the node its own disk, or its old name"
                 )
-            wanted = known
-        put_file(str(COMPUTE_ID), wanted + "\n", 0o644, "nova", "nova")
-        return "written"
+            return "in place, older than the seed"
+        service = self.find_service(session)
+        if service and not known:
+            raise Refused(
+                "Nova knows the compute service {node}, but not which compute_id it had. Restore {path}, or, when no "
+                "instance is left there: `openstack compute service delete {id}`".format(
+                    node=self.node["node"], path=COMPUTE_ID, id=service["id"]
+                )
+            )
+        put_file(COMPUTE_ID, f"{known or wanted}\n", 0o644, "nova", "nova")
+        return "written, as Nova knows it" if known else "written"
 
     def start_libvirt(self) -> str:
-        start_unit("libvirtd.service")
+        start_units(LIBVIRT)
         if not LIBVIRT_SOCKET.exists():
             raise Waiting(f"libvirt's socket {LIBVIRT_SOCKET}")
         run(["virsh", "--connect", "qemu:///system", "version"])
@@ -92,14 +94,15 @@ class Compute:
 
     def start_compute(self) -> str:
         """nova-compute started; done when the API calls it up."""
-        start_unit("nova-compute.service")
-        service = self.find_service(self.open_session())
-        if service.get("state") != "up":
-            raise Waiting("nova-compute up in the compute API (now {})".format(service.get("state", "not registered")))
+        start_units(NOVA_COMPUTE)
+        service = self.find_service(open_nova_session(self.node))
+        if not is_up(service):
+            state = "registered, first report due" if service.get("state") == "up" else service.get("state")
+            raise Waiting(f"nova-compute up in the compute API (now {state or 'not registered'})")
         return "up"
 
     def check_mapped(self) -> str:
         """Raises Waiting until the API lists the hypervisor, which it does for mapped hosts only."""
-        if not self.find_hypervisor(self.open_session()):
+        if not self.find_hypervisor(open_nova_session(self.node)):
             raise Waiting("a controller to map this host (registered, unmapped)")
         return "hypervisor listed"

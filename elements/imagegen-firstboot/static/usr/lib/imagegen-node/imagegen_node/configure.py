@@ -9,26 +9,32 @@ from typing import Any
 from imagegen_node.system import put_file
 
 SERVICES_ENVIRONMENT = Path("/run/imagegen/services.env")
+NOVA_WORKERS = Path("/etc/nova/nova.conf.d/30-workers.conf")
+NOVA_VIRT_TYPE = Path("/etc/nova/nova.conf.d/40-virt-type.conf")
+MARIADB_CONNECTIONS = Path("/etc/mysql/mariadb.conf.d/95-connections.cnf")
 CPUINFO = Path("/proc/cpuinfo")
 KVM = Path("/dev/kvm")
+WORKERS = Path("/etc/imagegen/workers")  # a number in it counts more than the cores
 MOST_WORKERS = 4
 
 
 def count_workers() -> int:
-    """Processes of each service: the cores of this machine, at most 4."""
+    """Processes of each service: what /etc/imagegen/workers says, else the cores of this machine, at most 4."""
+    if WORKERS.exists():
+        return max(1, int(WORKERS.read_text()))
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 def configure_controller(node: dict[str, Any]) -> str:
     """Address and worker count for the uwsgi units, worker counts of Nova's daemons, connections of MariaDB."""
     workers = count_workers()
-    put_file(str(SERVICES_ENVIRONMENT), f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
+    put_file(SERVICES_ENVIRONMENT, f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
     nova = f"[conductor]\nworkers = {workers}\n\n[scheduler]\nworkers = {workers}\n"
-    put_file("/etc/nova/nova.conf.d/30-workers.conf", nova, 0o640, "root", "nova")
+    put_file(NOVA_WORKERS, nova, 0o640, "root", "nova")
     if "database" in node["hosts"]:
         # Every worker of every service keeps a pool of up to 55 connections, of which few are ever used.
         limit = f"[mariadbd]\nmax_connections = {200 + 200 * workers}\n"
-        put_file("/etc/mysql/mariadb.conf.d/95-connections.cnf", limit)
+        put_file(MARIADB_CONNECTIONS, limit)
     return f"{workers} workers a service"
 
 
@@ -47,5 +53,5 @@ def choose_virt_type() -> tuple[str, str]:
 def configure_compute() -> str:
     """virt_type in a drop-in of Nova's."""
     virt_type, why = choose_virt_type()
-    put_file("/etc/nova/nova.conf.d/40-virt-type.conf", f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
+    put_file(NOVA_VIRT_TYPE, f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
     return f"virt_type {virt_type}: {why}"

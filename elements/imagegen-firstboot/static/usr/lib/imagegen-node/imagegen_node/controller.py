@@ -5,41 +5,54 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node import backing, configure, discovery, metadata
-from imagegen_node.api import Session, Unauthorized
-from imagegen_node.database import connect_schema, fetch_rows, read_schema_state
+from imagegen_node.api import INTERFACES, Session, Unauthorized, is_up, open_nova_session
+from imagegen_node.database import connect_schema, fetch_rows, read_due, schema_of, set_due
 from imagegen_node.lease import Lease
-from imagegen_node.steps import LeaseLost, Refused, Step, Waiting, run_step, run_steps
-from imagegen_node.system import check_port, run, start_unit
+from imagegen_node.status import Status
+from imagegen_node.steps import CommandFailed, LeaseLost, Refused, Sleep, Step, Waiting, run_step, run_steps
+from imagegen_node.system import Units, check_port, put_file, run, start_units
 
 HERE = Path(__file__).parent
-UNITS = ("placement-api", "nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy")
+NOVA_FILES = (Path("/etc/nova"), configure.SERVICES_ENVIRONMENT)
+SERVICES: Units = {
+    "placement-api.service": (Path("/etc/placement"), configure.SERVICES_ENVIRONMENT),
+    "nova-api.service": NOVA_FILES,
+    "nova-api-metadata.service": NOVA_FILES,
+    "nova-conductor.service": NOVA_FILES,
+    "nova-scheduler.service": NOVA_FILES,
+    "nova-novncproxy.service": NOVA_FILES,
+}
+FURTHER_CELL = Path("/run/imagegen/further-cell.conf")
 PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775, "noVNC proxy": 6080}
-DISCOVERY_INTERVAL = 3.0  # seconds between two looks for unmapped computes
+MIGRATIONS = "online_data_migrations"
+DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
+LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
 
 
 class Controller:
     """One controller and what it found out so far."""
 
-    def __init__(self, facts: dict[str, Any], node: dict[str, Any], status: Any) -> None:
+    def __init__(self, facts: dict[str, Any], node: dict[str, Any], status: Status, sleep: Sleep = time.sleep) -> None:
         self.facts = facts
         self.node = node
         self.status = status
+        self.sleep = sleep
         self.lease = Lease(node["database"], node["node"])
+        self.leads = False
         self.upgraded = False
 
     def run(self) -> None:
         """Makes the node ready, then stays: keeps the lease and maps new computes."""
-        run_steps(self.list_local_steps(), self.status)
+        run_steps(self.list_local_steps(), self.status, self.sleep)
         self.share_work()
-        run_steps(self.list_service_steps(), self.status)
+        run_steps(self.list_service_steps(), self.status, self.sleep)
         self.status.ready("")
-        while True:
-            self.discover()
-            time.sleep(DISCOVERY_INTERVAL)
+        self.watch()
 
     def list_local_steps(self) -> list[Step]:
         node = self.node
@@ -50,10 +63,11 @@ class Controller:
         }
         steps = [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: metadata.check_identity(node)),
+            Step("machine", lambda: metadata.check_machine(node)),
             Step("configure", lambda: configure.configure_controller(node)),
+            Step("start", lambda: backing.start_hosted(node)),
         ]
-        steps += [Step(name, lambda work=work: work(node)) for name, work in prepare.items() if name in node["hosts"]]
+        steps += [Step(name, partial(work, node)) for name, work in prepare.items() if name in node["hosts"]]
         steps.append(Step("wait-database", lambda: backing.check_database(node)))
         steps.append(Step("wait-messaging", lambda: backing.check_messaging(node["messaging"])))
         if "identity" in node["hosts"]:
@@ -64,29 +78,36 @@ class Controller:
     def share_work(self) -> None:
         """The work that one controller does for all: by the holder of the lease; the others wait for what it makes."""
         while True:
-            try:
-                run_step(Step("lease", self.take_lease_or_see_schemas), self.status)
-                if not self.lease.held:
-                    return
-                for step in self.list_shared_steps():
-                    self.lease.check()
-                    run_step(step, self.status)
+            run_step(Step("lease", self.take_lease_or_see_schemas), self.status, self.sleep)
+            if not self.leads:
                 return
-            except (LeaseLost, Waiting):
+            try:
+                run_steps(map(self.under_lease, self.list_shared_steps()), self.status, self.sleep)
+                return
+            except LeaseLost:
                 continue
 
     def take_lease_or_see_schemas(self) -> str:
-        if self.lease.take():
+        self.leads = self.lease.take()
+        if self.leads:
             return "held by this node"
         self.check_schemas()
         return "held by another, and the schemas are there"
 
+    def under_lease(self, step: Step) -> Step:
+        """The step, of which every try first makes sure that this node still holds the lease."""
+
+        def run_held() -> str | None:
+            self.lease.check()
+            return step.run()
+
+        return Step(step.name, run_held)
+
     def list_shared_steps(self) -> list[Step]:
-        sync = backing.sync_schema
-        node = self.node
+        sync = partial(backing.sync_schema, self.node)
         return [
-            Step("placement-schema", lambda: sync(node, "placement", ["placement-manage", "db", "sync"], "placement")),
-            Step("nova-api-schema", lambda: sync(node, "nova_api", ["nova-manage", "api_db", "sync"], "nova")),
+            Step("placement-schema", lambda: sync("placement", ["placement-manage", "db", "sync"], "placement")),
+            Step("nova-api-schema", lambda: sync("nova_api", ["nova-manage", "api_db", "sync"], "nova")),
             Step("cells", self.map_cells),
             Step("nova-schema", self.sync_nova),
             Step("service-users", self.ensure_identity),
@@ -102,12 +123,6 @@ class Controller:
             steps.append(Step("upgrade-check", self.check_upgrade))
         return steps
 
-    def cell_schemas(self) -> list[str]:
-        """The names of Nova's cell schemas, cell0's first."""
-        other = ("keystone", "placement", "nova_api", "imagegen")
-        names = [entry["name"] for entry in self.node["database"]["schemas"] if entry["name"] not in other]
-        return sorted(names, key=lambda name: name != "nova_cell0")
-
     def read_cells(self) -> list[dict[str, str]]:
         query = "SELECT name, uuid, database_connection, transport_url FROM cell_mappings ORDER BY name, uuid"
         with connect_schema(self.node["database"], "nova_api") as connection:
@@ -116,15 +131,15 @@ class Controller:
 
     def check_schemas(self) -> str:
         """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row a cell."""
-        for schema in ["placement", "nova_api", *self.cell_schemas()]:
-            with connect_schema(self.node["database"], schema) as connection:
-                state = read_schema_state(connection, schema)
-            if state == "ahead":
-                raise Refused(backing.explain_newer(schema))
+        for schema in ("placement", "nova_api", *map(schema_of, self.node["cells"])):
+            state = backing.read_state(self.node, schema)
             if state != "head":
                 raise Waiting(f"schema {schema}, which is {state}")
-        if self.read_cells() != sorted(self.node["cells"], key=lambda cell: (cell["name"], cell["uuid"])):
-            raise Waiting("cell mappings as the seed describes them")
+        there = self.read_cells()
+        self.refuse_duplicates(there)
+        missing = [cell["name"] for cell in self.node["cells"] if cell not in there]
+        if missing:
+            raise Waiting("cell mappings as the seed describes them; not yet: {}".format(", ".join(missing)))
         return ""
 
     def map_cells(self) -> str:
@@ -138,135 +153,141 @@ class Controller:
         return ", ".join(text.splitlines())
 
     def refuse_duplicates(self, there: list[dict[str, str]]) -> None:
-        wanted = {cell["name"]: cell["uuid"] for cell in self.node["cells"]}
-        strange = [cell for cell in there if cell["name"] in wanted and wanted[cell["name"]] != cell["uuid"]]
-        if strange:
-            advice = "; ".join(
-                "nova-manage cell_v2 delete_cell --cell_uuid {}".format(cell["uuid"]) for cell in strange
-            )
-            raise Refused(
-                "Nova has a second row for {}. Look at its hosts with `nova-manage cell_v2 list_hosts`, "
-                "then, as user nova: {}".format(strange[0]["name"], advice)
-            )
+        """Raises Refused for a row that stands in the place of one of ours; what it holds is not ours to judge."""
+        names = {cell["name"] for cell in self.node["cells"]}
+        uuids = {cell["uuid"] for cell in self.node["cells"]}
+        places = {place_of(cell) for cell in self.node["cells"]}
+        for cell in there:
+            if cell["uuid"] not in uuids and (cell["name"] in names or place_of(cell) in places):
+                raise Refused(
+                    "Nova's table has a row that the seed does not know, named {name}, with the name or the database "
+                    "of a cell of this cluster. What it holds: `nova-manage cell_v2 list_hosts --cell_uuid {uuid}`. "
+                    "If nothing, as user nova: `nova-manage cell_v2 delete_cell --cell_uuid {uuid}`, which ends with 0 "
+                    "(deleted), 1 (not found), 2 (it has hosts), 3 (it has instances) or 4 (only deleted instances: "
+                    "`nova-manage db archive_deleted_rows` first)".format(**cell)
+                )
 
     def sync_nova(self) -> str:
-        """`db sync`, which reaches cell0 and [database]; further cells one by one."""
-        states = {}
-        for schema in self.cell_schemas():
-            with connect_schema(self.node["database"], schema) as connection:
-                states[schema] = read_schema_state(connection, schema)
-        if "ahead" in states.values():
-            raise Refused(backing.explain_newer("nova"))
-        if set(states.values()) == {"head"}:
-            return "at head"
-        if {states["nova_cell0"], states["nova"]} != {"head"}:
+        """`db sync`, which reaches cell0 and [database]; further cells one by one; migrations after an upgrade."""
+        database, cells = self.node["database"], {schema_of(cell): cell for cell in self.node["cells"]}
+        before = {schema: backing.read_state(self.node, schema) for schema in cells}
+        old = [schema for schema, state in before.items() if state != "head"]
+        self.upgraded = self.upgraded or bool(old)
+        if "behind" in before.values():
+            set_due(database, MIGRATIONS, True)
+        if {"nova_cell0", "nova"} & set(old):
             run(["nova-manage", "db", "sync"], user="nova")
-        for cell in self.node["cells"]:
-            schema = cell["database_connection"].split("?")[0].rsplit("/", 1)[1]
-            if schema not in ("nova", "nova_cell0") and states[schema] != "head":
-                self.sync_further_cell(cell)
-        if "behind" in states.values():
+        for schema in old:
+            if schema not in ("nova_cell0", "nova"):
+                self.sync_further_cell(cells[schema])
+            after = backing.read_state(self.node, schema)
+            if after != "head":
+                raise Waiting(f"schema {schema} at its head; it is {after} after `nova-manage db sync`")
+        if MIGRATIONS in read_due(database):
             self.migrate_online()
-        self.upgraded = True
-        return ", ".join("{} was {}".format(*item) for item in sorted(states.items()))
+            set_due(database, MIGRATIONS, False)
+        return ", ".join(f"{schema} was {before[schema]}" for schema in old) or "at head"
 
     def sync_further_cell(self, cell: dict[str, str]) -> None:
         """`db sync --local_cell` with a configuration file of the cell's own, since [database] is the first cell's."""
-        from imagegen_node.system import put_file
-
-        path = "/run/imagegen/{}.conf".format(cell["name"])
-        put_file(path, "[database]\nconnection = {}\n".format(cell["database_connection"]), 0o640, "root", "nova")
-        argv = [
-            "nova-manage",
-            "--config-dir",
-            "/etc/nova/nova.conf.d",
-            "--config-file",
-            path,
-            "db",
-            "sync",
-            "--local_cell",
-        ]
-        run(argv, user="nova")
-        Path(path).unlink()
+        text = "[database]\nconnection = {}\n".format(cell["database_connection"])
+        put_file(FURTHER_CELL, text, 0o640, "root", "nova")
+        configuration = ["--config-dir", "/etc/nova/nova.conf.d", "--config-file", str(FURTHER_CELL)]
+        try:
+            run(["nova-manage", *configuration, "db", "sync", "--local_cell"], user="nova")
+        finally:
+            FURTHER_CELL.unlink()
 
     def migrate_online(self) -> None:
         """online_data_migrations until it says 0 (done); 1 is: run again; 2: stuck."""
         for _ in range(5):
             try:
-                run(["nova-manage", "db", "online_data_migrations"], user="nova")
+                run(["nova-manage", "db", MIGRATIONS], user="nova")
                 return
-            except Exception as error:
-                if getattr(error, "rc", None) != 1:
+            except CommandFailed as error:
+                if error.rc != 1:
                     raise
-        raise Waiting("online_data_migrations to finish")
+        raise Waiting(f"{MIGRATIONS} to finish")
 
     def ensure_identity(self) -> str:
         """Service users and endpoints; nothing is spawned when the services' own logins show them all."""
-        if self.see_identity():
+        missing = self.find_missing_identity()
+        if not missing:
             return "all there"
         identity = self.node["identity"]
         if identity["admin_password"] is None:
-            raise Waiting(
-                "Keystone outside this cluster to have the users {}".format(
-                    ", ".join(u["name"] for u in identity["users"])
-                )
-            )
+            raise Waiting(f"Keystone, which is outside this cluster, to have {missing}")
         wanted = {"auth_url": self.node["auth_url"], "region": self.node["region"], **identity}
         text = run([sys.executable, str(HERE / "identity_objects.py")], input=json.dumps(wanted))
-        if not self.see_identity():
-            raise Waiting("users and endpoints in Keystone as the seed describes them")
+        missing = self.find_missing_identity()
+        if missing:
+            raise Waiting(f"Keystone to have {missing}")
         return ", ".join(text.splitlines())
 
-    def see_identity(self) -> bool:
-        """Whether every service user logs in, has its roles, and finds every service at its URL."""
-        identity = self.node["identity"]
+    def find_missing_identity(self) -> str:
+        """The first thing that Keystone lacks: a user's password or roles, a service's three URLs. Empty: nothing."""
+        identity, region = self.node["identity"], self.node["region"]
         for user in identity["users"]:
             try:
                 session = Session(self.node["auth_url"], user["name"], user["password"])
             except Unauthorized:
-                return False
+                return "user {} with the seed's password and a role in project service".format(user["name"])
             if not set(user["roles"]) <= session.roles:
-                return False
-            for service in identity["services"]:
-                wanted = {interface: [service["url"]] for interface in ("public", "internal", "admin")}
-                if session.endpoints(service["type"], self.node["region"]) != wanted:
-                    return False
-        return True
+                return "user {} with the roles {}".format(user["name"], ", ".join(user["roles"]))
+        for service in identity["services"]:
+            wanted = {interface: [service["url"]] for interface in INTERFACES}
+            if session.endpoints(service["type"], region) != wanted:
+                return "each endpoint of {} in {} exactly once, at {}".format(service["type"], region, service["url"])
+        return ""
 
     def start_services(self) -> str:
-        for unit in UNITS:
-            start_unit(unit + ".service")
+        start_units(SERVICES)
         for what, port in PORTS.items():
             check_port(self.node["address"], port, what)
         return ""
 
     def verify(self) -> str:
-        """Raises Waiting until the API lists this node's conductor and scheduler as up."""
-        user = next(entry for entry in self.node["identity"]["users"] if entry["name"] == "nova")
-        try:
-            session = Session(self.node["auth_url"], "nova", user["password"])
-        except Unauthorized as error:
-            raise Waiting("Keystone to take the password of user nova") from error
-        services = session.compute(self.node["region"], "/os-services")["services"]
-        up: set[str] = {s["binary"] for s in services if s["host"] == self.node["node"] and s["state"] == "up"}
-        missing = {"nova-conductor", "nova-scheduler"} - up
+        """Raises Waiting until Keystone has the endpoints and this node's conductor and scheduler are up and read."""
+        missing = self.find_missing_identity()
         if missing:
-            raise Waiting("{} up in the compute API".format(" and ".join(sorted(missing))))
+            raise Waiting(f"Keystone to have {missing}")
+        services = open_nova_session(self.node).compute(self.node["region"], "/os-services")["services"]
+        up = {item["binary"] for item in services if item["host"] == self.node["node"] and is_up(item)}
+        down = {"nova-conductor", "nova-scheduler"} - up
+        if down:
+            raise Waiting("{} up in the compute API".format(" and ".join(sorted(down))))
+        cell = next(cell for cell in self.node["cells"] if cell["name"] == self.node["cell"])
+        queues = ("{}.{}".format(name, self.node["node"]) for name in ("conductor", "scheduler"))
+        backing.check_consumers(self.node["messaging"], schema_of(cell), queues)  # the vhost bears the schema's name
         return "conductor and scheduler up"
 
     def check_upgrade(self) -> str:
-        """nova-status upgrade check: 0 and 1 (warnings) pass, 2 fails."""
+        """nova-status upgrade check: 0 and 1 (warnings) pass, 2 fails - also while computes are there but unmapped."""
+        self.map_hosts()
         run(["nova-status", "upgrade", "check"], user="nova", ok=(0, 1))
         return ""
 
-    def discover(self) -> None:
-        """Maps computes that no cell mapping knows yet, while this node holds the lease."""
-        try:
-            if self.lease.take():
-                mapped = discovery.map_new_hosts(self.node)
-                if mapped:
-                    self.status.ready("mapped " + ", ".join(mapped))
-        except Waiting as waiting:
-            self.status.ready("discovery waits for " + str(waiting))
-        except Exception as error:
-            self.status.ready(f"discovery failed, trying again: {error}")
+    def map_hosts(self) -> list[str]:
+        """Maps computes that no cell mapping knows yet, if this node holds the lease."""
+        return discovery.map_new_hosts(self.node) if self.lease.take() else []
+
+    def watch(self) -> None:
+        """Maps computes as they come, for ever. Trouble stands in the status of the ready node until it is over."""
+        pause, trouble = DISCOVERY_PAUSE, False
+        while True:
+            try:
+                mapped = self.map_hosts()
+            except Exception as error:  # the node stays ready, and tries again
+                what = f"discovery waits for {error}" if isinstance(error, Waiting) else f"discovery failed: {error}"
+                self.status.ready(what)
+                pause, trouble = min(2 * pause, LONGEST_DISCOVERY_PAUSE), True
+            else:
+                if mapped or trouble:
+                    self.status.ready("mapped " + ", ".join(mapped) if mapped else "")
+                pause, trouble = DISCOVERY_PAUSE, False
+            self.sleep(pause)
+
+
+def place_of(cell: dict[str, str]) -> str:
+    """Server and schema of a cell's database, without the login."""
+    return cell["database_connection"].rsplit("@", 1)[-1].split("?")[0]

@@ -12,7 +12,7 @@ import pymysql
 
 from imagegen_node.steps import Waiting
 
-SOCKET = "/run/mysqld/mysqld.sock"
+SOCKET = Path("/run/mysqld/mysqld.sock")
 PACKAGES = Path("/usr/lib/python3/dist-packages")
 # Where each schema's alembic revisions are.
 REVISIONS = {
@@ -21,13 +21,16 @@ REVISIONS = {
     "nova_api": "nova/db/api/migrations/versions",
     "nova": "nova/db/main/migrations/versions",
 }
+AGENT_SCHEMA = "imagegen"
+ACCESS_DENIED = (1045, 1698)  # wrong password, wrong authentication plugin
+NO_SUCH_TABLE = 1146
 
 
 @contextmanager
 def connect_root() -> Iterator[Any]:
     """A connection to the server on this node as root, by the unix socket. Raises Waiting."""
     try:
-        connection = pymysql.connect(unix_socket=SOCKET, user="root", autocommit=True, connect_timeout=5)
+        connection = pymysql.connect(unix_socket=str(SOCKET), user="root", autocommit=True, connect_timeout=5)
     except pymysql.err.OperationalError as error:
         raise Waiting(f"MariaDB on this node: {error.args[-1]}") from error
     try:
@@ -41,17 +44,7 @@ def connect_schema(database: dict[str, Any], schema: str) -> Iterator[Any]:
     """A connection to one schema with its own user. Raises Waiting until the server takes the login."""
     entry = next(item for item in database["schemas"] if item["name"] == schema)
     try:
-        connection = pymysql.connect(
-            host=database["host"],
-            port=database["port"],
-            user=entry["user"],
-            password=entry["password"],
-            database=schema,
-            autocommit=True,
-            charset="utf8mb4",
-            connect_timeout=5,
-            read_timeout=30,
-        )
+        connection = _log_in(database, entry, schema)
     except pymysql.err.OperationalError as error:
         where = "{host}:{port}".format(**database)
         raise Waiting(
@@ -63,33 +56,84 @@ def connect_schema(database: dict[str, Any], schema: str) -> Iterator[Any]:
         connection.close()
 
 
-def can_log_in(database: dict[str, Any], schema: str) -> bool:
-    """Whether the schema's own user reaches it with its own password."""
+def _log_in(database: dict[str, Any], entry: dict[str, str], schema: str | None = None) -> Any:
+    return pymysql.connect(
+        host=database["host"],
+        port=database["port"],
+        user=entry["user"],
+        password=entry["password"],
+        database=schema,
+        autocommit=True,
+        charset="utf8mb4",
+        connect_timeout=5,
+        read_timeout=30,
+        write_timeout=30,
+    )
+
+
+def takes_password(database: dict[str, Any], entry: dict[str, str]) -> bool:
+    """Whether the server takes the user's wanted password. Raises Waiting when it does not answer."""
     try:
-        with connect_schema(database, schema):
-            return True
-    except Waiting:
-        return False
+        _log_in(database, entry).close()
+    except pymysql.err.OperationalError as error:
+        if error.args[0] in ACCESS_DENIED:
+            return False
+        raise Waiting("MariaDB at {host}:{port}: {}".format(error.args[-1], **database)) from error
+    return True
 
 
 def ensure_schemas(database: dict[str, Any]) -> str:
-    """Makes every schema and user that is missing and grants each user its own schemas only."""
-    changed = []
+    """Makes missing schemas and users; every user ends with its password and with rights on its own schemas only."""
+    changes = []
     with connect_root() as connection, connection.cursor() as cursor:
+        there = {row[0] for row in fetch_rows(connection, "SHOW DATABASES")}
         for entry in database["schemas"]:
-            if can_log_in(database, entry["name"]):
-                continue
-            cursor.execute("CREATE DATABASE IF NOT EXISTS `{}` CHARACTER SET utf8mb4".format(entry["name"]))
-            cursor.execute("CREATE USER IF NOT EXISTS %s@'%%'", (entry["user"],))
-            cursor.execute("ALTER USER %s@'%%' IDENTIFIED BY %s", (entry["user"], entry["password"]))
-            cursor.execute(
-                "GRANT ALL PRIVILEGES ON `{}`.* TO %s@'%%'".format(entry["name"].replace("_", "\\_")), (entry["user"],)
-            )
-            changed.append(entry["name"])
-    for entry in database["schemas"]:
-        with connect_schema(database, entry["name"]):
-            pass
-    return "made " + ", ".join(changed) if changed else "all there"
+            if entry["name"] not in there:
+                cursor.execute("CREATE DATABASE IF NOT EXISTS `{}` CHARACTER SET utf8mb4".format(entry["name"]))
+                changes.append("schema {}".format(entry["name"]))
+        for entry in {entry["user"]: entry for entry in database["schemas"]}.values():
+            changes += ensure_user(connection, database, entry)
+    return "made " + ", ".join(changes) if changes else "all there"
+
+
+def ensure_user(connection: Any, database: dict[str, Any], entry: dict[str, str]) -> list[str]:
+    """The user of that entry with its password and rights; one word for each thing that had to change."""
+    user, password = entry["user"], entry["password"]
+    names = [item["name"] for item in database["schemas"] if item["user"] == user]
+    wanted = {"ALL PRIVILEGES ON `{}`.*".format(name.replace("_", "\\_")) for name in names}
+    changes = []
+    with connection.cursor() as cursor:
+        if not fetch_rows(connection, "SELECT 1 FROM mysql.user WHERE user = %s AND host = '%%'", (user,)):
+            cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
+            changes.append(f"user {user}")
+        elif not takes_password(database, entry):
+            cursor.execute("ALTER USER %s@'%%' IDENTIFIED BY %s", (user, password))
+            changes.append(f"password of {user}")
+        there = read_rights(connection, user)
+        if there - wanted:
+            cursor.execute("REVOKE ALL PRIVILEGES, GRANT OPTION FROM %s@'%%'", (user,))
+            there = set()
+        for right in sorted(wanted - there):
+            cursor.execute("GRANT " + right + " TO %s@'%%'", (user,))
+        if there != wanted:
+            changes.append(f"rights of {user}")
+    return changes
+
+
+def read_rights(connection: Any, user: str) -> set[str]:
+    """What SHOW GRANTS lists for the user, as `PRIVILEGES ON OBJECT`; what else it may do is in the text, too."""
+    rights = set()
+    for (line,) in fetch_rows(connection, "SHOW GRANTS FOR %s@'%%'", (user,)):
+        found = re.match(r"GRANT (.+?) TO \S+(?: IDENTIFIED .*|( .*))?$", line)
+        right = found.group(1) + (found.group(2) or "") if found else line
+        if right != "USAGE ON *.*":
+            rights.add(right)
+    return rights
+
+
+def schema_of(cell: dict[str, str]) -> str:
+    """The name of a cell's schema, from the path of its URL."""
+    return cell["database_connection"].split("?")[0].rsplit("/", 1)[1]
 
 
 def fetch_rows(connection: Any, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -98,16 +142,32 @@ def fetch_rows(connection: Any, query: str, values: tuple[Any, ...] = ()) -> lis
         try:
             cursor.execute(query, values)
         except pymysql.err.ProgrammingError as error:
-            if error.args[0] == pymysql.constants.ER.NO_SUCH_TABLE:
+            if error.args[0] == NO_SUCH_TABLE:
                 return []
             raise
         return list(cursor.fetchall())
 
 
+def read_due(database: dict[str, Any]) -> set[str]:
+    """The names of work that was begun for the whole cluster and is not done, whoever began it."""
+    with connect_schema(database, AGENT_SCHEMA) as connection:
+        return {row[0] for row in fetch_rows(connection, "SELECT name FROM due")}
+
+
+def set_due(database: dict[str, Any], name: str, due: bool) -> None:
+    """Writes down, or strikes out, work of which the other schemas do not show whether it is done."""
+    with connect_schema(database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS due (name VARCHAR(64) NOT NULL PRIMARY KEY) ENGINE=InnoDB")
+        cursor.execute(
+            "INSERT IGNORE INTO due (name) VALUES (%s)" if due else "DELETE FROM due WHERE name = %s", (name,)
+        )
+
+
 def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
     """(every revision, the heads) of the installed alembic scripts for a schema; every cell's is nova's."""
     kind = schema if schema in REVISIONS else "nova"
-    revisions, parents = set(), set()
+    revisions: set[str] = set()
+    parents: set[str] = set()
     for script in (PACKAGES / REVISIONS[kind]).rglob("*.py"):
         text = script.read_text()
         found = re.search(r"^revision\s*(?::\s*\w+\s*)?=\s*['\"](\w+)['\"]", text, re.M)
@@ -116,7 +176,7 @@ def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
             line = re.search(r"^down_revision\s*(?::[^=]+)?=\s*(.+)$", text, re.M)
             parents.update(re.findall(r"['\"](\w+)['\"]", line.group(1)) if line else ())
     if not revisions:
-        raise FileNotFoundError("no alembic revisions below %s" % (PACKAGES / REVISIONS[kind]))
+        raise FileNotFoundError(f"no alembic revisions below {PACKAGES / REVISIONS[kind]}")
     return frozenset(revisions), frozenset(revisions - parents)
 
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagegen_node.database import connect_schema, fetch_rows
+from imagegen_node.database import connect_schema, fetch_rows, schema_of
 from imagegen_node.system import run
 
-UNMAPPED = "SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host"
+NOT_MARKED = "SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host"
+MAPPED = "SELECT host FROM host_mappings WHERE host IN %s"
 
 
 def find_unmapped(node: dict[str, Any]) -> dict[str, list[str]]:
-    """cell uuid -> hosts that nova-compute registered and discovery has not mapped. One cheap query a cell."""
+    """cell uuid -> hosts that nova-compute registered and discovery has not mapped. One cheap query a cell.
+
+    Nova leaves compute_nodes.mapped at 0 when a mapping of that host is there already: such hosts are mapped.
+    """
     found = {}
     for cell in node["cells"]:
-        if cell["name"] == "cell0":
-            continue
-        schema = cell["database_connection"].split("?")[0].rsplit("/", 1)[1]
-        with connect_schema(node["database"], schema) as connection:
-            hosts = [row[0] for row in fetch_rows(connection, UNMAPPED)]
-        if hosts:
-            found[cell["uuid"]] = hosts
-    return found
+        if cell["name"] != "cell0":
+            with connect_schema(node["database"], schema_of(cell)) as connection:
+                found[cell["uuid"]] = [row[0] for row in fetch_rows(connection, NOT_MARKED)]
+    hosts = [host for names in found.values() for host in names]
+    if not hosts:
+        return {}
+    with connect_schema(node["database"], "nova_api") as connection:
+        mapped = {row[0] for row in fetch_rows(connection, MAPPED, (hosts,))}
+    left = {uuid: [host for host in names if host not in mapped] for uuid, names in found.items()}
+    return {uuid: names for uuid, names in left.items() if names}
 
 
 def map_new_hosts(node: dict[str, Any]) -> list[str]:

@@ -61,19 +61,22 @@ def takes_password(auth_url: str, entry: dict[str, Any]) -> bool:
 
 
 def ensure_service(keystone: Any, entry: dict[str, Any], region: str) -> list[str]:
-    """The service by type, and its three endpoints with the wanted URL."""
+    """The service by type, with its name, and its three endpoints with the wanted URL."""
     changes: list[str] = []
     service = next(iter(keystone.services(type=entry["type"])), None)
     if service is None:
         service = keystone.create_service(name=entry["name"], type=entry["type"], is_enabled=True)
         changes.append("service {}".format(entry["name"]))
+    elif (service.name, service.is_enabled) != (entry["name"], True):
+        keystone.update_service(service, name=entry["name"], is_enabled=True)
+        changes.append("name of service {}".format(entry["name"]))
     there = {item.interface: item for item in keystone.endpoints(service_id=service.id) if item.region_id == region}
     for interface in ("public", "internal", "admin"):
         if interface not in there:
             keystone.create_endpoint(service_id=service.id, interface=interface, url=entry["url"], region_id=region)
             changes.append("{} endpoint of {}".format(interface, entry["name"]))
-        elif there[interface].url != entry["url"]:
-            keystone.update_endpoint(there[interface], url=entry["url"])
+        elif (there[interface].url, there[interface].is_enabled) != (entry["url"], True):
+            keystone.update_endpoint(there[interface], url=entry["url"], is_enabled=True)
             changes.append("URL of the {} endpoint of {}".format(interface, entry["name"]))
     return changes
 

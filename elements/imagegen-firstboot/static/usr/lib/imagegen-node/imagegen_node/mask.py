@@ -18,8 +18,8 @@ CREDENTIALS = re.compile(r"((?:\w[\w+.-]*://)?[\w.%+-]*):\S+@")
 
 def find_secrets(document: Any) -> list[str]:
     """Every secret of node.json, in each spelling that a message may show it in; the longest first."""
-    spellings = {spelling for secret in _walk(document) for spelling in _spell(secret)}
-    return sorted((item for item in spellings if len(item) >= SHORTEST), key=lambda item: (-len(item), item))
+    spellings = {spelling for secret in _walk(document) if len(secret) >= SHORTEST for spelling in _spell(secret)}
+    return sorted(spellings, key=lambda item: (-len(item), item))
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:

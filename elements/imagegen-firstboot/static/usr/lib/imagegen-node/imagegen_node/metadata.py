@@ -13,9 +13,12 @@ from typing import Any
 
 from imagegen_node.steps import Refused, Waiting
 
+ROLES = ("controller", "compute")
 INSTANCE_DATA = Path("/run/cloud-init/instance-data.json")
 NODE_FILE = Path("/etc/imagegen/node.json")
 IMAGE_FILE = Path("/etc/imagegen/image.json")
+MACHINE_ID = Path("/etc/machine-id")
+SSH = Path("/etc/ssh")
 
 
 def read_facts() -> dict[str, Any]:
@@ -44,8 +47,13 @@ def read_facts() -> dict[str, Any]:
 
 def check_role(facts: dict[str, Any]) -> str:
     """The role, when this image bakes it and its release. Raises Refused."""
-    image = json.loads(IMAGE_FILE.read_text())
+    try:
+        image = json.loads(IMAGE_FILE.read_text())
+    except FileNotFoundError as error:
+        raise Refused(f"{IMAGE_FILE} is missing: no element of a role made this image") from error
     role, release = facts["role"], str(facts.get("release", image["release"]))
+    if role not in ROLES:
+        raise Refused("the metadata asks for role {}; there are {}".format(role, ", ".join(ROLES)))
     if role not in image["roles"]:
         raise Refused("the metadata asks for role {}, this image bakes {}".format(role, ", ".join(image["roles"])))
     if release != str(image["release"]):
@@ -61,6 +69,18 @@ def read_node() -> dict[str, Any]:
         raise Waiting(f"{NODE_FILE}, which cloud-init writes from the seed") from error
 
 
+def name_owner(uid: int, gid: int) -> str:
+    """USER:GROUP; numbers where this machine has no name for them."""
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    try:
+        return f"{user}:{grp.getgrgid(gid).gr_name}"
+    except KeyError:
+        return f"{user}:{gid}"
+
+
 def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
     """One sentence for every promised file that is absent or differs in owner, mode or content."""
     wrong = []
@@ -71,7 +91,7 @@ def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
         except FileNotFoundError:
             wrong.append(f"{path} is missing")
             continue
-        owner = f"{pwd.getpwuid(found.st_uid).pw_name}:{grp.getgrgid(found.st_gid).gr_name}"
+        owner = name_owner(found.st_uid, found.st_gid)
         digest = hmac.new(key.encode(), path.read_bytes(), hashlib.sha256).hexdigest()
         if owner != entry["owner"]:
             wrong.append("{} belongs to {}, not {}".format(path, owner, entry["owner"]))
@@ -87,22 +107,22 @@ def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:
     expected = facts.get("files") or []
     wrong = find_wrong_files(expected, node["files_key"])
     if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Refused(
-            "{}; cloud-init stops at the first owner it does not know: see /var/log/cloud-init.log".format(
-                "; ".join(wrong[:3])
-            )
+            "{}{}. Give the node its seed anew and reboot it; cloud-init stops at the first owner "
+            "it does not know: see /var/log/cloud-init.log".format("; ".join(wrong[:3]), more)
         )
     return f"{len(expected)} files as the seed promised"
 
 
-def check_identity(node: dict[str, Any]) -> str:
+def check_machine(node: dict[str, Any]) -> str:
     """Raises Refused when the machine's name or its own identity is not what it should be."""
     name = os.uname().nodename
     if name != node["node"]:
         raise Refused("this machine calls itself {}, its seed is for {}".format(name, node["node"]))
-    machine_id = Path("/etc/machine-id").read_text().strip()
+    machine_id = MACHINE_ID.read_text().strip()
     if len(machine_id) != 32:
-        raise Refused(f"/etc/machine-id holds no id: {machine_id!r}")
-    if not list(Path("/etc/ssh").glob("ssh_host_*_key")):
+        raise Refused(f"{MACHINE_ID} holds no id: {machine_id!r}")
+    if not list(SSH.glob("ssh_host_*_key")):
         raise Refused("there are no ssh host keys: cloud-init's ssh module did not run")
     return f"machine {machine_id[:8]}"

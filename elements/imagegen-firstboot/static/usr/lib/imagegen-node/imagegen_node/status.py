@@ -15,7 +15,7 @@ from imagegen_node.mask import mask
 STATUS_FILE = Path("/run/imagegen/status.json")
 PORT = Path("/dev/virtio-ports/org.imagegen.status")
 CONSOLE = Path("/dev/console")
-LONGEST_DETAIL = 600  # characters
+LONGEST_DETAIL = 1000  # characters
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:

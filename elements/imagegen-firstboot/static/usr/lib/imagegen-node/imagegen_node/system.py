@@ -9,12 +9,14 @@ import pwd
 import shlex
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagegen_node.status import write_atomically
 from imagegen_node.steps import CommandFailed, Waiting
 
+# Unit -> what it reads when it starts: files, and directories with all that is below them.
+Units = Mapping[str, Sequence[Path]]
 # With what configuration each unit was started. It goes when the machine reboots, as the processes do.
 STARTED = Path("/run/imagegen/started")
 
@@ -70,16 +72,16 @@ def digest_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def start_units(units: Sequence[str], *configuration: Path) -> None:
-    """Starts units that are down, restarts those that were started with another configuration.
+def queue_units(units: Units) -> str:
+    """Starts units that are down, restarts those that were started with other contents of their configuration files.
 
-    Raises Waiting until systemd calls them all active; whether they work is asked at their ports and APIs. Contents
-    are compared, not times: the clock is set while a node boots.
+    Returns which unit is not active, empty when all are. Contents are compared, not times: the clock is set while a
+    node boots. A unit without such files is never restarted.
     """
-    states = read_units(units)
-    wanted = digest_files(configuration)
+    states = read_units(list(units))
+    digests = {unit: digest_files(files) for unit, files in units.items()}
     down = [unit for unit in units if states[unit]["ActiveState"] in ("inactive", "failed")]
-    old = [unit for unit in units if configuration and unit not in down and not _started_with(unit, wanted)]
+    old = [unit for unit, files in units.items() if files and unit not in down and not _ran_with(unit, digests[unit])]
     if failed := [unit for unit in down if states[unit]["ActiveState"] == "failed"]:
         run(["systemctl", "reset-failed", *failed])
     if down:
@@ -87,14 +89,21 @@ def start_units(units: Sequence[str], *configuration: Path) -> None:
     if old:
         run(["systemctl", "restart", "--no-block", *old])
     for unit in (*down, *old):
-        put_file(str(STARTED / unit), wanted, 0o600)
-    for unit in units:
-        state = states[unit]
-        if unit in down or unit in old or state["ActiveState"] != "active":
-            raise Waiting("{} to be up, which was {ActiveState} ({SubState})".format(unit, **state))
+        put_file(STARTED / unit, digests[unit], 0o600)
+    pending = [unit for unit in units if unit in down or unit in old or states[unit]["ActiveState"] != "active"]
+    return (
+        "{} to be up, which was {ActiveState} ({SubState})".format(pending[0], **states[pending[0]]) if pending else ""
+    )
 
 
-def _started_with(unit: str, digest: str) -> bool:
+def start_units(units: Units) -> None:
+    """Raises Waiting until systemd calls all units active. Whether they work is asked at their ports and APIs."""
+    pending = queue_units(units)
+    if pending:
+        raise Waiting(pending)
+
+
+def _ran_with(unit: str, digest: str) -> bool:
     record = STARTED / unit
     return record.is_file() and record.read_text() == digest
 
@@ -107,13 +116,12 @@ def check_port(host: str, port: int, what: str) -> None:
         raise Waiting(f"{what} at {host}:{port}: {error.strerror or error}") from error
 
 
-def put_file(path: str, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:
+def put_file(path: Path, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:
     """Makes the file hold that text, with that mode and owner; True when something had to change."""
-    place = Path(path)
     ids = pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid
-    if place.is_file():
-        found = place.stat()
-        if ((found.st_uid, found.st_gid), found.st_mode & 0o7777) == (ids, mode) and place.read_text() == text:
+    if path.is_file():
+        found = path.stat()
+        if ((found.st_uid, found.st_gid), found.st_mode & 0o7777) == (ids, mode) and path.read_text() == text:
             return False
-    write_atomically(place, text, mode, ids)
+    write_atomically(path, text, mode, ids)
     return True

@@ -1,0 +1,176 @@
+"""Measures imagegen, each figure against its peer in the same run, and writes docs/benchmarks.md.
+
+usage: bench.py [build] [seeds] [memory] [boot]     (default: all four)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from imagegen.cluster import load_cluster
+from imagegen.iso import write_seed_iso
+from imagegen.secrets import load_secrets
+from imagegen.seeds import seed_tree
+
+CHECKOUT = Path(__file__).parent.parent
+IMAGEGEN = [sys.executable, "-m", "imagegen", "-q"]
+PAGE = CHECKOUT / "docs/benchmarks.md"
+SEEDS = 200
+SEED_ROUNDS = 5
+
+
+def measure(argv: list[str], *, cwd: Path = CHECKOUT, env: dict[str, str] | None = None) -> tuple[float, float, str]:
+    """(seconds, peak MiB of the largest process, stdout) of a command that must succeed."""
+    begin = time.monotonic()
+    process = subprocess.Popen(argv, cwd=cwd, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - begin
+    if status:
+        raise SystemExit(f"{' '.join(argv)} failed with wait status {status}:\n{output}")
+    return seconds, usage.ru_maxrss / 1024, output
+
+
+def bench_build(work: Path) -> list[str]:
+    """A cold build of the controller's tree, against plain disk-image-create of the same elements; no caches."""
+    ours, *_ = measure(
+        [*IMAGEGEN, "-o", str(work / "ours"), "build", "--role", "controller", "--format", "tar"],
+        env={"XDG_CACHE_HOME": str(work / "cache")},
+    )
+    plain, *_ = measure(
+        [".ci/dib-role", "controller", str(work / "plain")],
+        env={"DIB_IMAGE_CACHE": str(work / "dib-cache"), "TMPDIR": str(work)},
+    )
+    return [
+        f"| controller build, cold, tar | {ours:.0f} s | `disk-image-create`, same elements "
+        f"| {plain:.0f} s | {ours / plain:.2f} |"
+    ]
+
+
+def bench_seeds(work: Path) -> list[str]:
+    """Seed ISOs in bulk, rendering included, against cloud-localds on files that are there. Medians of rounds."""
+    cluster = load_cluster(work / "cluster.yaml")
+    secrets = load_secrets(work / "secrets.yaml")
+    node = cluster.nodes[0]
+    for name, file in seed_tree(cluster, node, secrets).items():
+        (work / name).write_bytes(file.data)
+    localds = ["cloud-localds", "-N", str(work / "network-config"), str(work / "peer.iso")]
+    localds += [str(work / "user-data"), str(work / "meta-data")]
+    ours, peer = [], []
+    for _ in range(SEED_ROUNDS):
+        begin = time.monotonic()
+        for number in range(SEEDS):
+            write_seed_iso(seed_tree(cluster, node, secrets), work / f"{number}.iso")
+        ours.append((time.monotonic() - begin) / SEEDS)
+        peer.append(median(measure(localds)[0] for _ in range(5)))
+    mine, theirs = median(ours) * 1000, median(peer) * 1000
+    return [
+        f"| one seed of {SEEDS}, rendered and written | {mine:.1f} ms | `cloud-localds`, writing only "
+        f"| {theirs:.1f} ms | {mine / theirs:.3f} |"
+    ]
+
+
+def bench_memory(work: Path) -> list[str]:
+    """Peak memory of generate and seed for the default cluster, against the bare interpreter."""
+    _, bare, _ = measure([sys.executable, "-c", "pass"])
+    lines = []
+    for command in ("generate", "seed"):
+        _, peak, _ = measure([*IMAGEGEN, "-c", str(work / "cluster.yaml"), "-o", str(work / command), command])
+        lines.append(
+            f"| peak memory of `{command}` | {peak:.0f} MiB | bare Python | {bare:.0f} MiB | {peak / bare:.1f} |"
+        )
+    return lines
+
+
+def bench_boot(work: Path) -> list[str]:
+    """Time to ready of both roles, natively and in QEMU (the peer), from the images in out/."""
+    seconds: dict[str, dict[str, float]] = {}
+    (work / "out").mkdir()
+    (work / "out/images").symlink_to(CHECKOUT / "out/images")
+    for backend in ("nspawn", "qemu"):
+        cluster = ["-c", str(work / "cluster.yaml"), "-o", str(work / "out")]
+        _, _, output = measure([*IMAGEGEN, *cluster, "--output", "json", "boot", "--backend", backend])
+        seconds[backend] = {node["role"]: node["seconds"] for node in json.loads(output)["nodes"]}
+    return [
+        f"| {role} ready, nspawn | {own:.0f} s | the same in QEMU | {seconds['qemu'][role]:.0f} s "
+        f"| {own / seconds['qemu'][role]:.2f} |"
+        for role, own in seconds["nspawn"].items()
+    ]
+
+
+BENCHES: dict[str, Callable[[Path], list[str]]] = {
+    "seeds": bench_seeds,
+    "memory": bench_memory,
+    "build": bench_build,
+    "boot": bench_boot,
+}
+
+
+def describe_machine() -> str:
+    """Cores, memory, kernel, and whether QEMU has KVM here."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    flags = Path("/proc/cpuinfo").read_text().split()
+    engine = "KVM" if {"vmx", "svm"} & set(flags) else "TCG: no KVM"
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Linux {os.uname().release.split('-')[0]}, QEMU with {engine}"
+
+
+def main(names: list[str]) -> None:
+    """Runs the named benches and writes the page; a bench that is left out keeps its lines."""
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        raise SystemExit(__doc__)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    stamp = f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}, {describe_machine()}"
+    kept = read_sections()
+    with tempfile.TemporaryDirectory(prefix="imagegen-bench.") as name:
+        work = Path(name)
+        measure([*IMAGEGEN, "init", str(work)])
+        for bench in names or list(BENCHES):
+            print(f"bench: {bench}", file=sys.stderr, flush=True)
+            kept[bench] = [f"| {bench} | {stamp} | | | |", *BENCHES[bench](work)]
+            write_page(kept)
+    print(PAGE.read_text())
+
+
+def read_sections() -> dict[str, list[str]]:
+    """The lines of each bench in the page as it is."""
+    sections: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in PAGE.read_text().splitlines() if PAGE.is_file() else []:
+        first = line.split("|")[1].strip() if line.startswith("| ") else ""
+        if first in BENCHES:
+            current = sections.setdefault(first, [])
+        if line.startswith("| ") and first not in ("what",):
+            current.append(line)
+    return sections
+
+
+def write_page(sections: dict[str, list[str]]) -> None:
+    """The page: a table with a line of circumstances before each group of figures."""
+    head = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. A ratio below 1 beats the peer. Times differ between machines: compare ratios.",
+        "",
+        "| what | imagegen | peer | of the peer | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    body = [line for name in BENCHES for line in sections.get(name, [])]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join([*head, *body]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,99 @@
+"""What daemons must have in effect, from the cluster file and the secrets and nothing that imagegen wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from imagegen.model import Cluster, Node, Role
+from imagegen.secrets import Secrets
+
+NOVA_COMPUTE = "nova-compute"
+
+
+def connection(cluster: Cluster, user: str, password: str, schema: str) -> str:
+    return f"mysql+pymysql://{user}:{quote(password, safe='')}@{cluster.controllers[0].address}:3306/{schema}"
+
+
+def login(cluster: Cluster, section: str, user: str, password: str) -> dict[str, Any]:
+    """A section that keystoneauth reads."""
+    values = {
+        "auth_type": "password",
+        "auth_url": f"http://{cluster.controllers[0].address}:5000/v3",
+        "project_domain_name": "Default",
+        "project_name": "service",
+        "user_domain_name": "Default",
+        "username": user,
+        "password": password,
+    }
+    return {f"{section}.{name}": value for name, value in values.items()}
+
+
+def authtoken(cluster: Cluster, user: str, password: str) -> dict[str, Any]:
+    address = cluster.controllers[0].address
+    return {
+        **login(cluster, "keystone_authtoken", user, password),
+        "keystone_authtoken.www_authenticate_uri": f"http://{address}:5000/v3",
+        "keystone_authtoken.memcached_servers": [f"{address}:11211"],
+        "keystone_authtoken.region_name": cluster.region,
+        "keystone_authtoken.service_token_roles_required": True,
+    }
+
+
+def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, Any]:
+    """`section.option` -> value of all that the seed writes into Nova's configuration on this node."""
+    controller, mine = str(cluster.controllers[0].address), str(node.address)
+    messaging = quote(secrets.messaging_openstack, safe="")
+    options: dict[str, Any] = {
+        "DEFAULT.host": node.name,
+        "DEFAULT.my_ip": mine,
+        "DEFAULT.transport_url": f"rabbit://openstack:{messaging}@{controller}:5672/nova",
+        "service_user.send_service_user_token": True,
+        **login(cluster, "service_user", "nova", secrets.identity_nova),
+        "placement.region_name": cluster.region,
+        **login(cluster, "placement", "placement", secrets.identity_placement),
+        "vnc.enabled": True,
+        "vnc.server_proxyclient_address": mine,
+        "glance.endpoint_override": "http://10.73.8.70:9292",
+        "glance.region_name": cluster.region,
+        "oslo_concurrency.lock_path": "/var/lock/nova",
+        "cinder.os_region_name": cluster.region,
+    }
+    if node.role is Role.COMPUTE:
+        return options | {
+            "vnc.server_listen": "0.0.0.0",
+            "vnc.novncproxy_base_url": f"http://{controller}:6080/vnc_auto.html",
+        }
+    return options | {
+        "DEFAULT.enabled_apis": ["osapi_compute", "metadata"],
+        "DEFAULT.osapi_compute_listen": mine,
+        "DEFAULT.metadata_listen": mine,
+        "api_database.connection": connection(cluster, "nova", secrets.database_nova, "nova_api"),
+        "database.connection": connection(cluster, "nova", secrets.database_nova, "nova"),
+        "api.auth_strategy": "keystone",
+        **authtoken(cluster, "nova", secrets.identity_nova),
+        "vnc.server_listen": mine,
+        "vnc.novncproxy_host": mine,
+        "scheduler.discover_hosts_in_cells_interval": -1,
+    }
+
+
+def list_placement_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
+    """The same for Placement."""
+    return {
+        "placement_database.connection": connection(cluster, "placement", secrets.database_placement, "placement"),
+        "api.auth_strategy": "keystone",
+        **authtoken(cluster, "placement", secrets.identity_placement),
+    }
+
+
+def list_keystone_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
+    """The same for Keystone, whose database password is a parameter of the URL."""
+    controller = cluster.controllers[0].address
+    return {
+        "database.connection": f"mysql+pymysql://keystone@{controller}:3306/keystone",
+        "database.connection_parameters": f"password={quote(secrets.database_keystone, safe='')}",
+        "cache.enabled": True,
+        "cache.backend": "oslo_cache.memcache_pool",
+        "cache.memcache_servers": [f"{controller}:11211"],
+    }

@@ -1,0 +1,135 @@
+"""Done again, everything stays as it is: the agent restarted on ready nodes, then the nodes themselves.
+
+conftest.py puts this file last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import CONTROLLER_DAEMONS, ask_openstack
+from deployment import Deployment, RunningNode, wait_for
+from watch import watch_opened
+
+READY_SECONDS = 300
+
+# Programs that do work: on a node that is ready there is none to do.
+WORKERS = (
+    *("usr/bin/nova-manage", "usr/bin/nova-status", "usr/bin/keystone-manage", "usr/bin/placement-manage"),
+    "usr/lib/imagegen-node/imagegen_node/cell_mappings.py",
+    "usr/lib/imagegen-node/imagegen_node/identity_objects.py",
+)
+IDENTITY = ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/var/lib/nova/compute_id", "/etc/hostname")
+
+
+def main_pids(node: RunningNode) -> dict[str, str]:
+    """Service -> main process of all that run, the agent left out."""
+    units = node.unit_properties("MainPID", "SubState")
+    kept = {name: unit["MainPID"] for name, unit in units.items() if unit["SubState"] == "running"}
+    # systemd ends and starts these by itself, when somebody asks them something or nobody does.
+    for name in ("imagegen-node.service", "systemd-hostnamed.service", "systemd-timedated.service", "polkit.service"):
+        kept.pop(name, None)
+    return kept
+
+
+def identity(node: RunningNode) -> list[bytes]:
+    return [node.execute(["cat", path]).stdout for path in IDENTITY]
+
+
+def restart_agent(node: RunningNode) -> dict[str, Any]:
+    """Stops and starts the agent; its status document when the node is ready again."""
+    node.ask("systemctl", "stop", "imagegen-node.service")
+    before = node.ask("stat", "--format=%y", "/run/imagegen/status.json")
+    node.ask("systemctl", "start", "imagegen-node.service")
+
+    def ready_again() -> dict[str, Any] | None:
+        if node.ask("stat", "--format=%y", "/run/imagegen/status.json") == before:
+            return None  # what the stopped agent wrote
+        document = node.status()
+        assert document.get("state") != "failed", document
+        return document if document.get("state") == "ready" else None
+
+    return wait_for(f"{node.name} to be ready again after its agent was restarted", ready_again, READY_SECONDS)
+
+
+def test_a_restarted_agent_finds_nothing_to_do(deployment: Deployment) -> None:
+    """Ready again, by reading only: no manage command starts, no daemon restarts, no file of the seed changes."""
+    for node in deployment.nodes.values():
+        workers = [node.tree / path for path in WORKERS if (node.tree / path).exists()]
+        pids, before = main_pids(node), identity(node)
+        rows = read_cells(deployment.controller)
+        with watch_opened(workers) as opened:
+            document = restart_agent(node)
+        assert opened == [], node.name
+        assert main_pids(node) == pids, node.name
+        assert identity(node) == before, node.name
+        assert read_cells(deployment.controller) == rows
+        assert [step["state"] for step in document["steps"]] == ["done"] * len(document["steps"])
+        assert sum(step["seconds"] for step in document["steps"]) < 60, document["steps"]
+
+
+def test_the_watch_for_commands_sees_one(deployment: Deployment) -> None:
+    """The check above is not blind: a nova-manage in the node's container is noticed."""
+    node = deployment.controller
+    with watch_opened([node.tree / "usr/bin/nova-manage", node.tree / "usr/bin/keystone-manage"]) as opened:
+        node.execute(["nova-manage", "--version"])
+    assert set(opened) == {str(node.tree / "usr/bin/nova-manage")}
+
+
+def read_cells(controller: RunningNode) -> str:
+    query = "SELECT id, created_at, updated_at, uuid, name FROM nova_api.cell_mappings ORDER BY id"
+    return controller.ask("mariadb", "--batch", "--skip-column-names", f"--execute={query}")
+
+
+def reboot(node: RunningNode) -> int:
+    """Asks the node to reboot, waits until its init is another; that init's pid."""
+    before = node.leader()
+    node.execute(["systemctl", "reboot", "--no-block"])
+
+    def restarted() -> int | None:
+        leader = node.leader()
+        return leader if leader not in (None, before) else None
+
+    return wait_for(f"{node.name} to reboot", restarted, 120)
+
+
+@pytest.mark.item(18, 25)
+def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
+    """All nodes rebooted at once: services come back by themselves, each node is who it was, Nova knows no other."""
+    before = {name: identity(node) for name, node in deployment.nodes.items()}
+    rows = read_cells(deployment.controller)
+    for node in deployment.nodes.values():
+        reboot(node)
+    for node in deployment.nodes.values():
+        wait_for(f"{node.name} to be ready after its reboot", lambda node=node: is_ready(node), READY_SECONDS)
+    for name, node in deployment.nodes.items():
+        assert identity(node) == before[name], name
+        assert node.execute(["systemctl", "is-system-running"]).stdout.decode().strip() == "running", name
+    units = deployment.controller.unit_properties("SubState")
+    for unit in (*CONTROLLER_DAEMONS, "placement-api", "keystone", "mariadb", "rabbitmq-server", "memcached"):
+        assert units[f"{unit}.service"]["SubState"] == "running", unit
+    for node in deployment.computes:
+        units = node.unit_properties("SubState")
+        assert units["libvirtd.service"]["SubState"] == units["nova-compute.service"]["SubState"] == "running"
+    assert read_cells(deployment.controller) == rows
+    services = sorted(
+        (row["Binary"], row["Host"], row["State"]) for row in ask_openstack(deployment, "compute", "service", "list")
+    )
+    assert services == sorted(
+        [
+            ("nova-conductor", deployment.controller.name, "up"),
+            ("nova-scheduler", deployment.controller.name, "up"),
+            *(("nova-compute", node.name, "up") for node in deployment.computes),
+        ]
+    )
+
+
+def is_ready(node: RunningNode) -> bool:
+    """Whether the agent of this boot says ready; /run is empty when a node starts."""
+    if node.leader() is None or not Path(f"/proc/{node.leader()}/root/run/imagegen/status.json").exists():
+        return False
+    document = node.status()
+    assert document.get("state") != "failed", document
+    return document.get("state") == "ready"

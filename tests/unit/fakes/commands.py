@@ -1,0 +1,214 @@
+"""The commands that the agent runs, with the return codes and the habits of the real ones (Nova 31)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING, Any
+
+from fakes import nova
+
+if TYPE_CHECKING:
+    from fakes.world import World
+
+Answer = tuple[int, str, str]  # return code, stdout, stderr
+DONE: Answer = (0, "", "")
+READS = ("systemctl show", "virsh")  # these change nothing
+
+
+class Crash(BaseException):
+    """The agent's machine loses power."""
+
+
+class Commands:
+    """Runs commands on the world. `faults`: what the next commands that begin so answer, instead of doing their work."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log: list[str] = []  # every command that may change something
+        self.users: dict[str, str] = {}  # command -> the account it ran as
+        self.faults: list[tuple[str, Answer]] = []
+        self.crash_at: tuple[int, str] | None = None  # (number of the command, "before" or "after" its work)
+
+    def fail(self, command: str, rc: int, stderr: str = "", times: int = 1) -> None:
+        self.faults += [(command, (rc, "", stderr))] * times
+
+    def run(self, argv: list[str], *, input: str | None, env: dict[str, str], **options: Any) -> CompletedProcess[str]:
+        """What subprocess.run does here."""
+        words = [word if "/" not in word or index else word.rsplit("/", 1)[1] for index, word in enumerate(argv)]
+        if argv[-1].endswith(".py"):
+            words = [argv[-1].rsplit("/", 1)[1]]
+        command = shlex.join(words)
+        number = len(self.log)
+        if not command.startswith(READS):
+            self.log.append(command)
+            self.users[command] = env["HOME"].rsplit("/", 1)[1]
+        crashes = self.crash_at is not None and self.crash_at[0] == number and not command.startswith(READS)
+        if crashes and self.crash_at == (number, "before"):
+            raise Crash
+        rc, out, err = self._answer(command, words, input, env)
+        if crashes:
+            raise Crash
+        return CompletedProcess(argv, rc, out, err)
+
+    def _answer(self, command: str, words: list[str], input: str | None, env: dict[str, str]) -> Answer:
+        for fault in self.faults:
+            if command.startswith(fault[0]):
+                self.faults.remove(fault)
+                return fault[1]
+        for start, method in COMMANDS.items():
+            if command.startswith(start):
+                return method(self, words[len(start.split()) :], input, env)
+        raise AssertionError(f"there is no such command on the node: {command}")
+
+    # systemd
+
+    def show_units(self, words: list[str], *_: Any) -> Answer:
+        assert words[0] == "--property=ActiveState,SubState"
+        names = {"active": ("active", "running"), "inactive": ("inactive", "dead"), "failed": ("failed", "failed")}
+        states = [names.get(self._unit(name).state, (self._unit(name).state, "start")) for name in words[1:]]
+        return 0, "\n\n".join(f"ActiveState={active}\nSubState={sub}" for active, sub in states) + "\n", ""
+
+    def start_units(self, words: list[str], *_: Any) -> Answer:
+        for name in words:
+            if self._unit(name).state == "inactive":
+                self._unit(name).state = "activating"
+        return DONE
+
+    def restart_units(self, words: list[str], *_: Any) -> Answer:
+        for name in words:
+            self._unit(name).state = "restarting"
+        return DONE
+
+    def reset_units(self, words: list[str], *_: Any) -> Answer:
+        for name in words:
+            self._unit(name).state = "inactive"
+        return DONE
+
+    def _unit(self, name: str) -> Any:
+        from fakes.world import Unit
+
+        return self.world.units.setdefault(name, Unit())
+
+    # the backing services
+
+    def import_definitions(self, words: list[str], *_: Any) -> Answer:
+        assert words == [str(self.world.at("/etc/rabbitmq/definitions.json"))]
+        self.world.import_definitions()
+        return DONE
+
+    def sync_keystone(self, *_: Any) -> Answer:
+        return self._sync("keystone", "keystone")
+
+    def bootstrap(self, words: list[str], input: str | None, env: dict[str, str]) -> Answer:
+        if not self._at_head("keystone", "keystone"):
+            return 1, "", "no such table: project"
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        urls = {interface: options[f"--bootstrap-{interface}-url"] for interface in ("public", "internal", "admin")}
+        self.world.keystone.bootstrap(env["OS_BOOTSTRAP_PASSWORD"], options["--bootstrap-region-id"], urls)
+        return DONE
+
+    def sync_placement(self, *_: Any) -> Answer:
+        return self._sync("placement", "placement")
+
+    # Nova
+
+    def sync_api(self, *_: Any) -> Answer:
+        return self._sync("nova_api", "nova_api")
+
+    def sync_cells(self, words: list[str], *_: Any) -> Answer:
+        """`db sync`: rc 1 before api_db sync; without a row for cell0 it warns, skips cell0 and ends with 0."""
+        if not self._at_head("nova_api", "nova_api"):
+            return 1, "", "Could not access cell0. Has the nova_api database been created?"
+        self._sync("nova", "nova")
+        if any(row["name"] == "cell0" for row in self.world.server.rows("nova_api", "cell_mappings")):
+            self._sync("nova_cell0", "nova")
+        return DONE
+
+    def sync_local_cell(self, words: list[str], *_: Any) -> Answer:
+        assert words[:2] == ["/etc/nova/nova.conf.d", "--config-file"]
+        assert words[3:] == ["db", "sync", "--local_cell"]
+        found = re.search(r"^connection = mysql\+pymysql://.+@.+/(\w+)$", Path(words[2]).read_text(), re.M)
+        assert found
+        return self._sync(found.group(1), "nova")
+
+    def migrate(self, *_: Any) -> Answer:
+        return DONE
+
+    def discover(self, words: list[str], *_: Any) -> Answer:
+        """rc 0 with nothing new is normal; compute_nodes.mapped stays 0 where a mapping was there before."""
+        assert words[0] == "--cell_uuid"
+        mapped = {row["host"] for row in self.world.server.rows("nova_api", "host_mappings")}
+        for row in self.world.server.rows("nova", "compute_nodes"):
+            if not row["mapped"] and row["host"] not in mapped:
+                self.world.map_host(row["host"])
+        return DONE
+
+    def check_upgrade(self, *_: Any) -> Answer:
+        """rc 2 while there are computes and no host mapping at all; 1 is a warning."""
+        server = self.world.server
+        if server.rows("nova", "compute_nodes") and not server.rows("nova_api", "host_mappings"):
+            return 2, "No host mappings found but there are compute nodes.", ""
+        return 1, "Warning", ""
+
+    def map_cells(self, words: list[str], input: str | None, *_: Any) -> Answer:
+        from imagegen_node import cell_mappings
+
+        nova.rows = self.world.server.rows("nova_api", "cell_mappings")
+        return 0, "\n".join(cell_mappings.ensure(json.loads(input or ""))), ""
+
+    def ensure_identity(self, words: list[str], input: str | None, *_: Any) -> Answer:
+        from imagegen_node import identity_objects
+
+        return 0, "\n".join(identity_objects.ensure(json.loads(input or ""))), ""
+
+    def do_nothing(self, *_: Any) -> Answer:
+        return DONE
+
+    def _sync(self, schema: str, kind: str) -> Answer:
+        from fakes.world import heads_of
+
+        if schema not in self.world.server.schemas:
+            return 255, "", f"(1049, \"Unknown database '{schema}'\")"
+        rows = self.world.server.rows(schema, "alembic_version")
+        rows[:] = [{"version_num": head} for head in heads_of(kind)]
+        if kind == "nova_api":
+            for table in ("cell_mappings", "host_mappings"):
+                self.world.server.rows(schema, table)
+        if kind == "nova":
+            self.world.server.rows(schema, "compute_nodes")
+        return DONE
+
+    def _at_head(self, schema: str, kind: str) -> bool:
+        from fakes.world import heads_of
+
+        with contextlib.suppress(KeyError):
+            rows = self.world.server.schemas[schema]["alembic_version"]
+            return sorted(row["version_num"] for row in rows) == sorted(heads_of(kind))
+        return False
+
+
+COMMANDS: dict[str, Callable[..., Answer]] = {
+    "systemctl show": Commands.show_units,
+    "systemctl start --no-block": Commands.start_units,
+    "systemctl restart --no-block": Commands.restart_units,
+    "systemctl reset-failed": Commands.reset_units,
+    "rabbitmqctl import_definitions": Commands.import_definitions,
+    "keystone-manage db_sync": Commands.sync_keystone,
+    "keystone-manage bootstrap": Commands.bootstrap,
+    "placement-manage db sync": Commands.sync_placement,
+    "nova-manage api_db sync": Commands.sync_api,
+    "nova-manage db sync": Commands.sync_cells,
+    "nova-manage --config-dir": Commands.sync_local_cell,
+    "nova-manage db online_data_migrations": Commands.migrate,
+    "nova-manage cell_v2 discover_hosts": Commands.discover,
+    "nova-status upgrade check": Commands.check_upgrade,
+    "cell_mappings.py": Commands.map_cells,
+    "identity_objects.py": Commands.ensure_identity,
+    "virsh": Commands.do_nothing,
+}

@@ -1,0 +1,71 @@
+"""Stand-in for openstacksdk's identity proxy; `keystone` is that of the world that a test makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from fakes.keystone import Keystone
+
+keystone: Keystone = Keystone()
+
+
+def connect(*, username: str, password: str, load_envvars: bool, load_yaml_config: bool, **options: Any) -> Any:
+    assert not load_envvars
+    assert not load_yaml_config
+    if not keystone.knows(username, password):
+        raise PermissionError("401")
+    return SimpleNamespace(identity=Identity())
+
+
+class Identity:
+    """The calls that the agent uses, on the fake Keystone's state."""
+
+    def find_project(self, name: str, domain_id: str) -> str | None:
+        return name if name in keystone.projects else None
+
+    def create_project(self, *, name: str, domain_id: str, description: str) -> str:
+        keystone.projects.add(name)
+        return name
+
+    def find_user(self, name: str, domain_id: str) -> str | None:
+        return name if name in keystone.users else None
+
+    def create_user(self, *, name: str, domain_id: str, password: str) -> str:
+        keystone.add_user(name, password)
+        return name
+
+    def update_user(self, name: str, *, password: str, is_enabled: bool) -> None:
+        keystone.users[name].update(password=password, enabled=is_enabled)
+
+    def find_role(self, name: str) -> str | None:
+        return name if name in keystone.roles else None
+
+    def create_role(self, *, name: str) -> str:
+        keystone.roles.add(name)
+        return name
+
+    def validate_user_has_project_role(self, project: str, user: str, role: str) -> bool:
+        return (project, role) in keystone.users[user]["roles"]
+
+    def assign_project_role_to_user(self, project: str, user: str, role: str) -> None:
+        keystone.users[user]["roles"].add((project, role))
+
+    def services(self, *, type: str) -> Iterator[SimpleNamespace]:
+        return (item for item in keystone.services if item.type == type)
+
+    def create_service(self, *, name: str, type: str, is_enabled: bool) -> SimpleNamespace:
+        return keystone.add_service(name, type)
+
+    def update_service(self, service: SimpleNamespace, **values: Any) -> None:
+        vars(service).update(values)
+
+    def endpoints(self, *, service_id: int) -> Iterator[SimpleNamespace]:
+        return (item for item in keystone.endpoints if item.service_id == service_id)
+
+    def create_endpoint(self, *, service_id: int, interface: str, url: str, region_id: str) -> None:
+        keystone.add_endpoint(service_id, interface, url, region_id)
+
+    def update_endpoint(self, endpoint: SimpleNamespace, **values: Any) -> None:
+        vars(endpoint).update(values)

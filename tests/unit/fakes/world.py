@@ -1,0 +1,403 @@
+"""One node and the cluster around it: its files, its units, its commands, the APIs it asks, and a clock of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import urllib.error
+from collections.abc import Callable
+from contextlib import nullcontext
+from email.message import Message
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+from fakes import amqp, nova, openstack, pymysql
+from fakes.commands import Commands
+from fakes.keystone import Keystone
+from fakes.mariadb import Server
+from imagegen.cluster import load_cluster
+from imagegen.model import Cluster
+from imagegen.secrets import NAMES, Secrets
+from imagegen.seeds import seed_tree
+from imagegen_node import (
+    api,
+    backing,
+    cli,
+    compute,
+    configure,
+    controller,
+    database,
+    discovery,
+    lease,
+    metadata,
+    status,
+    system,
+)
+from imagegen_node.mask import find_secrets
+
+AGENT_MODULES = (api, backing, cli, compute, configure, controller, database, discovery, lease, metadata, status, system)
+HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
+OWNER = "tester:testers"  # what every file of the make-believe node belongs to
+
+# Alembic scripts as the packages bring them: schema kind -> revision -> the one before.
+REVISIONS: dict[str, dict[str, str | None]] = {
+    "keystone": {"k1": None, "k2expand": "k1", "k2contract": "k1"},
+    "placement": {"p1": None, "p2": "p1"},
+    "nova_api": {"a1": None, "a2": "a1"},
+    "nova": {"m1": None, "m2": "m1", "m3": "m2"},
+}
+
+# What a service row has once the service reported.
+REPORTED = {"updated_at": "2025-06-01T12:00:00.000000"}
+
+
+class Stuck(BaseException):
+    """The agent waited longer than the test allows; carries the last status document."""
+
+
+class Unit:
+    """A systemd unit. What it read when it started is kept, as a real daemon keeps its configuration."""
+
+    def __init__(self) -> None:
+        self.state = "inactive"
+        self.read: dict[str, str] = {}
+
+
+class World:
+    """Everything outside the agent. `make_node` chooses which node of the cluster this is."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, cluster: Path | None = None) -> None:
+        root.mkdir(exist_ok=True)
+        self.root = root
+        self.cluster: Cluster = load_cluster(cluster)
+        self.secrets = make_secrets()
+        self.clock = 1000.0
+        self.patience = self.clock + 600  # a test that waits longer is stuck
+        self.events: list[tuple[float, Callable[[], None]]] = []
+        self.documents: list[dict[str, Any]] = []  # every status that went out
+        self.console: list[str] = []
+        self.units: dict[str, Unit] = {}
+        self.server = Server(lambda: self.clock)
+        self.keystone = Keystone()
+        self.broker: dict[str, Any] = {"users": {}, "vhosts": []}
+        self.deaf: set[str] = set()  # daemons that are up and do not reach the broker
+        self.compute_services: dict[str, str] = {}  # host -> state, of other nodes
+        self.remote_control_plane = False  # the APIs are up, and no unit of this node stands behind them
+        self.commands = Commands(self)
+        self._patch(monkeypatch)
+        self._install_packages()
+
+    # the node
+
+    def make_node(self, name: str) -> None:
+        """Puts the seed of that node in place, as cloud-init does; once more for a new seed."""
+        self.node_name = name
+        node = next(node for node in self.cluster.nodes if node.name == name)
+        seed = seed_tree(self.cluster, node, self.secrets)
+        user_data = yaml.safe_load(seed["user-data"].data)
+        self.facts = yaml.safe_load(seed["meta-data"].data)["imagegen"]
+        for entry in self.facts["files"]:
+            entry |= {"owner": OWNER, "path": str(self.at(entry["path"]))}
+        for file in user_data["write_files"]:
+            path = self.at(file["path"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_text(file["content"])
+            path.chmod(int(file["permissions"], 8))
+        self.node: dict[str, Any] = json.loads(self.at("/etc/imagegen/node.json").read_text())
+        self.put("/run/cloud-init/instance-data.json", json.dumps({"ds": {"meta_data": {"imagegen": self.facts}}}))
+        self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role], "release": "2025.1"}))
+        self.put("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+        self.put("/etc/ssh/ssh_host_ed25519_key", "key")
+        self.put("/proc/cpuinfo", "flags\t\t: fpu vme svm\n")
+
+    def at(self, path: str) -> Path:
+        """Where a path of the node is on this machine."""
+        return self.root / path.lstrip("/")
+
+    def put(self, path: str, text: str) -> None:
+        self.at(path).parent.mkdir(parents=True, exist_ok=True)
+        self.at(path).write_text(text)
+
+    def controller(self) -> controller.Controller:
+        """An agent that has just started on this node."""
+        return controller.Controller(self.facts, self.node, self.make_status(), self.sleep)
+
+    def compute(self) -> compute.Compute:
+        return compute.Compute(self.facts, self.node, self.make_status(), self.sleep)
+
+    def make_status(self) -> status.Status:
+        made = status.Status(self.node_name, str(self.facts["role"]))
+        made.secrets = find_secrets(self.node)
+        return made
+
+    def run_controller(self, seconds: float = 600) -> dict[str, Any]:
+        """Runs a fresh agent until the node is ready or `seconds` are over; the last status document."""
+        self.patience = self.clock + seconds
+        agent = self.controller()
+        agent.watch = lambda: None  # type: ignore[method-assign]
+        return self._run(agent)
+
+    def run_compute(self, seconds: float = 600) -> dict[str, Any]:
+        self.patience = self.clock + seconds
+        return self._run(self.compute())
+
+    def _run(self, agent: Any) -> dict[str, Any]:
+        try:
+            agent.run()
+        except Stuck:
+            pass
+        return self.documents[-1]
+
+    def watch(self, agent: controller.Controller, seconds: float) -> None:
+        """Lets a ready controller go on for so long."""
+        self.patience = self.clock + seconds
+        with pytest.raises(Stuck):
+            agent.watch()
+
+    # time
+
+    def sleep(self, seconds: float) -> None:
+        """The clock goes on; units change their state; what a test planned happens."""
+        self.clock += seconds
+        for name, unit in self.units.items():
+            if unit.state in ("activating", "restarting"):
+                self.activate(name)
+        for event in [event for event in self.events if event[0] <= self.clock]:
+            self.events.remove(event)
+            event[1]()
+        if self.clock > self.patience:
+            raise Stuck(json.dumps(self.documents[-1:]))
+
+    def later(self, seconds: float, event: Callable[[], None]) -> None:
+        self.events.append((self.clock + seconds, event))
+
+    # units
+
+    def activate(self, name: str) -> None:
+        unit = self.units[name]
+        unit.state = "active"
+        unit.read = {str(path): path.read_text() for path in self.configuration_of(name) if path.is_file()}
+        if name == "mariadb.service":
+            self.server.up = True
+        if name == "rabbitmq-server.service":
+            self.import_definitions()
+
+    def configuration_of(self, unit: str) -> list[Path]:
+        for prefix, directory in (("nova-", "nova"), ("placement-", "placement"), ("keystone", "keystone")):
+            if unit.startswith(prefix):
+                return sorted(self.at(f"/etc/{directory}/{directory}.conf.d").glob("*"))
+        return sorted(self.at("/etc/mysql").rglob("*")) if unit.startswith("mariadb") else []
+
+    def works(self, name: str) -> bool:
+        """Whether a daemon is up and every login of the configuration that it started with is taken."""
+        unit = self.units.get(name)
+        if unit is None or unit.state != "active":
+            return False
+        text = "\n".join(unit.read.values())
+        logins = [(user, unquote(word)) for user, word in re.findall(r"://(\w+):([^@\"]+)@", text)]
+        logins += [("keystone", unquote(word)) for word in re.findall(r"parameters = \"password=([^\"]+)\"", text)]
+        accounts = {user: account["password"] for user, account in self.server.users.items()}
+        return all(self.takes(*login) if login[0] == "openstack" else accounts.get(login[0]) == login[1] for login in logins)
+
+    # the broker
+
+    def import_definitions(self) -> None:
+        definitions = json.loads(self.at("/etc/rabbitmq/definitions.json").read_text())
+        self.broker["users"].update({user["name"]: user["password_hash"] for user in definitions["users"]})
+        self.broker["vhosts"] = [vhost["name"] for vhost in definitions["vhosts"]]
+
+    def takes(self, user: str, password: str) -> bool:
+        stored = base64.b64decode(self.broker["users"].get(user, ""))
+        return stored[4:] == hashlib.sha256(stored[:4] + password.encode()).digest()
+
+    def log_in(self, where: str, user: str, password: str, vhost: str) -> None:
+        if not self.remote_control_plane and not self.works("rabbitmq-server.service"):
+            raise ConnectionRefusedError(111, "Connection refused")
+        if not self.takes(user, password):
+            raise amqp.AccessRefused("(0, 0): (403) ACCESS_REFUSED - Login was refused")
+        if vhost not in self.broker["vhosts"]:
+            raise amqp.NotAllowed(f"Connection.open: (530) NOT_ALLOWED - vhost {vhost} not found")
+
+    def count_consumers(self, queue: str) -> int:
+        """Who reads a queue: the daemon whose name it bears, if it works."""
+        topic, _, host = queue.partition(".")
+        assert host == self.node_name
+        if f"nova-{topic}.service" not in self.units:
+            raise amqp.NotFound(f"Queue.declare: (404) NOT_FOUND - no queue '{queue}' in vhost 'nova'")
+        return int(self.works(f"nova-{topic}.service") and topic not in self.deaf)
+
+    # ports and APIs
+
+    def connect_port(self, address: tuple[str, int], timeout: float) -> Any:
+        units = {
+            8778: "placement-api.service",
+            8774: "nova-api.service",
+            8775: "nova-api-metadata.service",
+            6080: "nova-novncproxy.service",
+            11211: "memcached.service",
+        }
+        if self.units.get(units[address[1]], Unit()).state != "active":
+            raise ConnectionRefusedError(111, "Connection refused")
+        return SimpleNamespace(close=lambda: None)
+
+    def open(self, request: Any, timeout: float) -> Any:
+        """What urllib's opener does."""
+        url = urlsplit(request.full_url)
+        body, headers = self._answer(url.port, url.path, request)
+        if isinstance(body, int):
+            raise urllib.error.HTTPError(request.full_url, body, "", Message(), io.BytesIO(b"{}"))
+        answer = SimpleNamespace(read=lambda: json.dumps(body).encode(), headers=headers)
+        return nullcontext(answer)
+
+    def _answer(self, port: int | None, path: str, request: Any) -> tuple[Any, dict[str, str]]:
+        unit = {5000: "keystone.service", 8774: "nova-api.service"}[port or 0]
+        if not self.remote_control_plane:
+            if self.units.get(unit, Unit()).state != "active":
+                raise urllib.error.URLError(ConnectionRefusedError(111, "Connection refused"))
+            if not self.works(unit):
+                return 500, {}
+        if path == "/v3":
+            return {"version": {}}, {}
+        if path == "/v3/auth/tokens":
+            body = self.keystone.answer_login(json.loads(request.data))
+            return (401, {}) if body is None else (body, {"X-Subject-Token": "token"})
+        assert request.get_header("X-auth-token") == "token"
+        if path == "/v2.1/os-services":
+            return {"services": self.list_services()}, {}
+        assert path == "/v2.1/os-hypervisors/detail"
+        return {"hypervisors": self.list_hypervisors()}, {}
+
+    def list_services(self) -> list[dict[str, str]]:
+        found = [
+            {"id": name, "binary": name.removesuffix(".service"), "host": self.node_name, "state": "up", **REPORTED}
+            for name in ("nova-conductor.service", "nova-scheduler.service", "nova-compute.service")
+            if self.works(name)
+        ]
+        others = [
+            {"id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, **REPORTED}
+            for host, state in self.compute_services.items()
+            if host not in [item["host"] for item in found if item["binary"] == "nova-compute"]
+        ]
+        return found + others
+
+    def list_hypervisors(self) -> list[dict[str, Any]]:
+        nodes = self.server.rows("nova", "compute_nodes")
+        hosts = {row["host"] for row in self.server.rows("nova_api", "host_mappings")}
+        return [{"id": row["uuid"], "service": {"host": row["host"]}} for row in nodes if row["host"] in hosts]
+
+    def register_compute(self, host: str, uuid: str = "11111111-2222-3333-4444-555555555555") -> None:
+        """What nova-compute does when it starts: a service, and a compute node that no cell mapping knows."""
+        self.compute_services[host] = "up"
+        self.server.rows("nova", "compute_nodes").append({"host": host, "uuid": uuid, "mapped": 0, "deleted": 0})
+
+    def map_host(self, host: str) -> None:
+        self.server.rows("nova_api", "host_mappings").append({"host": host})
+        for row in self.server.rows("nova", "compute_nodes"):
+            row["mapped"] = row["mapped"] or int(row["host"] == host)
+
+    def state(self) -> Any:
+        """What a run leaves behind, to be compared: schemas, users, Keystone, the broker."""
+        schemas = {
+            name: {table: rows for table, rows in tables.items() if table not in ("lease", "due") and rows}
+            for name, tables in self.server.schemas.items()
+        }
+        users = {name: (u["password"], sorted(u["rights"])) for name, u in self.server.users.items()}
+        return json.loads(json.dumps([schemas, users, self.keystone.state(), self.broker]))
+
+    # patching
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in AGENT_MODULES:
+            for name, value in list(vars(module).items()):
+                if not name.startswith("__") and name != "HERE" and (rebased := self._rebase(value)) is not value:
+                    monkeypatch.setattr(module, name, rebased)
+        clock = SimpleNamespace(monotonic=lambda: self.clock, sleep=self.sleep)
+        accounts = SimpleNamespace(getpwnam=self._account, getpwuid=lambda _: SimpleNamespace(pw_name="tester"))
+        groups = SimpleNamespace(
+            getgrnam=lambda _: SimpleNamespace(gr_gid=self.root.stat().st_gid),
+            getgrgid=lambda _: SimpleNamespace(gr_name="testers"),
+        )
+        uname = SimpleNamespace(uname=lambda: SimpleNamespace(nodename=self.node_name))
+        thread = SimpleNamespace(start=lambda: None, is_alive=lambda: True)
+        for module, name, value in (
+            (status, "time", clock),
+            (lease, "time", clock),
+            (lease, "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
+            (system, "pwd", accounts),
+            (metadata, "pwd", accounts),
+            (system, "grp", groups),
+            (metadata, "grp", groups),
+            (metadata, "os", uname),
+            (cli, "os", uname),
+            (system, "subprocess", SimpleNamespace(run=self.commands.run, DEVNULL=None)),
+            (system, "socket", SimpleNamespace(create_connection=self.connect_port)),
+            (system.os, "getgrouplist", lambda *_: []),
+            (status, "Outlet", self._make_outlet),
+            (api, "OPENER", self),
+            (pymysql, "connect", self.server.connect),
+            (openstack, "keystone", self.keystone),
+            (amqp, "broker", self),
+            (nova, "before_create", None),
+        ):
+            monkeypatch.setattr(module, name, value)
+
+    def _rebase(self, value: Any) -> Any:
+        """Absolute paths, and what holds them, below the node's root."""
+        if isinstance(value, dict):
+            changed = {key: self._rebase(item) for key, item in value.items()}
+            return changed if changed != value else value
+        if isinstance(value, tuple):
+            rebased = tuple(self._rebase(item) for item in value)
+            return rebased if rebased != value else value
+        return self.at(str(value)) if isinstance(value, Path) and value.is_absolute() else value
+
+    def _account(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            pw_name=name, pw_uid=self.root.stat().st_uid, pw_gid=self.root.stat().st_gid, pw_dir=HOMES.get(name, "/root")
+        )
+
+    def _make_outlet(self, path: Path) -> Any:
+        def send(line: str) -> None:
+            assert line.endswith("\n")
+            if path.name == "console":
+                self.console.append(line)
+            else:
+                self.documents.append(json.loads(line))
+
+        return SimpleNamespace(send=send, flush=lambda: True, drain=lambda sleep: None)
+
+    def _install_packages(self) -> None:
+        for kind, revisions in REVISIONS.items():
+            for revision, before in revisions.items():
+                text = f"revision = {revision!r}\ndown_revision = {before!r}\n"
+                self.put(f"/usr/lib/python3/dist-packages/{database.REVISIONS[kind]}/{revision}_x.py", text)
+
+
+def make_secrets(**changed: str) -> Secrets:
+    """Secrets of which each is recognisable, and as nasty as a password may be."""
+    values = {name: f"s3cret-{name}" for name in NAMES}
+    values |= {
+        "database_nova": "p@ss/w:r%d\"$#{}'x",
+        "messaging_openstack": "br%2Foker $1 @:/",
+        "messaging_cookie": "ABCDEF",
+        "seed_key": "a" * 64,
+    }
+    return Secrets(**(values | changed))
+
+
+def heads_of(kind: str) -> list[str]:
+    """The heads of a kind of schema."""
+    revisions = REVISIONS[kind]
+    return [revision for revision in revisions if revision not in revisions.values()]
+
+
+__all__ = ["ModuleType", "Stuck", "World", "heads_of", "make_secrets"]

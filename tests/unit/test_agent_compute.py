@@ -1,0 +1,221 @@
+"""The agent as a compute: what it waits for, its compute_id, and when it is ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.world import World, make_secrets
+from imagegen_node.api import is_up
+
+COMPUTE = "linux-node2"
+OTHER_ID = "99999999-8888-7777-6666-555555555555"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty compute with its seed, and a control plane that is ready for it."""
+    made = World(tmp_path, monkeypatch)
+    made.make_node(COMPUTE)
+    made.put("/run/libvirt/libvirt-sock", "")
+    made.remote_control_plane = True
+    made.server.schemas = {"nova": {}, "nova_api": {}}
+    made.broker["vhosts"] = ["nova"]
+    made.broker["users"]["openstack"] = hash_password(made.secrets.messaging_openstack)
+    url = "http://192.168.56.11:5000/v3"
+    made.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
+    made.keystone.add_user("nova", made.secrets.identity_nova)
+    made.keystone.users["nova"]["roles"] = {("service", "admin"), ("service", "service")}
+    compute = made.keystone.add_service("nova", "compute")
+    made.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
+    return made
+
+
+def hash_password(password: str) -> str:
+    from imagegen.seeds import hash_rabbitmq_password
+
+    return hash_rabbitmq_password(password, b"salt")
+
+
+def answer_like_nova(world: World, mapped_after: float = 20.0) -> None:
+    """nova-compute registers when its unit is up; a controller maps the host a while later."""
+
+    def look() -> None:
+        if world.works("nova-compute.service"):
+            world.register_compute(COMPUTE, world.at("/var/lib/nova/compute_id").read_text().strip())
+            world.later(mapped_after, lambda: world.map_host(COMPUTE))
+        else:
+            world.later(1, look)
+
+    world.later(1, look)
+
+
+def compute_id(world: World) -> Any:
+    path = world.at("/var/lib/nova/compute_id")
+    return path.read_text() if path.exists() else None
+
+
+def details(world: World, step: str) -> list[str]:
+    return [document["detail"] for document in world.documents if document["step"] == step]
+
+
+# the whole way
+
+
+def test_an_empty_compute_becomes_ready(world: World) -> None:
+    """virt_type, compute_id, libvirt, nova-compute; ready when a controller mapped it."""
+    answer_like_nova(world)
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == world.node["compute_id"] + "\n"
+    assert world.commands.log == [
+        "systemctl start --no-block libvirtd.service",
+        "systemctl start --no-block nova-compute.service",
+    ]
+    assert "a controller to map this host (registered, unmapped)" in details(world, "mapped")
+
+
+def test_a_rerun_runs_no_command(world: World) -> None:
+    """A compute whose agent starts again finds everything in its place."""
+    answer_like_nova(world)
+    world.run_compute()
+    world.commands.log.clear()
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == []
+
+
+def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
+    """Broker, Keystone, the service user, and the mapping: each is named while it lacks, and nothing fails."""
+    definitions = dict(world.broker["users"])
+    user = world.keystone.users.pop("nova")
+    world.broker["users"].clear()
+    world.later(1000, lambda: world.broker["users"].update(definitions))
+    world.later(2000, lambda: world.keystone.users.update(nova=user))
+    answer_like_nova(world, mapped_after=3000)
+    assert world.run_compute(10_000)["state"] == "ready"
+    assert "failed" not in {document["state"] for document in world.documents}
+    assert "message queue at 192.168.56.11:5672 as user openstack, virtual host nova" in details(world, "wait-messaging")[1]
+    assert "Keystone to take the password of user nova, which a controller sets" in details(world, "compute-id")
+    assert world.clock > 4000
+
+
+@pytest.mark.parametrize(("known", "state"), [({COMPUTE: "down"}, "down"), ({}, "not registered")])
+def test_a_compute_whose_service_does_not_come_up_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, known: dict[str, str], state: str
+) -> None:
+    """The API's word counts, not systemd's."""
+    monkeypatch.setattr(world, "works", lambda name: False)
+    world.compute_services |= known
+    world.put("/var/lib/nova/compute_id", world.node["compute_id"])
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("waiting", "compute-service")
+    assert last["detail"] == f"nova-compute up in the compute API (now {state})"
+
+
+def test_a_new_seed_restarts_nova_compute(world: World) -> None:
+    """Its configuration changed while it ran, so it is restarted; libvirt, which reads none of it, is not."""
+    answer_like_nova(world)
+    world.run_compute()
+    world.commands.log.clear()
+    world.secrets = make_secrets(identity_nova="another")
+    world.keystone.users["nova"]["password"] = "another"
+    world.make_node(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == ["systemctl restart --no-block nova-compute.service"]
+
+
+# compute_id
+
+
+def test_a_compute_id_in_place_is_kept(world: World) -> None:
+    """The seed's own: nothing is asked and nothing written."""
+    world.put("/var/lib/nova/compute_id", world.node["compute_id"] + "\n")
+    world.remote_control_plane = False
+    assert world.compute().place_compute_id() == "in place"
+
+
+def test_another_nodes_compute_id_is_refused(world: World) -> None:
+    """A disk of another node, or a renamed node: never overwritten, and the text says what to do."""
+    world.put("/var/lib/nova/compute_id", OTHER_ID + "\n")
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("failed", "compute-id")
+    assert f"holds {OTHER_ID!r}" in last["detail"]
+    assert "Give the node its own disk, or its old name" in last["detail"]
+    assert compute_id(world) == OTHER_ID + "\n"
+    assert world.commands.log == []
+
+
+def test_a_refused_compute_id_recovers_when_the_right_one_is_there(world: World) -> None:
+    """failed is not for ever: the step looks again."""
+    world.put("/var/lib/nova/compute_id", OTHER_ID)
+    world.later(50, lambda: world.put("/var/lib/nova/compute_id", world.node["compute_id"]))
+    answer_like_nova(world)
+    assert world.run_compute()["state"] == "ready"
+    assert "failed" in {document["state"] for document in world.documents}
+
+
+def test_a_host_that_nova_knows_keeps_its_id(world: World) -> None:
+    """A compute that was installed anew, or came from an older release: Nova's id is written, not the seed's."""
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+    assert "written, as Nova knows it" in details(world, "compute-id")
+
+
+def test_an_id_older_than_the_seed_is_no_other_node(world: World) -> None:
+    """After such a recovery the next boot finds an id that is not the seed's, but Nova's for this very host."""
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    world.run_compute()
+    world.units.clear()
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+
+
+def test_a_known_service_without_a_hypervisor_is_refused(world: World) -> None:
+    """Its old id cannot be found: a wrong one would make a second compute node of the same host."""
+    world.compute_services[COMPUTE] = "down"
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("failed", "compute-id")
+    assert f"`openstack compute service delete id-of-{COMPUTE}`" in last["detail"]
+    assert compute_id(world) is None
+
+
+def test_a_release_without_compute_id_gets_none(world: World) -> None:
+    """Before 2023.1 Nova keeps the host's identity in its database."""
+    world.node["compute_id"] = None
+    assert world.compute().place_compute_id() == "this release has none"
+    assert compute_id(world) is None
+
+
+# virt_type
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "line", "why"),
+    [
+        ("fpu vmx", True, "virt_type = kvm", "virt_type kvm: the processor shows vmx, and {kvm} is there"),
+        ("svm sse", True, "virt_type = kvm", "virt_type kvm: the processor shows svm, and {kvm} is there"),
+        ("fpu vmx", False, "virt_type = qemu", "virt_type qemu: the processor shows vmx, but there is no {kvm}"),
+        ("fpu", True, "virt_type = qemu", "virt_type qemu: the processor shows neither vmx nor svm"),
+        ("svm_lock novmx", True, "virt_type = qemu", "virt_type qemu: the processor shows neither vmx nor svm"),
+    ],
+)
+def test_virt_type_follows_the_processor(world: World, flags: str, device: bool, line: str, why: str) -> None:
+    """Item 24: kvm when /proc/cpuinfo has vmx or svm and /dev/kvm is there, else qemu; and the node says why."""
+    world.put("/proc/cpuinfo", f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: vmx\n")
+    if device:
+        world.put("/dev/kvm", "")
+    answer_like_nova(world)
+    world.run_compute()
+    assert line in world.at("/etc/nova/nova.conf.d/40-virt-type.conf").read_text().splitlines()
+    assert why.format(kvm=world.at("/dev/kvm")) in details(world, "configure")
+
+
+def test_a_service_that_never_reported_is_not_up() -> None:
+    """Nova calls a fresh row up for a minute, while its daemon may be ending at every start."""
+    assert is_up({"state": "up", "updated_at": "2025-06-01T12:00:00.000000"})
+    assert not is_up({"state": "up", "updated_at": None})
+    assert not is_up({"state": "down", "updated_at": "2025-06-01T12:00:00.000000"})
+    assert not is_up({})

@@ -1,0 +1,232 @@
+"""Whose node this is: role and release from the metadata, and the files that the seed promised."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.world import OWNER, World
+from hypothesis import given
+from hypothesis import strategies as st
+from imagegen_node import cli, metadata
+from imagegen_node.steps import Refused
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path, monkeypatch)
+    made.make_node("linux-node1")
+    return made
+
+
+def put_instance_data(world: World, meta_data: Any) -> None:
+    world.put("/run/cloud-init/instance-data.json", json.dumps({"ds": {"meta_data": meta_data}}))
+
+
+def check_role() -> str:
+    return metadata.check_role(metadata.read_facts())
+
+
+def test_the_role_is_read_from_a_seed(world: World) -> None:
+    """NoCloud: a map in meta-data."""
+    put_instance_data(world, {"imagegen": {"role": "controller", "release": "2025.1"}})
+    assert check_role() == "controller"
+
+
+def test_the_role_is_read_from_openstacks_metadata(world: World) -> None:
+    """Metadata service and config drive have strings only: dotted keys, and the list of files as JSON."""
+    files = [{"path": "/etc/x", "owner": "root:root", "mode": "0644", "sha256-HMAC": "00"}]
+    meta = {"imagegen.role": "controller", "imagegen.files": json.dumps(files), "other": "x"}
+    put_instance_data(world, {"meta": meta})
+    assert metadata.read_facts() == {"role": "controller", "files": files}
+    assert check_role() == "controller"
+
+
+@pytest.mark.parametrize(
+    ("meta_data", "sentence"),
+    [
+        ({}, "names no role"),
+        ({"imagegen": {}}, "names no role"),
+        ({"imagegen": {"role": ""}}, "names no role"),
+        ({"imagegen": "controller"}, "names no role"),
+        ({"meta": {"imagegen.region": "x"}}, "names no role"),
+        ({"meta": None}, "names no role"),
+        ({"imagegen": {"role": "storage"}}, "asks for role storage; there are controller, compute"),
+        ({"imagegen": {"role": "compute"}}, "asks for role compute, this image bakes controller"),
+        ({"imagegen": {"role": "controller", "release": "2024.2"}}, "for release 2024.2, this image holds 2025.1"),
+    ],
+)
+def test_a_wrong_role_is_refused(world: World, meta_data: Any, sentence: str) -> None:
+    """Missing, unknown, not baked, of another release: each a sentence."""
+    put_instance_data(world, meta_data)
+    with pytest.raises(Refused, match=sentence):
+        check_role()
+
+
+def test_a_node_without_any_seed_is_refused(world: World) -> None:
+    """cloud-init left no instance data."""
+    world.at("/run/cloud-init/instance-data.json").unlink()
+    with pytest.raises(Refused, match="cloud-init found no data source"):
+        check_role()
+
+
+def test_an_image_that_bakes_no_role_is_refused(world: World) -> None:
+    """A bare image without the generated element."""
+    world.at("/etc/imagegen/image.json").unlink()
+    with pytest.raises(Refused, match="no element of a role made this image"):
+        check_role()
+
+
+def test_a_refused_role_is_failed_in_the_status_until_it_is_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command itself: failed with the reason; when the metadata comes right, the role's steps run."""
+    put_instance_data(world, {})
+    seed = {"imagegen": world.facts}
+    world.later(50, lambda: put_instance_data(world, seed))
+    ran = []
+    monkeypatch.setattr("imagegen_node.controller.Controller.run", lambda self: ran.append(self.status.role))
+    monkeypatch.setattr("imagegen_node.cli.run_step", patient(cli.run_step, world))
+    assert cli.main(["run"]) == 0
+    assert ran == ["controller"]
+    failed = [document for document in world.documents if document["state"] == "failed"]
+    assert [document["detail"] for document in failed] == [
+        "the metadata names no role: expected imagegen.role in meta-data"
+    ]
+
+
+def patient(run_step: Callable[..., None], world: World) -> Callable[..., None]:
+    """run_step on the world's clock."""
+    return lambda step, status: run_step(step, status, world.sleep)
+
+
+# files
+
+
+def test_the_seeds_files_are_as_promised(world: World) -> None:
+    """The seed's own digests, checked by the agent: what one writes the other reads."""
+    assert metadata.check_files(world.facts, world.node) == f"{len(world.facts['files'])} files as the seed promised"
+    assert len(world.facts["files"]) > 10
+
+
+def entry_of(world: World, name: str) -> dict[str, Any]:
+    return next(entry for entry in world.facts["files"] if entry["path"].endswith(name))
+
+
+def unlink(path: Path, entry: dict[str, Any]) -> None:
+    path.unlink()
+
+
+def edit(path: Path, entry: dict[str, Any]) -> None:
+    path.write_text(path.read_text() + "\n")
+
+
+def open_up(path: Path, entry: dict[str, Any]) -> None:
+    path.chmod(0o644)
+
+
+def set_bit(path: Path, entry: dict[str, Any]) -> None:
+    path.chmod(0o4640)
+
+
+def give_away(path: Path, entry: dict[str, Any]) -> None:
+    entry["owner"] = "root:nova"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (unlink, "50-imagegen.conf is missing"),
+        (edit, "50-imagegen.conf differs from its seed"),
+        (open_up, "50-imagegen.conf has mode 0644, not 0640"),
+        (set_bit, "50-imagegen.conf has mode 4640, not 0640"),
+        (give_away, f"50-imagegen.conf belongs to {OWNER}, not root:nova"),
+    ],
+)
+def test_a_wrong_file_stops_the_node(world: World, spoil: Callable[..., None], sentence: str) -> None:
+    """Absent, other content, mode or owner: failed before anything starts, ready when it is right again."""
+    entry = entry_of(world, "nova.conf.d/50-imagegen.conf")
+    spoil(Path(entry["path"]), entry)
+    last = world.run_controller(100)
+    assert (last["state"], last["step"]) == ("failed", "files")
+    assert sentence in last["detail"]
+    assert "see /var/log/cloud-init.log" in last["detail"]
+    assert world.commands.log == []
+    world.make_node("linux-node1")
+    assert world.run_controller()["state"] == "ready"
+
+
+def test_only_the_first_wrong_files_are_named(world: World) -> None:
+    """A seed of which nothing was written is one short text."""
+    for entry in world.facts["files"]:
+        Path(entry["path"]).unlink()
+    with pytest.raises(Refused, match=rf"^\S+ is missing; \S+ is missing; \S+ is missing; and {count(world) - 3} more\. "):
+        metadata.check_files(world.facts, world.node)
+
+
+def count(world: World) -> int:
+    return len(world.facts["files"])
+
+
+def test_a_file_of_nobody_is_named_by_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner that the seed named is not in this image."""
+
+    def unknown(number: int) -> Any:
+        raise KeyError(number)
+
+    monkeypatch.setattr(metadata.pwd, "getpwuid", unknown)
+    monkeypatch.setattr(metadata.grp, "getgrgid", unknown)
+    assert metadata.name_owner(4242, 4343) == "4242:4343"
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200), st.text("0123456789abcdef", min_size=1))
+def test_any_other_content_is_found(tmp_path_factory: pytest.TempPathFactory, one: bytes, two: bytes, key: str) -> None:
+    """The digest tells any two contents apart."""
+    path = tmp_path_factory.mktemp("files") / "file"
+    path.write_bytes(one)
+    path.chmod(0o600)
+    found = path.stat()
+    entry = {
+        "path": str(path),
+        "owner": metadata.name_owner(found.st_uid, found.st_gid),
+        "mode": "0600",
+        "sha256-HMAC": hmac.new(key.encode(), two, sha256).hexdigest(),
+    }
+    assert metadata.find_wrong_files([entry], key) == ([] if one == two else [f"{path} differs from its seed"])
+
+
+# the machine
+
+
+def test_a_machine_with_another_name_is_refused(world: World) -> None:
+    """The seed is another node's, or the hostname was not set."""
+    world.node_name = "localhost"
+    with pytest.raises(Refused, match="this machine calls itself localhost, its seed is for linux-node1"):
+        metadata.check_machine(world.node)
+
+
+@pytest.mark.parametrize("text", ["", "uninitialized\n"])
+def test_a_machine_without_an_id_is_refused(world: World, text: str) -> None:
+    """An image has no machine-id; a node must."""
+    world.put("/etc/machine-id", text)
+    with pytest.raises(Refused, match="machine-id holds no id"):
+        metadata.check_machine(world.node)
+
+
+def test_a_machine_without_host_keys_is_refused(world: World) -> None:
+    """cloud-init makes them at the first boot."""
+    world.at("/etc/ssh/ssh_host_ed25519_key").unlink()
+    with pytest.raises(Refused, match="no ssh host keys"):
+        metadata.check_machine(world.node)
+
+
+def test_the_agent_waits_for_its_node_file(world: World) -> None:
+    """cloud-init writes it; until then the status says so."""
+    world.at("/etc/imagegen/node.json").unlink()
+    with pytest.raises(Exception, match=r"node\.json, which cloud-init writes from the seed"):
+        metadata.read_node()

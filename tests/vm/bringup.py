@@ -1,0 +1,63 @@
+"""What the tier boots, and ways into it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagegen.model import Cluster
+
+CHECKOUT = Path(__file__).parents[2]
+IMAGES = CHECKOUT / "out/images"
+BOOT_MINUTES = 40
+COMMAND_SECONDS = 300  # for one command inside, under TCG
+
+CLUSTER = """\
+name: attic
+region: north
+network: {cidr: 10.20.30.0/24, gateway: 10.20.30.254, dns: [10.20.30.253]}
+secrets: secrets.yaml
+nodes:
+  - {name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}
+  - {name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}
+"""
+
+
+@dataclass(frozen=True)
+class BootedCluster:
+    """What `imagegen boot --keep` left running: its return code and output, and a way into each node."""
+
+    cluster: Cluster
+    directory: Path
+    rc: int
+    stdout: str
+    stderr: str
+    logins: dict[str, list[str]]
+
+    def execute(self, node: str, command: str) -> str:
+        """The stdout of a shell command on a node, which must succeed."""
+        argv = [*self.logins[node], command]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+def run_imagegen(
+    words: list[str], *, check: bool = True, each_line: Callable[[str], None] = lambda line: None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line; `each_line` gets what it says on stderr as it says it."""
+    argv = [sys.executable, "-m", "imagegen", *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            each_line(line)
+        output = process.stdout.read()
+    done = subprocess.CompletedProcess(argv, process.returncode, output, "".join(said))
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done

@@ -1,0 +1,49 @@
+"""One bring-up for the whole tier: a controller and a compute from disk images and seed ISOs, under BIOS."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
+
+from imagegen import qemu
+from imagegen.cluster import load_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cluster file unlike the default one, its secrets, and the images that the build left in out/."""
+    directory = tmp_path_factory.mktemp("vm")
+    (directory / "init").mkdir()
+    run_imagegen(["init", str(directory / "init")])
+    (directory / "init/secrets.yaml").rename(directory / "secrets.yaml")
+    (directory / "cluster.yaml").write_text(CLUSTER)
+    (directory / "out").mkdir()
+    (directory / "out/images").symlink_to(IMAGES)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def booted(cluster_directory: Path) -> Generator[BootedCluster]:
+    """The cluster as `imagegen boot --keep` leaves it; its machines end with the tier."""
+    out = cluster_directory / "out"
+    options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
+    try:
+        done = run_imagegen(
+            [*options, "boot", "--backend", "qemu", "--keep", "--timeout", str(BOOT_MINUTES)],
+            check=False,
+            each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),
+        )
+        logins = {
+            words[0]: words[3:]
+            for words in map(shlex.split, done.stderr.splitlines())
+            if words[1:3] == ["login", "kept"]
+        }
+        cluster = load_cluster(cluster_directory / "cluster.yaml")
+        yield BootedCluster(cluster, out / "boot", done.returncode, done.stdout, done.stderr, logins)
+    finally:
+        qemu.remove_leftovers(out / "boot")
