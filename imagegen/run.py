@@ -75,7 +75,13 @@ def start(
     words = [os.fspath(word) for word in argv]
     try:
         return subprocess.Popen(
-            words, env=environment(env), cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=new_session
+            words,
+            env=environment(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=new_session,
         )
     except FileNotFoundError as error:
         raise MachineLacks("\n".join(missing_tools(words[:1])) or f"{words[0]}: {error.strerror}") from error
@@ -90,7 +96,10 @@ def run(
     ok: Sequence[int] = (0,),
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command to its end; stdout and stderr are captured, apart. Raises CommandFailed for a return code not in `ok`."""
+    """Runs a command to its end; stdout and stderr are captured, apart.
+
+    Raises CommandFailed for a return code that is not in `ok`, MachineLacks for a tool that is missing.
+    """
     words = [os.fspath(word) for word in argv]
     try:
         done = subprocess.run(

@@ -43,7 +43,7 @@ def read_tree(root: Path) -> Tree:
 
 
 def write_tree(tree: Tree, target: Path, *, directory_mode: int = 0o755) -> None:
-    """Replaces the directory `target` by the tree: written beside it, then renamed, so that a reader never sees half of it."""
+    """Replaces the directory `target` by the tree: written beside it, then renamed; nobody sees half of it."""
     beside = target.with_name(f".{target.name}.new")
     old = target.with_name(f".{target.name}.old")
     for left in (beside, old):
@@ -60,8 +60,8 @@ def write_tree(tree: Tree, target: Path, *, directory_mode: int = 0o755) -> None
                 directory.chmod(directory_mode)
         write_file(place, file)
     if target.exists():
-        os.rename(target, old)
-    os.rename(beside, target)
+        target.rename(old)
+    beside.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -73,4 +73,4 @@ def write_file(place: Path, file: File) -> None:
     with os.fdopen(handle, "wb") as stream:
         stream.write(file.data)
         os.fchmod(stream.fileno(), file.mode)
-    os.replace(beside, place)
+    beside.replace(place)

@@ -73,10 +73,10 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         "placement": lambda: control.probe("placement", cluster.services.auth_url, deployment.secrets.identity_admin),
         "database": lambda: control.probe("database"),
         "schemas": lambda: control.probe("schemas", user="nova"),
-        "nova options": options(control, "nova", CONTROLLER_DAEMONS),
-        "keystone options": options(control, "keystone", ["keystone"]),
-        "placement options": options(control, "placement", ["placement-api"]),
-        **{f"{node.name} options": options(node, "nova", ["nova-compute"]) for node in deployment.computes},
+        "options of nova": options(control, "nova", CONTROLLER_DAEMONS),
+        "options of keystone": options(control, "keystone", ["keystone"]),
+        "options of placement": options(control, "placement", ["placement-api"]),
+        **{f"options on {node.name}": options(node, "nova", ["nova-compute"]) for node in deployment.computes},
     }
 
 

@@ -51,9 +51,10 @@ nodes:
   - {{name: c-3, role: compute, mac: "525400A7100C", address: 10.73.8.126}}
 """
 
-# What breaks the quoting of URLs, YAML, oslo.config, ConfigParser, str.format, SQL, JSON and shells.
+# What breaks the quoting of URLs, YAML, oslo.config, ConfigParser, str.format, SQL, JSON and shells; in words that no
+# other cluster on this machine has, because processes are watched from outside.
 PASSWORDS = {
-    "database_nova": "p@ss/w:r%d\"$#{}\\''x",
+    "database_nova": "p@ss/w:r%d\"$#{}\\''x of polder",
     "database_placement": "'both ends; # in quotes'",
     "database_keystone": "100%(host)s %25 & ${a} $b \\$c \\\\d",
     "database_imagegen": '"double; at # both ends"',

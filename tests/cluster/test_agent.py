@@ -13,8 +13,17 @@ from imagegen.model import Role
 
 STEPS = {
     Role.CONTROLLER: [
-        *("role", "files", "machine", "configure", "database", "messaging", "cache", "wait-database", "wait-messaging"),
-        *("identity", "wait-identity", "lease", "placement-schema", "nova-api-schema", "cells", "nova-schema"),
+        *("role", "files", "machine", "configure", "start", "database", "messaging", "cache", "wait-database"),
+        *(
+            "wait-messaging",
+            "identity",
+            "wait-identity",
+            "lease",
+            "placement-schema",
+            "nova-api-schema",
+            "cells",
+            "nova-schema",
+        ),
         *("service-users", "wait-schemas", "services", "verify"),
     ],
     Role.COMPUTE: [

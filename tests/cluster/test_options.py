@@ -20,7 +20,7 @@ def compare(said: dict[str, Any], wanted: dict[str, Any], unit: str) -> None:
 
 def test_novas_daemons_have_the_seeds_options(deployment: Deployment, answers: Answers) -> None:
     """The uwsgi services and the others read the same files: API and conductor cannot be on different databases."""
-    said = answers["nova options"]
+    said = answers["options of nova"]
     assert sorted(said) == sorted(CONTROLLER_DAEMONS)
     wanted = list_options(deployment.cluster, deployment.secrets, deployment.controller.node)
     for unit in CONTROLLER_DAEMONS:
@@ -30,14 +30,14 @@ def test_novas_daemons_have_the_seeds_options(deployment: Deployment, answers: A
 def test_nova_compute_has_the_seeds_options(deployment: Deployment, answers: Answers) -> None:
     """The same on each compute, where nova-compute.conf is read as well."""
     for node in deployment.computes:
-        said = answers[f"{node.name} options"][NOVA_COMPUTE]
+        said = answers[f"options on {node.name}"][NOVA_COMPUTE]
         compare(said, list_options(deployment.cluster, deployment.secrets, node.node), node.name)
         assert any("nova-compute.conf" in word for word in said["argv"])
 
 
 def test_the_daemons_arguments_end_with_the_drop_ins(answers: Answers) -> None:
     """What stands later wins in oslo.config: --config-dir is the last argument where there is a --config-file."""
-    for said in (answers["nova options"], answers["c-3 options"]):
+    for said in (answers["options of nova"], answers["options on c-3"]):
         for unit, daemon in said.items():
             if any(word.startswith("--config-file") for word in daemon["argv"]):
                 assert daemon["argv"][-1] == "--config-dir=/etc/nova/nova.conf.d", unit
@@ -46,19 +46,19 @@ def test_the_daemons_arguments_end_with_the_drop_ins(answers: Answers) -> None:
 def test_keystone_has_the_seeds_options(deployment: Deployment, answers: Answers) -> None:
     """Keystone's connection, with the password as a parameter, and its cache."""
     wanted = list_keystone_options(deployment.cluster, deployment.secrets)
-    compare(answers["keystone options"]["keystone"], wanted, "keystone")
+    compare(answers["options of keystone"]["keystone"], wanted, "keystone")
 
 
 def test_placement_has_the_seeds_options(deployment: Deployment, answers: Answers) -> None:
     """Placement's connection and its login to Keystone."""
     wanted = list_placement_options(deployment.cluster, deployment.secrets)
-    compare(answers["placement options"]["placement-api"], wanted, "placement-api")
+    compare(answers["options of placement"]["placement-api"], wanted, "placement-api")
 
 
 def test_every_login_carries_the_password_unchanged(deployment: Deployment, answers: Answers) -> None:
     """keystoneauth, given each section as the daemon has it, logs in with the password of secrets.yaml."""
     passwords = {"nova": deployment.secrets.identity_nova, "placement": deployment.secrets.identity_placement}
-    names = ["nova options", "placement options", *(f"{node.name} options" for node in deployment.computes)]
+    names = ["options of nova", "options of placement", *(f"options on {node.name}" for node in deployment.computes)]
     logins = [login for name in names for unit in answers[name].values() for login in unit["logins"].values()]
     assert len(logins) == 3 * len(CONTROLLER_DAEMONS) + 1 + 2 * len(deployment.computes)
     for login in logins:
@@ -68,7 +68,7 @@ def test_every_login_carries_the_password_unchanged(deployment: Deployment, answ
 def test_workers_follow_the_machine(deployment: Deployment, answers: Answers) -> None:
     """One worker a core, at most four, in Nova's daemons and in the uwsgi services."""
     workers = min(int(deployment.controller.ask("nproc")), 4)
-    for unit, said in answers["nova options"].items():
+    for unit, said in answers["options of nova"].items():
         counts = (said["options"]["conductor.workers"], said["options"]["scheduler.workers"])
         assert counts == (workers, workers), unit
     environment = deployment.controller.read("/run/imagegen/services.env").splitlines()

@@ -94,7 +94,10 @@ def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
     answer_like_nova(world, mapped_after=3000)
     assert world.run_compute(10_000)["state"] == "ready"
     assert "failed" not in {document["state"] for document in world.documents}
-    assert "message queue at 192.168.56.11:5672 as user openstack, virtual host nova" in details(world, "wait-messaging")[1]
+    assert (
+        "message queue at 192.168.56.11:5672 as user openstack, virtual host nova"
+        in details(world, "wait-messaging")[1]
+    )
     assert "Keystone to take the password of user nova, which a controller sets" in details(world, "compute-id")
     assert world.clock > 4000
 

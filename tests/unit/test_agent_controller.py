@@ -219,7 +219,7 @@ def count_commands(root: Path) -> int:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("rebooted", [True, False], ids=["machine", "agent"])
 def test_a_crash_at_any_command_is_made_good(when: str, rebooted: bool, tmp_path: Path) -> None:
-    """Wherever the agent or the machine dies, before a command's work or after it, the next run ends where it should."""
+    """Wherever agent or machine die, before a command's work or after it, the next run ends where it should."""
     number = count_commands(tmp_path)
     assert number > len(SHARED)
     for crash in range(number):
@@ -268,7 +268,9 @@ def test_a_command_that_keeps_failing_makes_the_node_say_so(command: str, world:
 def test_the_last_lines_of_a_command_show_no_password(world: World) -> None:
     """nova-manage's errors can print URLs: what is in the status is masked."""
     url = world.node["cells"][1]["database_connection"]
-    world.commands.fail("nova-manage api_db sync", 1, f"cannot reach {url} with {world.secrets.database_nova}", times=99)
+    world.commands.fail(
+        "nova-manage api_db sync", 1, f"cannot reach {url} with {world.secrets.database_nova}", times=99
+    )
     last = world.run_controller(60)
     assert last["state"] == "failed"
     assert "cannot reach mysql+pymysql://nova:***@192.168.56.11:3306/nova with ***" in last["detail"]
@@ -341,7 +343,9 @@ def test_only_daemons_whose_files_changed_are_restarted(ready: World) -> None:
     ready.secrets = make_secrets(identity_nova="another")
     ready.make_node(CONTROLLER)
     assert ready.run_controller()["state"] == "ready"
-    nova_units = " ".join(f"nova-{name}.service" for name in ("api", "api-metadata", "conductor", "scheduler", "novncproxy"))
+    nova_units = " ".join(
+        f"nova-{name}.service" for name in ("api", "api-metadata", "conductor", "scheduler", "novncproxy")
+    )
     assert [command for command in ready.commands.log if command.startswith("systemctl")] == [
         f"systemctl restart --no-block {nova_units}"
     ]
@@ -394,7 +398,9 @@ def test_a_second_row_for_a_cell_is_refused_until_it_is_gone(ready: World, chang
     assert (last["state"], last["step"]) == ("failed", "cells")
     assert f"nova-manage cell_v2 list_hosts --cell_uuid {uuid}" in last["detail"]
     assert f"nova-manage cell_v2 delete_cell --cell_uuid {uuid}" in last["detail"]
-    assert all(code in last["detail"] for code in ("0 (deleted)", "1 (not found)", "2 (it has hosts)", "3 (it has", "4 ("))
+    assert all(
+        code in last["detail"] for code in ("0 (deleted)", "1 (not found)", "2 (it has hosts)", "3 (it has", "4 (")
+    )
     assert ready.commands.log == []
     ready.later(0, lambda: rows.pop())
     assert ready.run_controller()["state"] == "ready"

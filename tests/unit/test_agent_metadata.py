@@ -165,7 +165,9 @@ def test_only_the_first_wrong_files_are_named(world: World) -> None:
     """A seed of which nothing was written is one short text."""
     for entry in world.facts["files"]:
         Path(entry["path"]).unlink()
-    with pytest.raises(Refused, match=rf"^\S+ is missing; \S+ is missing; \S+ is missing; and {count(world) - 3} more\. "):
+    with pytest.raises(
+        Refused, match=rf"^\S+ is missing; \S+ is missing; \S+ is missing; and {count(world) - 3} more\. "
+    ):
         metadata.check_files(world.facts, world.node)
 
 

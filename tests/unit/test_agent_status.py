@@ -92,7 +92,9 @@ def test_a_step_that_waited_is_done_later(said: Path) -> None:
     run_step(Step("libvirt", run), status, lambda _: seen.append(dict(read_status(said)["steps"][-1])))
     status.ready("")
     assert [(step["state"], step["rc"]) for step in seen] == [("waiting", None), ("waiting", 3), ("failed", None)]
-    assert [(step["name"], step["state"], step["rc"]) for step in read_status(said)["steps"]] == [("libvirt", "done", 0)]
+    assert [(step["name"], step["state"], step["rc"]) for step in read_status(said)["steps"]] == [
+        ("libvirt", "done", 0)
+    ]
 
 
 def test_since_is_when_the_state_began(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +364,7 @@ def test_what_a_failing_command_prints_is_masked_in_every_place(said: Path, caps
             raise outcome
 
     texts: list[str] = []
-    run_step(Step("step", run), status, lambda _: texts.extend((said / name).read_text() for name in os.listdir(said)))
+    run_step(Step("step", run), status, lambda _: texts.extend(path.read_text() for path in said.iterdir()))
     everything = "".join(texts) + capsys.readouterr().out
     assert "x *** y rabbit://a:***@h" in everything
     assert "s3cret" not in everything
@@ -373,7 +375,9 @@ def test_what_a_failing_command_prints_is_masked_in_every_place(said: Path, caps
 
 
 @pytest.mark.parametrize(("state", "code"), [("ready", 0), ("waiting", 1), ("working", 1), ("failed", 2)])
-def test_status_is_an_exit_code_and_a_text(said: Path, capsys: pytest.CaptureFixture[str], state: str, code: int) -> None:
+def test_status_is_an_exit_code_and_a_text(
+    said: Path, capsys: pytest.CaptureFixture[str], state: str, code: int
+) -> None:
     """For a person and for a script."""
     status = Status("node1", "compute")
     status.begin("libvirt")
@@ -405,5 +409,13 @@ def test_the_help_is_enough_for_an_operator(capsys: pytest.CaptureFixture[str]) 
             cli.main(arguments)
         assert ended.value.code == 0
     out = capsys.readouterr().out
-    for word in ("waiting", "failed", "/run/imagegen/status.json", "journalctl", "cloud-init.log", "reboot", "exit codes"):
+    for word in (
+        "waiting",
+        "failed",
+        "/run/imagegen/status.json",
+        "journalctl",
+        "cloud-init.log",
+        "reboot",
+        "exit codes",
+    ):
         assert word in out

@@ -1,4 +1,4 @@
-"""What the agent does to its machine: commands, units, files; and its database, lease, broker and API, piece by piece."""
+"""What the agent does to its machine: commands, units, files; and its database, lease, broker and API."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_password_is_only_set_when_the_server_refuses_it(world: World) -> None
     world.server.users["placement"]["password"] = "other"
     assert database.ensure_schemas(world.node["database"]) == "made password of placement"
     world.server.up = False
-    with pytest.raises(Waiting, match="MariaDB at 192.168.56.11:3306: Can't connect"):
+    with pytest.raises(Waiting, match=r"MariaDB at 192\.168\.56\.11:3306: Can't connect"):
         database.takes_password(world.node["database"], world.node["database"]["schemas"][0])
 
 
@@ -277,9 +277,7 @@ def test_an_expired_lease_changes_hands(world: World, leases: tuple[lease.Lease,
         one.check()
 
 
-def test_a_lost_lease_stays_lost_until_it_is_taken_anew(
-    world: World, leases: tuple[lease.Lease, lease.Lease]
-) -> None:
+def test_a_lost_lease_stays_lost_until_it_is_taken_anew(world: World, leases: tuple[lease.Lease, lease.Lease]) -> None:
     """It may be free again, but another controller may have worked meanwhile."""
     one, _ = leases
     one.take()
@@ -357,7 +355,7 @@ def test_a_queue_that_is_not_there_is_waited_for(world: World) -> None:
     """The daemon has not declared it yet."""
     world.remote_control_plane = True
     world.import_definitions()
-    with pytest.raises(Waiting, match="no queue 'conductor.linux-node1'"):
+    with pytest.raises(Waiting, match=r"no queue 'conductor\.linux-node1'"):
         backing.check_consumers(world.node["messaging"], "nova", ["conductor.linux-node1"])
 
 

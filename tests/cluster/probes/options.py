@@ -4,9 +4,11 @@ Prints JSON: daemon -> {"argv", "seed" (options that the seed's drop-in names), 
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 DROP_IN = "/etc/{0}/{0}.conf.d/50-imagegen.conf"
@@ -88,6 +90,10 @@ def register_late(conf):
             conf.register_opts(options, group=group)
     except (ImportError, cfg.DuplicateOptError):
         pass
+    if conf.project == "nova":
+        from oslo_messaging import TransportURL
+
+        TransportURL.parse(conf)
     for group in ("keystone_authtoken", "service_user", "placement"):
         if group in conf:
             loading.register_auth_conf_options(conf, group)
@@ -113,22 +119,42 @@ def read_seed(project):
     return names
 
 
-def main(project, units):
+def describe(project, unit):
+    """What one daemon has in effect. Once a process: a ConfigOpts that has read its files takes no other daemon."""
     from oslo_config import cfg
 
+    argv, environment = find_process(unit)
+    conf = configure(project, argv, environment)
+    register_late(conf)
+    seed, options, absent = read_seed(project), {}, []
+    groups = [name.split(".")[0] for name in seed if name.endswith(".password")]
+    logins = {group: read_login(conf, group) for group in groups}  # registers the options of these groups as well
+    for name in dict.fromkeys((*seed, *ALSO)):
+        section, option = name.split(".")
+        try:
+            options[name] = conf[option] if section == "DEFAULT" else conf[section][option]
+        except (cfg.NoSuchOptError, cfg.NoSuchGroupError):
+            absent.append(name)
+    return {"argv": argv, "seed": seed, "options": options, "logins": logins, "absent": absent}
+
+
+def main(project, units):
+    __import__(f"{project}.conf")  # the slow part, once for all
     answer = {}
     for unit in units:
-        argv, environment = find_process(unit)
-        conf = configure(project, argv, environment)
-        register_late(conf)
-        seed, options, absent = read_seed(project), {}, []
-        for name in dict.fromkeys((*seed, *ALSO)):
-            section, option = name.split(".")
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            code = 1
             try:
-                options[name] = conf[option] if section == "DEFAULT" else conf[section][option]
-            except cfg.NoSuchOptError:
-                absent.append(name)
-        groups = [name.split(".")[0] for name in seed if name.endswith(".password")]
-        logins = {group: read_login(conf, group) for group in groups}
-        answer[unit] = {"argv": argv, "seed": seed, "options": options, "logins": logins, "absent": absent}
-    print(json.dumps(answer, default=str))
+                os.write(writer, json.dumps(describe(project, unit), default=str).encode())
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            text = stream.read()
+        if os.waitstatus_to_exitcode(os.wait()[1]):
+            sys.exit(f"the options of {unit} cannot be read")
+        answer[unit] = json.loads(text)
+    print(json.dumps(answer))

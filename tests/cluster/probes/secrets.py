@@ -1,7 +1,7 @@
 """Where on this node, as it runs, any spelling of a secret stands. Run as root.
 
-Prints JSON: {"count": files read, "files": {path: [owner, mode, names]}, "journal": names, "arguments" and
-"environments": {process: names}}, where names are those of secrets.
+Prints JSON: {"files seen" and "files read": counts, "files": {path: [owner, mode, names]}, "journal": names,
+"arguments" and "environments": {process: names}}, where names are those of secrets.
 """
 
 import grp
@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 KERNEL = {"/proc", "/sys", "/dev"}  # no files of ours; processes are looked at apart
+SEED = Path("/var/lib/cloud/seed/nocloud/user-data")
 
 
 def list_files():
@@ -51,15 +52,19 @@ def describe(path, secrets):
 
 
 def search_files(everything, secrets):
-    """(how many files there are, path -> description of those that hold a secret)."""
+    """Counts of files, and path -> description of those that hold a secret."""
+    # A file whose inode has not changed since before the seed came cannot hold what the seed brought.
+    since = SEED.stat().st_ctime_ns
+    paths = list(list_files())
+    changed = [os.fsencode(path) for path in paths if path.stat().st_ctime_ns >= since]
     with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files
-        paths = [os.fsencode(path) for path in list_files()]
-        listed.write(b"\0".join(paths))
+        listed.write(b"\0".join(changed))
         listed.seek(0)
         options = ["--files-with-matches", "--null", "--no-messages", "--"]
         said = run_grep(everything, ["xargs", "--null"], options, listed)
     found = [Path(os.fsdecode(name)) for name in said.split(b"\0") if name]
-    return len(paths), {str(path): describe(path, secrets) for path in found if path.exists()}
+    files = {str(path): describe(path, secrets) for path in found if path.exists()}
+    return {"files seen": len(paths), "files read": len(changed), "files": files}
 
 
 def search_journal(everything, secrets):
@@ -84,8 +89,8 @@ def search_processes(what, secrets):
 
 def main(secrets):
     everything = sorted({spelling for spellings in secrets.values() for spelling in spellings})
-    count, files = search_files(everything, secrets)
-    answer = {"count": count, "files": files, "journal": search_journal(everything, secrets)}
+    answer = search_files(everything, secrets)
+    answer["journal"] = search_journal(everything, secrets)
     answer["arguments"] = search_processes("cmdline", secrets)
     answer["environments"] = search_processes("environ", secrets)
     print(json.dumps(answer))

@@ -22,8 +22,7 @@ class NotFound(AMQPError):
     """404: no such queue."""
 
 
-exceptions = SimpleNamespace(AMQPError=AMQPError, AccessRefused=AccessRefused, NotAllowed=NotAllowed, NotFound=NotFound
-)
+exceptions = SimpleNamespace(AMQPError=AMQPError, AccessRefused=AccessRefused, NotAllowed=NotAllowed, NotFound=NotFound)
 broker: Any = None
 
 

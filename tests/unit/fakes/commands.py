@@ -26,7 +26,7 @@ class Crash(BaseException):
 
 
 class Commands:
-    """Runs commands on the world. `faults`: what the next commands that begin so answer, instead of doing their work."""
+    """Runs commands on the world. `faults`: what the next commands that begin so answer instead of working."""
 
     def __init__(self, world: World) -> None:
         self.world = world

@@ -9,7 +9,7 @@ import json
 import re
 import urllib.error
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from email.message import Message
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,15 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-
-from fakes import amqp, nova, openstack, pymysql
-from fakes.commands import Commands
-from fakes.keystone import Keystone
-from fakes.mariadb import Server
-from imagegen.cluster import load_cluster
-from imagegen.model import Cluster
-from imagegen.secrets import NAMES, Secrets
-from imagegen.seeds import seed_tree
 from imagegen_node import (
     api,
     backing,
@@ -43,7 +34,29 @@ from imagegen_node import (
 )
 from imagegen_node.mask import find_secrets
 
-AGENT_MODULES = (api, backing, cli, compute, configure, controller, database, discovery, lease, metadata, status, system)
+from fakes import amqp, nova, openstack, pymysql
+from fakes.commands import Commands
+from fakes.keystone import Keystone
+from fakes.mariadb import Server
+from imagegen.cluster import load_cluster
+from imagegen.model import Cluster
+from imagegen.secrets import NAMES, Secrets
+from imagegen.seeds import seed_tree
+
+AGENT_MODULES = (
+    api,
+    backing,
+    cli,
+    compute,
+    configure,
+    controller,
+    database,
+    discovery,
+    lease,
+    metadata,
+    status,
+    system,
+)
 HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
 OWNER = "tester:testers"  # what every file of the make-believe node belongs to
 
@@ -151,10 +164,8 @@ class World:
         return self._run(self.compute())
 
     def _run(self, agent: Any) -> dict[str, Any]:
-        try:
+        with suppress(Stuck):
             agent.run()
-        except Stuck:
-            pass
         return self.documents[-1]
 
     def watch(self, agent: controller.Controller, seconds: float) -> None:
@@ -206,7 +217,9 @@ class World:
         logins = [(user, unquote(word)) for user, word in re.findall(r"://(\w+):([^@\"]+)@", text)]
         logins += [("keystone", unquote(word)) for word in re.findall(r"parameters = \"password=([^\"]+)\"", text)]
         accounts = {user: account["password"] for user, account in self.server.users.items()}
-        return all(self.takes(*login) if login[0] == "openstack" else accounts.get(login[0]) == login[1] for login in logins)
+        return all(
+            self.takes(*login) if login[0] == "openstack" else accounts.get(login[0]) == login[1] for login in logins
+        )
 
     # the broker
 
@@ -362,7 +375,10 @@ class World:
 
     def _account(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(
-            pw_name=name, pw_uid=self.root.stat().st_uid, pw_gid=self.root.stat().st_gid, pw_dir=HOMES.get(name, "/root")
+            pw_name=name,
+            pw_uid=self.root.stat().st_uid,
+            pw_gid=self.root.stat().st_gid,
+            pw_dir=HOMES.get(name, "/root"),
         )
 
     def _make_outlet(self, path: Path) -> Any:
