@@ -78,19 +78,18 @@ def test_the_scan_sees(scans: dict[str, Any]) -> None:
 
 def test_secrets_stand_only_in_closed_files(deployment: Deployment, scans: dict[str, Any]) -> None:
     """root:SERVICE 0640 or root 0600, in files that are known to hold them; and each such file was found."""
+    wrong = []
     for node in deployment.nodes.values():
-        found = {path: (owner, mode, names) for path, (owner, mode, names) in scans[node.name]["files"].items()}
-        wrong, seen = [], set()
-        for path, (owner, mode, names) in found.items():
+        unseen = dict(lawful(node))
+        for path, (owner, mode, names) in scans[node.name]["files"].items():
             if not hits({path: names}):
                 continue
-            pattern = next((pattern for pattern in lawful(node) if re.fullmatch(pattern, path)), None)
-            if pattern is None or lawful(node)[pattern] != f"{owner} {mode}":
-                wrong.append(f"{path} {owner} {mode}: {', '.join(names)}")
-            seen.add(pattern)
-        assert not wrong, f"{node.name}:\n" + "\n".join(wrong)
-        unseen = set(lawful(node)) - seen
-        assert not unseen, f"{node.name}: the scan found no secret in {unseen}"
+            pattern = next((pattern for pattern in lawful(node) if re.fullmatch(pattern, path)), "")
+            if lawful(node).get(pattern) != f"{owner} {mode}":
+                wrong.append(f"{node.name}: {path} {owner} {mode} holds {', '.join(names)}")
+            unseen.pop(pattern, None)
+        wrong += [f"{node.name}: the scan found no secret in {pattern}" for pattern in unseen]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_compute_gets_only_what_it_needs(deployment: Deployment, scans: dict[str, Any]) -> None:

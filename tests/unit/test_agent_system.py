@@ -17,7 +17,7 @@ from fakes.pymysql import IntegrityError, OperationalError, ProgrammingError
 from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_node import api, backing, database, identity_objects, lease, system
+from imagegen_node import api, backing, configure, database, identity_objects, lease, system
 from imagegen_node.steps import CommandFailed, LeaseLost, Waiting
 
 
@@ -167,6 +167,26 @@ def test_a_file_with_another_owner_is_written_again(
     monkeypatch.setattr("imagegen_node.status.os.fchown", lambda *owner: given_away.append(owner[1:]))
     assert system.put_file(path, "text")
     assert given_away == [(path.stat().st_uid, path.stat().st_gid + 1)]
+
+
+# workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "text", "workers"), [(2, None, 2), (64, None, 4), (64, "1\n", 1), (2, "0", 1), (2, "8", 8)]
+)
+def test_workers_follow_the_cores_unless_the_node_says_otherwise(
+    world: World, monkeypatch: pytest.MonkeyPatch, cores: int, text: str | None, workers: int
+) -> None:
+    """At most four a service; a file on the node counts more. MariaDB's connections follow."""
+    monkeypatch.setattr(configure, "os", SimpleNamespace(sched_getaffinity=lambda _: set(range(cores))))
+    if text is not None:
+        world.put("/etc/imagegen/workers", text)
+    assert configure.configure_controller(world.node) == f"{workers} workers a service"
+    assert f"workers = {workers}\n" in world.at("/etc/nova/nova.conf.d/30-workers.conf").read_text()
+    assert f"IMAGEGEN_WORKERS={workers}\n" in world.at("/run/imagegen/services.env").read_text()
+    limit = world.at("/etc/mysql/mariadb.conf.d/95-connections.cnf").read_text()
+    assert limit == f"[mariadbd]\nmax_connections = {200 + 200 * workers}\n"
 
 
 # schemas
@@ -419,6 +439,20 @@ def test_a_compute_api_that_cannot_check_tokens_yet_is_waited_for(monkeypatch: p
     session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer(code=401))
     with pytest.raises(Waiting, match="the compute API to take a token"):
         session.compute("R", "/os-services")
+
+
+@pytest.mark.parametrize(
+    ("row", "up"),
+    [
+        ({"state": "up", "updated_at": "2026-01-01T00:00:00.000000"}, True),
+        ({"state": "up", "updated_at": None}, False),
+        ({"state": "down", "updated_at": "2026-01-01T00:00:00.000000"}, False),
+        ({}, False),
+    ],
+)
+def test_a_service_that_never_reported_is_not_up(row: dict[str, Any], up: bool) -> None:
+    """Nova calls it up for a minute after its row was made."""
+    assert api.is_up(row) is up
 
 
 def test_a_region_without_a_compute_api_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

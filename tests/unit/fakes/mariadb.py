@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from fakes.pymysql import IntegrityError, OperationalError, ProgrammingError
+from fakes.pymysql import OperationalError, ProgrammingError
 
 Rows = list[dict[str, Any]]
 
@@ -192,5 +192,3 @@ STATEMENTS: tuple[tuple[str, Callable[..., int | None], bool], ...] = (
     (r"SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host", Connection.read_unmarked, False),
     (r"SELECT host FROM host_mappings WHERE host IN %s", Connection.read_mapped, False),
 )
-
-__all__ = ["IntegrityError", "OperationalError", "ProgrammingError", "Server", "right_on"]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from email.message import Message
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -414,6 +414,3 @@ def heads_of(kind: str) -> list[str]:
     """The heads of a kind of schema."""
     revisions = REVISIONS[kind]
     return [revision for revision in revisions if revision not in revisions.values()]
-
-
-__all__ = ["ModuleType", "Stuck", "World", "heads_of", "make_secrets"]
