@@ -23,6 +23,9 @@ from imagegen.secrets import load_secrets
 REPORTED_FAILURES = 3  # the nodes of one bring-up say much the same at every failure
 JOURNAL_LINES = "25"
 
+REPORTED = pytest.StashKey[int]()
+SECONDS = pytest.StashKey[dict[str, float]]()
+
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
@@ -49,7 +52,9 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
         tier.tear_down(directory)
         shutil.rmtree(directory, ignore_errors=True)
         try:
-            yield bring_up(directory)
+            booted = bring_up(directory)
+            request.config.stash[SECONDS] = booted.seconds
+            yield booted
         except tier.BringUpFailed as error:
             # Once and not at each of the tests that now cannot run.
             request.session.shouldfail = "there is no cluster to test"
@@ -104,7 +109,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     return report
 
 
-REPORTED = pytest.StashKey[int]()
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long each command of the bring-up took, to be held against the tier's budget."""
+    for command, seconds in terminalreporter.config.stash.get(SECONDS, {}).items():
+        terminalreporter.line(f"imagegen {command:<10} {seconds:7.1f} s")
 
 
 def describe_node(node: RunningNode) -> str:

@@ -5,6 +5,7 @@ conftest.py puts this file last.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
     for node in deployment.nodes.values():
         reboot(node)
     for node in deployment.nodes.values():
-        wait_for(f"{node.name} to be ready after its reboot", lambda node=node: is_ready(node), READY_SECONDS)
+        wait_for(f"{node.name} to be ready after its reboot", partial(is_ready, node), READY_SECONDS)
     for name, node in deployment.nodes.items():
         assert identity(node) == before[name], name
         assert node.execute(["systemctl", "is-system-running"]).stdout.decode().strip() == "running", name

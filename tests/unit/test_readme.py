@@ -64,7 +64,7 @@ def find_calls(text: str) -> Iterator[tuple[str, list[str]]]:
     code = [line for block in re.findall(r"^```\w+\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
     code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
     for line in code:
-        found = re.match(r'(?:\$ )?(?:sudo )?(?:"\$\(command -v imagegen\)"|imagegen) (.+)', line)
+        found = re.match(r'(?:[$#] )?(?:sudo )?(?:"\$\(command -v imagegen\)"|imagegen) (.+)', line)
         if found:
             words = re.split(r" (?:#|>|\||&&) ?", found[1])[0].split()
             commands = [word for word in words if word in COMMANDS]
