@@ -35,8 +35,8 @@ writes this element; what it installs and configures is in the elements that
 its image has.
 
 The image names no package mirror: apt's sources of the build stay behind. Nodes
-that are to install packages get theirs from the operator, by the seed's ``apt``
-key or a file in ``/etc/apt/sources.list.d``.
+that are to install packages get theirs from the operator, as a file in
+``/etc/apt/sources.list.d``.
 
 Environment variables
 ---------------------
