@@ -228,7 +228,7 @@ def imagegen(directory: Path, *words: str, seconds: float = 120) -> subprocess.C
     except BaseException as error:
         process.terminate()
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)  # where every freed block is discarded, removing trees is slow
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
