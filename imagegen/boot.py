@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, Self
 
 from imagegen import nspawn, qemu
@@ -19,6 +17,7 @@ from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed
 from imagegen.secrets import Secrets
 from imagegen.seeds import seed_tree
+from imagegen.signals import end_on_signals
 from imagegen.tree import File, Tree, write_file
 from imagegen.verify import Finding, verify_cluster
 
@@ -211,25 +210,6 @@ def hold_directory(directory: Path) -> Generator[None]:
                 f"another `imagegen boot` uses {directory}", "wait for it, or give this one its own -o"
             ) from error
         yield
-
-
-@contextmanager
-def end_on_signals() -> Generator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does: through contexts that clean up, which no second signal stops."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def watch_machines(

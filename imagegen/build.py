@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, time
-from types import FrameType
 from typing import Any
 
 from imagegen import __version__, run
@@ -25,6 +22,7 @@ from imagegen.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.model import Cluster, Role
 from imagegen.releases import Release, find_release
 from imagegen.resources import PACKAGE, data_directory
+from imagegen.signals import end_on_signals
 from imagegen.store import (
     built_at,
     cache_directory,
@@ -112,7 +110,7 @@ def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], 
     whole = image_content_id(role, release, static)
     tree = elements_tree(static, [role], release, {role: whole})
     wanted = tuple(one for one in FORMATS if one in {*formats, "tar"})
-    return Plan(role, release, tree, whole, wanted, out.absolute(), cache)
+    return Plan(role, release, tree, whole, wanted, out, cache)
 
 
 def image_content_id(role: Role, release: Release, static: Tree) -> str:
@@ -147,12 +145,9 @@ def build_images(
         mirrors, proxies = mirrors or choose_mirrors(cluster.distro, os.environ), find_proxies(os.environ)
         check_urls(mirrors, proxies)
     images: list[Image] = []
-    with signals_interrupt():
+    with end_on_signals():
         for plan in plans:
-            if plan in due:
-                assert mirrors is not None  # noqa: S101 # found above, for mypy
-                make_image(plan, mirrors, proxies, refresh, report)
-            else:
+            if mirrors is None or plan not in due or not make_image(plan, mirrors, proxies, refresh, report):
                 age = describe_age(time() - built_at(plan.entry))
                 report(Progress(plan.role, "reused", f"image {plan.id} was built {age} ago; --refresh builds it again"))
             images += publish_image(plan)
@@ -165,27 +160,10 @@ def missing_formats(plan: Plan) -> list[str]:
     return [format for format in plan.formats if plan.file_name(format) not in there]
 
 
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end a build as Ctrl-C does: by an exception, through every clean-up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> None:
+def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> bool:
     """Builds what the cache lacks of an image and puts the whole into the cache by one rename.
 
+    Returns False when another build made it meanwhile.
     One build at a time and cache: two dibs cannot share one package cache, and the second would find the first's work.
     """
 
@@ -195,7 +173,7 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
     with lock(plan.cache / "build.lock", waiting):
         remove_work(plan.cache)
         if not refresh and not missing_formats(plan):
-            return  # the build that we waited for made it
+            return False
         work = plan.cache / "work" / plan.name
         stage = work / "image"
         stage.mkdir(parents=True)
@@ -214,6 +192,7 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
         finally:
             remove_work(plan.cache)
         forget_images(plan.cache / "images", plan.role, KEPT_IMAGES)
+    return True
 
 
 def fill_stage(
@@ -281,6 +260,7 @@ def build_tree(
         reuse_base=keep_fresh_base(base),
     )
     follow = DibLog(tell)
+    tell("dib", f"its log is {plan.log}")
     run_dib(build, plan.log, follow)
     (base / "bootstrapped").touch()
     # dib leaves out both directories, and a tree without them is no place to mount them on.

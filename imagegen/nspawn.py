@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from imagegen.console import plain_lines, read_tail
 from imagegen.errors import CommandFailed, MachineLacks
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed, Process, require_tools, run, start
@@ -183,10 +184,7 @@ class NspawnMachine:
 
     def console(self, lines: int = 20) -> list[str]:
         """The console's last lines, without control sequences."""
-        try:
-            return clean_console(self._console.read_bytes()[-(1 << 18) :])[-lines:]
-        except OSError:
-            return []
+        return plain_lines(read_tail(self._console))[-lines:]
 
     def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
         """Runs a command inside as root, whatever its return code. Raises CommandFailed when the node does not run."""
@@ -235,15 +233,6 @@ def find_init(ancestor: int, proc: Path = Path("/proc")) -> int | None:
     except OSError:  # ended meanwhile
         return None
     return next((init for child in children if (init := find_init(int(child), proc)) is not None), None)
-
-
-def clean_console(data: bytes) -> list[str]:
-    """The lines of a console without control sequences and empty lines."""
-    plain = re.sub(
-        r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])", "", data.decode(errors="replace")
-    )
-    lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in plain.split("\n"))
-    return [line for line in lines if line]
 
 
 def control_group_mounts(mountinfo: str) -> list[Path]:

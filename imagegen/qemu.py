@@ -6,7 +6,6 @@ its user network answers as the cluster's gateway and forwards a port of 127.0.0
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -15,10 +14,8 @@ import select
 import shlex
 import shutil
 import signal
-import struct
 import sys
 import time
-from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,10 +23,11 @@ from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from socket import AF_INET, AF_UNIX, SOCK_STREAM, create_connection, socket
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from socket import AF_INET, SOCK_STREAM, create_connection, socket
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
+from imagegen.console import newest_document, plain_lines, read_tail
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.iso import write_seed_iso
 from imagegen.model import Cluster, Node, Role
@@ -41,22 +39,12 @@ STATE = "qemu.json"
 KEY = "ssh_key"
 GROWTH = "16G"  # what a node's disk has beyond its image; sparse
 OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
-LONGEST = 68 * 1024  # bytes of a frame: QEMU's own limit
-BACKLOG = 4 << 20  # bytes that wait for a port of the switch; what comes beyond is lost, as in any switch
 ANY = range(-64, 256)  # every way a process can end
-TAIL = 1 << 18  # bytes of a log that are looked at
 NETWORK_SECONDS = 20.0  # until switch and gateway answer
 LOGIN_SECONDS = 120.0  # until ssh is through; under TCG that takes several seconds
 
-
-# CSI, OSC and the other escape sequences (ECMA-48).
-CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
-
-
 # A process of its own, because kept machines outlive the command. Isolated, with this very package on its path.
-SWITCH = "import sys; sys.path.append(sys.argv[1]); from imagegen.qemu import run_switch; run_switch(sys.argv[2])"
-
-Port = TypeVar("Port")
+SWITCH = "import sys; sys.path.append(sys.argv[1]); from imagegen.switch import run_switch; run_switch(sys.argv[2])"
 
 
 class Firmware(StrEnum):
@@ -145,7 +133,9 @@ class Qemu:
         self._processes.append(process)
         if not wait_until(ready, process, NETWORK_SECONDS):
             path = self.directory / log
-            raise CommandFailed("the network of the nodes did not start", log=path, last_lines=plain_lines(path)[-5:])
+            raise CommandFailed(
+                "the network of the nodes did not start", log=path, last_lines=plain_lines(read_tail(path))[-5:]
+            )
 
     def keep(self) -> None:
         """From now on close() leaves the machines running; the next run with the same directory ends them."""
@@ -210,9 +200,9 @@ class QemuMachine:
 
     def console(self, lines: int = 20) -> list[str]:
         """The last lines of the console and, when the machine ended, of QEMU itself; no control sequences."""
-        said = plain_lines(self.directory / "console.log")
+        said = plain_lines(read_tail(self.directory / "console.log"))
         if not self.alive():
-            said += plain_lines(self.directory / "qemu.log")
+            said += plain_lines(read_tail(self.directory / "qemu.log"))
         return said[-lines:]
 
     def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
@@ -255,7 +245,7 @@ class QemuMachine:
         if not wait_until(path.exists, self.tunnel, seconds):
             end_processes([self.tunnel])
             raise CommandFailed(
-                f"ssh does not get through to {self.node.name}", log=log, last_lines=plain_lines(log)[-5:]
+                f"ssh does not get through to {self.node.name}", log=log, last_lines=plain_lines(read_tail(log))[-5:]
             )
         return self.tunnel
 
@@ -416,33 +406,6 @@ def answers(port: int) -> bool:
     return True
 
 
-def newest_document(data: bytes) -> dict[str, Any] | None:
-    """The last JSON object on a complete line of its own. None: there is none."""
-    for line in reversed(data.split(b"\n")[:-1]):
-        with suppress(ValueError):
-            document = json.loads(line)
-            if isinstance(document, dict):
-                return document
-    return None
-
-
-def read_tail(path: Path) -> bytes:
-    """The end of a file; empty when there is no file."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - TAIL))
-            return stream.read()
-    except OSError:
-        return b""
-
-
-def plain_lines(path: Path) -> list[str]:
-    """The last lines of a log without control sequences and empty lines."""
-    plain = CONTROL_SEQUENCE.sub("", read_tail(path).decode(errors="replace"))
-    lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in plain.split("\n"))
-    return [line for line in lines if line]
-
-
 def wait_until(done: Callable[[], bool], process: Process, seconds: float) -> bool:
     """Whether `done` came true before the process ended or the time was over."""
     end = time.monotonic() + seconds
@@ -496,73 +459,3 @@ def kill_process(number: int, check: Callable[[], bool]) -> None:
                 select.select([handle], [], [], 10)
         finally:
             os.close(handle)
-
-
-class Switch(Generic[Port]):
-    """A learning Ethernet switch: which ports a frame goes to.
-
-    A hub does not do: QEMU's user network takes every frame as meant for itself, whatever its destination's MAC, and
-    resets the connections that nodes make to each other.
-    """
-
-    def __init__(self) -> None:
-        self.ports: list[Port] = []
-        self._places: dict[bytes, Port] = {}
-
-    def forward(self, frame: bytes, source: Port) -> list[Port]:
-        """The ports for a frame that came in at `source`, which is where its sender is from now on."""
-        target, sender = frame[:6], frame[6:12]
-        if len(sender) < 6:
-            return []
-        if not is_group(sender):
-            self._places[sender] = source
-        if not is_group(target) and target in self._places:
-            place = self._places[target]
-            return [] if place == source else [place]
-        return [port for port in self.ports if port != source]
-
-    def leave(self, port: Port) -> None:
-        """Forgets a port and who was there."""
-        self.ports.remove(port)
-        self._places = {address: place for address, place in self._places.items() if place != port}
-
-
-def is_group(address: bytes) -> bool:
-    """Whether a MAC is a broadcast or multicast address (IEEE 802, the first byte's lowest bit)."""
-    return bool(address[0] & 1)
-
-
-async def serve_port(lan: Switch[StreamWriter], reader: StreamReader, writer: StreamWriter) -> None:
-    """Forwards one port's frames until it leaves.
-
-    QEMU's stream protocol: a frame's length in 32 bits, big-endian, then the frame.
-    """
-    lan.ports.append(writer)
-    try:
-        # Ends with what a machine does when it is switched off, or with what no frame can be.
-        with suppress(asyncio.IncompleteReadError, OSError):
-            while (length := struct.unpack("!I", await reader.readexactly(4))[0]) <= LONGEST:
-                frame = await reader.readexactly(length)
-                for port in lan.forward(frame, writer):
-                    if port.transport.get_write_buffer_size() < BACKLOG:
-                        port.write(struct.pack("!I", length) + frame)
-    finally:
-        lan.leave(writer)
-        writer.close()
-
-
-async def serve_switch(path: Path) -> None:
-    """Serves the socket for ever. It has its name once it listens, so that who sees it can connect."""
-    lan: Switch[StreamWriter] = Switch()
-    listener = socket(AF_UNIX)
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    listener.bind(str(beside))
-    server = await asyncio.start_unix_server(lambda r, w: serve_port(lan, r, w), sock=listener)
-    beside.replace(path)
-    await server.serve_forever()
-
-
-def run_switch(path: str) -> None:
-    """Serves the switch's socket until the process is ended."""
-    asyncio.run(serve_switch(Path(path)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -303,10 +304,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     return fake
 
 
-def start(tmp_path: Path, **options: Any) -> tuple[Plan, list[Progress], list[build.Image]]:
+def start(tmp_path: Path, *, name: str = "out", **options: Any) -> tuple[Plan, list[Progress], list[build.Image]]:
     """Builds the default cluster's controller; returns its plan, what was reported and the images."""
     cluster, reports = load_cluster(None), []
-    out, cache = tmp_path / "out", tmp_path / "cache"
+    out, cache = tmp_path / name, tmp_path / "cache"
     images = build_images(
         cluster, [Role.CONTROLLER], out, mirrors=Mirrors(MAIN), cache=cache, report=reports.append, **options
     )
@@ -341,6 +342,28 @@ def test_a_second_build_is_a_no_op_that_says_so(tmp_path: Path, machine: FakeMac
     assert machine.ran == []
     assert [report.phase for report in reports] == ["reused"]
     assert "ago" in reports[0].detail
+    assert len(images) == 3
+
+
+def test_what_another_build_made_meanwhile_is_reused(
+    tmp_path: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two builds at once, as of two checkouts: the one that waited for the lock says that nothing was left to do."""
+    free = build.lock
+
+    @contextmanager
+    def lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+        monkeypatch.setattr(build, "lock", free)
+        waiting()
+        start(tmp_path, name="other")
+        machine.ran.clear()
+        with free(path):
+            yield
+
+    monkeypatch.setattr(build, "lock", lock)
+    _, reports, images = start(tmp_path)
+    assert machine.ran == []
+    assert [report.phase for report in reports] == ["waiting", "reused"]
     assert len(images) == 3
 
 

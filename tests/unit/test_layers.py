@@ -14,7 +14,7 @@ from repository import AGENT, ROOT
 ROWS = (
     {"model", "errors", "resources"},
     {"document"},
-    {"secrets", "releases", "render", "tree", "run"},
+    {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch"},
     {"cluster", "disk", "iso", "manifest", "mirrors"},
     {"elements", "seeds", "external", "qemu", "nspawn", "store"},
     {"dib", "verify"},

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from imagegen import nspawn
 from imagegen.cluster import load_cluster
@@ -61,27 +59,6 @@ def test_systemds_control_groups_are_found_on_hybrid_and_unified_hosts() -> None
     """v1's controllers are none of ours; systemd's own v1 tree is, because nspawn reads its place from there."""
     assert nspawn.control_group_mounts(HYBRID) == [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd")]
     assert nspawn.control_group_mounts(UNIFIED) == [Path("/sys/fs/cgroup")]
-
-
-@pytest.mark.parametrize(
-    ("data", "lines"),
-    [
-        (b"[\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh\x1b[0m.\r\n\r\n", ["[  OK  ] Started ssh."]),
-        (b"\x1b]0;title\x07a\x1b]3008;start=1\x1b\\b\n", ["ab"]),
-        (b"\x1bc\x1b[?25l\x1b[2Jlogin: ", ["login:"]),
-        (b"caf\xc3\xa9 \xff\tx", ["café \ufffd\tx"]),
-        (b"", []),
-    ],
-)
-def test_a_console_is_read_without_control_sequences(data: bytes, lines: list[str]) -> None:
-    """Colours, titles and cursor movements of a boot are no part of its lines."""
-    assert nspawn.clean_console(data) == lines
-
-
-@given(st.binary())
-def test_no_console_can_steer_the_terminal(data: bytes) -> None:
-    """Whatever a node writes, no escape reaches the operator's screen."""
-    assert not any(c in line for line in nspawn.clean_console(data) for c in "\x1b\r\n\x07\x00\x08")
 
 
 def test_a_directory_that_nothing_ran_in_has_no_leftovers(tmp_path: Path) -> None:

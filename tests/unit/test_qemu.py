@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import json
 import os
 import shlex
-import struct
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -208,40 +205,6 @@ def test_a_controller_gets_more_than_a_compute() -> None:
     assert memory[Role.CONTROLLER] + 2 * memory[Role.COMPUTE] <= 16 << 30
 
 
-documents = st.dictionaries(st.text(), st.integers() | st.text(), max_size=3)
-
-
-@given(st.lists(documents, min_size=1), st.binary().filter(lambda data: b"\n" not in data))
-def test_the_newest_whole_document_counts(said: list[dict[str, object]], half: bytes) -> None:
-    """A line that is still being written, or was cut by a reboot, does not hide the one before."""
-    lines = b"".join(json.dumps(document).encode() + b"\n" for document in said)
-    assert qemu.newest_document(lines + half) == said[-1]
-    assert qemu.newest_document(lines + b'{"state": "rea\n' + half) == said[-1]
-
-
-@pytest.mark.parametrize("data", [b"", b"\n", b'{"a": 1}', b"[1]\n2\nnull\n", b"\xff\xfe\n"])
-def test_no_whole_document_is_none(data: bytes) -> None:
-    """Nothing, half a line and what is no object are no status."""
-    assert qemu.newest_document(data) is None
-
-
-def test_console_lines_are_plain(tmp_path: Path) -> None:
-    """Colours, cursor movements and titles of firmware, systemd and the shell are gone; text and order stay."""
-    log = tmp_path / "console.log"
-    log.write_bytes(b"\x1b[2J\x1b[01;01H[\x1b[0;32m  OK  \x1b[0m] Started\r\n\r\n\x1b]0;root\x07login: \xff\x1bc\n")
-    assert qemu.plain_lines(log) == ["[  OK  ] Started", "login: \ufffd"]
-    assert qemu.plain_lines(tmp_path / "none.log") == []
-
-
-def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that logs for days stays cheap to watch."""
-    monkeypatch.setattr(qemu, "TAIL", 6)
-    (tmp_path / "log").write_bytes(b"first\nlast\n")
-    assert qemu.read_tail(tmp_path / "log") == b"\nlast\n"
-    (tmp_path / "log").write_bytes(b"ab\n")
-    assert qemu.read_tail(tmp_path / "log") == b"ab\n"
-
-
 @pytest.fixture
 def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The pids that would have been killed, of a /proc below tmp_path."""
@@ -325,134 +288,3 @@ def test_a_recycled_process_number_is_not_killed() -> None:
     asked: list[int] = []
     qemu.kill_process(os.getpid(), lambda: bool(asked.append(1)))
     assert asked == [1]
-
-
-A, B, C = (bytes([2, 0, 0, 0, 0, number]) for number in (1, 2, 3))
-EVERYBODY = b"\xff" * 6
-
-
-def frame(target: bytes, sender: bytes) -> bytes:
-    return target + sender + b"\x08\x00payload"
-
-
-def three_ports() -> qemu.Switch[str]:
-    lan: qemu.Switch[str] = qemu.Switch()
-    lan.ports += ["a", "b", "c"]
-    return lan
-
-
-def test_broadcasts_go_to_all_others() -> None:
-    """ARP must reach every node, and not come back."""
-    assert three_ports().forward(frame(EVERYBODY, A), "a") == ["b", "c"]
-
-
-def test_a_known_node_gets_its_frames_alone() -> None:
-    """Once a node has said anything, frames for it reach nobody else, above all not the gateway."""
-    lan = three_ports()
-    assert lan.forward(frame(C, A), "a") == ["b", "c"]
-    lan.forward(frame(EVERYBODY, C), "c")
-    assert lan.forward(frame(C, A), "a") == ["c"]
-    assert lan.forward(frame(A, C), "c") == ["a"]
-
-
-def test_nothing_goes_back_to_its_own_port() -> None:
-    """Two addresses behind one port are not the switch's business."""
-    lan = three_ports()
-    lan.forward(frame(EVERYBODY, A), "a")
-    assert lan.forward(frame(A, B), "a") == []
-
-
-def test_a_node_that_was_switched_off_is_found_again() -> None:
-    """Its old place is forgotten with its port; another node's stays."""
-    lan = three_ports()
-    lan.forward(frame(EVERYBODY, A), "a")
-    lan.forward(frame(EVERYBODY, B), "b")
-    lan.leave("a")
-    assert lan.forward(frame(A, B), "b") == ["c"]
-    lan.ports.append("again")
-    lan.forward(frame(EVERYBODY, A), "again")
-    assert lan.forward(frame(A, B), "b") == ["again"]
-    assert lan.forward(frame(B, A), "again") == ["b"]
-
-
-def test_a_broadcast_sender_is_not_learnt() -> None:
-    """No frame may claim everybody's address for its own port."""
-    lan = three_ports()
-    lan.forward(frame(B, EVERYBODY), "a")
-    assert lan.forward(frame(EVERYBODY, C), "c") == ["a", "b"]
-
-
-@given(st.binary(max_size=11))
-def test_half_a_header_goes_nowhere(data: bytes) -> None:
-    """A frame without both addresses is none."""
-    assert three_ports().forward(data, "a") == []
-
-
-class FakePort:
-    """The writer of a port: what was sent, and how much waits."""
-
-    def __init__(self, waiting: int = 0) -> None:
-        self.sent = b""
-        self.closed = False
-        self.transport: Any = self
-        self.waiting = waiting
-
-    def get_write_buffer_size(self) -> int:
-        return self.waiting
-
-    def write(self, data: bytes) -> None:
-        self.sent += data
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def serve(data: bytes, lan: qemu.Switch[Any]) -> FakePort:
-    """Feeds one port to its end."""
-    port = FakePort()
-
-    async def feed() -> None:
-        reader = asyncio.StreamReader()
-        reader.feed_data(data)
-        reader.feed_eof()
-        await qemu.serve_port(lan, reader, port)  # type: ignore[arg-type]
-
-    asyncio.new_event_loop().run_until_complete(feed())
-    return port
-
-
-def packed(*frames: bytes) -> bytes:
-    return b"".join(struct.pack("!I", len(each)) + each for each in frames)
-
-
-@given(st.lists(st.binary(min_size=12, max_size=60)), st.binary(max_size=3))
-def test_frames_are_forwarded_whole_and_in_order(payloads: list[bytes], rest: bytes) -> None:
-    """QEMU's framing survives whatever the frames hold; half a frame at the end is dropped."""
-    frames = [EVERYBODY + A + payload for payload in payloads]
-    lan: qemu.Switch[Any] = qemu.Switch()
-    other = FakePort()
-    lan.ports.append(other)
-    port = serve(packed(*frames) + rest, lan)
-    assert other.sent == packed(*frames)
-    assert port.closed and port.sent == b""
-    assert lan.ports == [other]
-
-
-def test_a_port_that_does_not_read_loses_frames() -> None:
-    """A paused node must not fill the memory, nor hold up the others."""
-    lan: qemu.Switch[Any] = qemu.Switch()
-    stuck, other = FakePort(waiting=qemu.BACKLOG), FakePort()
-    lan.ports += [stuck, other]
-    serve(packed(frame(EVERYBODY, A)), lan)
-    assert stuck.sent == b""
-    assert other.sent == packed(frame(EVERYBODY, A))
-
-
-def test_a_length_that_no_frame_has_ends_the_port() -> None:
-    """What does not speak the protocol is cut off before it makes the switch wait for 4 GiB."""
-    lan: qemu.Switch[Any] = qemu.Switch()
-    other = FakePort()
-    lan.ports.append(other)
-    port = serve(struct.pack("!I", qemu.LONGEST + 1) + frame(EVERYBODY, A) + packed(frame(EVERYBODY, A)), lan)
-    assert other.sent == b""
-    assert port.closed

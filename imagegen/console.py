@@ -1,0 +1,41 @@
+"""What a node says on its console and its status port: the end of a log, as lines without control sequences."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TAIL = 1 << 18  # bytes of a log that are looked at
+
+# CSI, OSC and the other escape sequences (ECMA-48).
+CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+
+
+def newest_document(data: bytes) -> dict[str, Any] | None:
+    """The last JSON object on a complete line of its own. None: there is none."""
+    for line in reversed(data.split(b"\n")[:-1]):
+        with suppress(ValueError):
+            document = json.loads(line)
+            if isinstance(document, dict):
+                return document
+    return None
+
+
+def read_tail(path: Path) -> bytes:
+    """The end of a file; empty when there is no file."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - TAIL))
+            return stream.read()
+    except OSError:
+        return b""
+
+
+def plain_lines(data: bytes) -> list[str]:
+    """The lines of a console without control sequences and empty lines."""
+    plain = CONTROL_SEQUENCE.sub("", data.decode(errors="replace"))
+    lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in plain.split("\n"))
+    return [line for line in lines if line]
