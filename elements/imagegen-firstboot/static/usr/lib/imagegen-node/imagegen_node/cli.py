@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -106,4 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     status = commands.add_parser("status", help="where this node is", epilog=STATUS_CODES)
     status.add_argument("--json", action="store_true", help="the status document instead of a text")
     given = parser.parse_args(arguments)
-    return run_role() if given.command == "run" else show_status(given.json)
+    if given.command == "run":
+        return run_role()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `imagegen-node status | head` ends as any command does
+    return show_status(given.json)
