@@ -49,11 +49,11 @@ def seed_tree(cluster: Cluster, node: Node, secrets: Secrets) -> Tree:
     files = node_files(cluster, node, secrets)
     user_data = "#cloud-config\n" + dump_yaml(_user_data(cluster, files))
     network_config = dump_yaml(_network_config(cluster, node))
-    facts = _meta_data(cluster, node, files, files_key(secrets, node))
-    digest = _keyed_digest(secrets.seed_key, user_data + network_config + dump_yaml(facts))
+    facts = dump_yaml(_meta_data(cluster, node, files, files_key(secrets, node)))
+    digest = _keyed_digest(secrets.seed_key, user_data + network_config + facts)
     instance_id = uuid5(NAMESPACE, f"instance/{cluster.name}/{node.name}/{digest}")
     return {
-        "meta-data": text(dump_yaml({"instance-id": str(instance_id), **facts}), 0o600),
+        "meta-data": text(dump_yaml({"instance-id": str(instance_id)}) + facts, 0o600),
         "network-config": text(network_config, 0o600),
         "user-data": text(user_data, 0o600),
     }
