@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import deployment as tier
 import pytest
 import watch
 from answers import Answers, ask_everything
+from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 
 from imagegen.secrets import load_secrets
+from imagegen.signals import end_on_signals
 
 REPORTED_FAILURES = 3  # the nodes of one bring-up say much the same at every failure
 JOURNAL_LINES = "25"
 
 REPORTED = pytest.StashKey[int]()
 SECONDS = pytest.StashKey[dict[str, float]]()
-
-
-@contextmanager
-def end_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the session as Ctrl-C does, through every fixture's end."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +50,7 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
 def bring_up(directory: Path) -> Deployment:
     """Everything between two input files and a cluster that is ready."""
     seconds = tier.prepare(directory)
-    with watch.ProcessWatch(asdict(load_secrets(directory / "secrets.yaml"))) as seen:
+    with watch.ProcessWatch(asdict(load_secrets(directory / "secrets.yaml")) | {"cluster file": CLUSTER_FILE}) as seen:
         booted = tier.boot(directory)
     booted.watch = seen
     booted.seconds = {**seconds, **booted.seconds}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from canaries import CLUSTER_FILE, ENVIRONMENT_VARIABLES, KEY_COMMENT
 from repository import ROOT
 
 from imagegen import nspawn
@@ -43,7 +44,7 @@ network:
   dns: [10.73.8.65]
   ntp: [10.73.8.65]
 services:
-  image: {{endpoint: "http://10.73.8.70:9292"}}
+  image: {{endpoint: "http://10.73.8.70:9292/{canary}"}}
 ssh_authorized_keys: ["{ssh_key}"]
 nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-A7-10-0A, address: 10.73.8.100}}
@@ -199,9 +200,9 @@ def quote_yaml(value: str) -> str:
 def write_inputs(directory: Path) -> None:
     """What `imagegen init` writes, then a cluster and passwords of our own; the generated keys stay."""
     imagegen(directory.parent, "init", os.fspath(directory))
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cluster-tier", "-f", directory / "id"])
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
     key = (directory / "id.pub").read_text().strip()
-    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key))
+    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
     secrets = directory / "secrets.yaml"
     lines = secrets.read_text().splitlines()
     kept = [line for line in lines if line.split(":")[0] not in PASSWORDS]
@@ -213,7 +214,7 @@ def imagegen(directory: Path, *words: str, seconds: float = 120) -> subprocess.C
 
     When the time is over it is asked to end, as Ctrl-C does, because it has things to clean up.
     """
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "NO_COLOR": "1"}
+    environment = {**os.environ, **ENVIRONMENT_VARIABLES, "PYTHONPATH": os.fspath(ROOT), "NO_COLOR": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "imagegen", *words],
         cwd=directory,

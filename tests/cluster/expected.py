@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
+from canaries import CLUSTER_FILE
+
 from imagegen.model import Cluster, Node, Role
 from imagegen.secrets import Secrets
 
@@ -54,7 +56,7 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         **login(cluster, "placement", "placement", secrets.identity_placement),
         "vnc.enabled": True,
         "vnc.server_proxyclient_address": mine,
-        "glance.endpoint_override": "http://10.73.8.70:9292",
+        "glance.endpoint_override": f"http://10.73.8.70:9292/{CLUSTER_FILE}",
         "glance.region_name": cluster.region,
         "oslo_concurrency.lock_path": "/var/lock/nova",
         "cinder.os_region_name": cluster.region,

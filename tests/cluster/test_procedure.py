@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from answers import CONTROLLER_DAEMONS, Answers
+from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from expected import NOVA_COMPUTE, list_options
 
@@ -101,7 +102,7 @@ def test_vnc_is_on_the_controllers_address(deployment: Deployment, answers: Answ
 def test_nova_knows_the_image_service(deployment: Deployment, answers: Answers) -> None:
     """[glance] endpoint_override is the cluster file's."""
     wanted = wanted_section(deployment, deployment.controller.node, "glance")
-    assert wanted["glance.endpoint_override"] == "http://10.73.8.70:9292"
+    assert wanted["glance.endpoint_override"] == f"http://10.73.8.70:9292/{CLUSTER_FILE}"
     expect_everywhere(option_values(answers, *wanted), wanted)
 
 

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import pytest
-from deployment import Deployment, RunningNode
+from canaries import PLANTED
+from deployment import Deployment
+from secret_places import OF_A_COMPUTE, find_misplaced
 from watch import spell_secret
-
-from imagegen.model import Role
 
 # Planted in every node, in a unit's arguments and environment and so in the journal: a scan that misses it is blind.
 CANARY = "canary/in+a:mine=@?"
 CANARY_UNIT = "imagegen-canary.service"
 
-# Files that hold secrets by design: path -> owner and mode.
-EVERY_NODE = {
-    r"/etc/imagegen/node\.json": "root:root 0600",
-    r"/etc/nova/nova\.conf\.d/50-imagegen\.conf": "root:nova 0640",
-    r"/var/lib/cloud/seed/nocloud/user-data": "root:root 0600",
-    # What cloud-init keeps of the user-data that it was given.
-    r"/var/lib/cloud/instances/[0-9a-f-]{36}/(user-data\.txt(\.i)?|cloud-config\.txt)": "root:root 0600",
-    r"/var/lib/cloud/instances/[0-9a-f-]{36}/obj\.pkl": "root:root 0400",
-    r"/run/cloud-init/(instance-data-sensitive|combined-cloud-config)\.json": "root:root 0600",
-}
-CONTROLLER_ONLY = {
-    r"/etc/placement/placement\.conf\.d/50-imagegen\.conf": "root:placement 0640",
-    r"/etc/keystone/keystone\.conf\.d/50-imagegen\.conf": "root:keystone 0640",
-    r"/etc/keystone/(fernet|credential)-keys/0": "root:keystone 0640",
-    r"/var/lib/rabbitmq/\.erlang\.cookie": "rabbitmq:rabbitmq 0400",
-    # The server's own data, closed to all but it: Nova's cell mappings are rows with URLs.
-    r"/var/lib/mysql/.+": "mysql:mysql 0660",
-}
-# Which secrets a compute gets at all.
-OF_A_COMPUTE = {"messaging_openstack", "identity_nova", "identity_placement"}
+SEED = {r"/var/lib/cloud/seed/nocloud/user-data": "root:root 0600"}
 
 
 @pytest.fixture(scope="module")
 def scans(deployment: Deployment) -> Iterator[dict[str, Any]]:
     """Node -> where spellings of the secrets and of the canary stand in it."""
     secrets = {name: sorted(spell_secret(value)) for name, value in asdict(deployment.secrets).items()}
-    secrets["canary"] = sorted(spell_secret(CANARY))
+    secrets |= {name: sorted(spell_secret(value)) for name, value in {**PLANTED, "canary": CANARY}.items()}
     start = ["systemd-run", f"--unit={CANARY_UNIT}", f"--setenv=CANARY={CANARY}", "--quiet"]
     try:
         for node in deployment.nodes.values():
@@ -57,12 +37,8 @@ def scans(deployment: Deployment) -> Iterator[dict[str, Any]]:
             node.execute(["systemctl", "stop", CANARY_UNIT])
 
 
-def lawful(node: RunningNode) -> dict[str, str]:
-    return EVERY_NODE | (CONTROLLER_ONLY if node.node.role is Role.CONTROLLER else {})
-
-
 def hits(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Where secrets of the cluster stand, the canary left out."""
+    """Where secrets stand, the canary of this test left out."""
     return {where: kept for where, names in found.items() if (kept := [name for name in names if name != "canary"])}
 
 
@@ -80,15 +56,8 @@ def test_secrets_stand_only_in_closed_files(deployment: Deployment, scans: dict[
     """root:SERVICE 0640 or root 0600, in files that are known to hold them; and each such file was found."""
     wrong = []
     for node in deployment.nodes.values():
-        unseen = dict(lawful(node))
-        for path, (owner, mode, names) in scans[node.name]["files"].items():
-            if not hits({path: names}):
-                continue
-            pattern = next((pattern for pattern in lawful(node) if re.fullmatch(pattern, path)), "")
-            if lawful(node).get(pattern) != f"{owner} {mode}":
-                wrong.append(f"{node.name}: {path} {owner} {mode} holds {', '.join(names)}")
-            unseen.pop(pattern, None)
-        wrong += [f"{node.name}: the scan found no secret in {pattern}" for pattern in unseen]
+        files = {path: facts for path, facts in scans[node.name]["files"].items() if hits({path: facts[2]})}
+        wrong += [f"{node.name}: {fault}" for fault in find_misplaced(node.node.role, files, SEED)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -96,7 +65,14 @@ def test_a_compute_gets_only_what_it_needs(deployment: Deployment, scans: dict[s
     """No database password, no key, no administrator's password reaches a compute, in whatever file."""
     for node in deployment.computes:
         names = {name for _, _, found in scans[node.name]["files"].values() for name in found}
-        assert names - {"canary"} == OF_A_COMPUTE, node.name
+        assert names - {"canary", "cluster file", "comment of a key"} == OF_A_COMPUTE, node.name
+
+
+def test_the_callers_environment_reaches_no_node(scans: dict[str, Any]) -> None:
+    """What `imagegen` had in its own environment is nowhere on a node."""
+    for name, scan in scans.items():
+        everywhere = [*scan["files"].values(), [scan["journal"]], *([found] for found in scan["environments"].values())]
+        assert not {"environment", "no_proxy"} & {found for one in everywhere for found in one[-1]}, name
 
 
 def test_no_secret_is_logged(deployment: Deployment, scans: dict[str, Any]) -> None:
@@ -108,7 +84,7 @@ def test_no_secret_is_logged(deployment: Deployment, scans: dict[str, Any]) -> N
         }
         assert hits(logs) == {}, node.name
         console = (deployment.out / "boot" / node.name / "console.log").read_bytes()
-        spelled = {name: spell_secret(value) for name, value in asdict(deployment.secrets).items()}
+        spelled = {name: spell_secret(value) for name, value in {**asdict(deployment.secrets), **PLANTED}.items()}
         assert [name for name, spellings in spelled.items() if any(s.encode() in console for s in spellings)] == []
 
 

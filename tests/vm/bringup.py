@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from canaries import ENVIRONMENT_VARIABLES
+from watch import spell_secret
 
 from imagegen.model import Cluster
 
@@ -18,11 +22,14 @@ COMMAND_SECONDS = 300  # for one command inside, under TCG
 CLUSTER = """\
 name: attic
 region: north
-network: {cidr: 10.20.30.0/24, gateway: 10.20.30.254, dns: [10.20.30.253]}
+network: {{cidr: 10.20.30.0/24, gateway: 10.20.30.254, dns: [10.20.30.253]}}
+services:
+  image: {{endpoint: "http://10.20.30.9:9292/{canary}"}}
+ssh_authorized_keys: ["{ssh_key}"]
 secrets: secrets.yaml
 nodes:
-  - {name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}
-  - {name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}
+  - {{name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}}
+  - {{name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}}
 """
 
 
@@ -37,20 +44,25 @@ class BootedCluster:
     stderr: str
     logins: dict[str, list[str]]
 
-    def execute(self, node: str, command: str) -> str:
+    def execute(self, node: str, command: str, input: str = "") -> str:
         """The stdout of a shell command on a node, which must succeed."""
         argv = [*self.logins[node], command]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
         assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
 
 def run_imagegen(
-    words: list[str], *, check: bool = True, each_line: Callable[[str], None] = lambda line: None
+    words: list[str],
+    *,
+    check: bool = True,
+    each_line: Callable[[str], None] = lambda line: None,
+    extra: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command line; `each_line` gets what it says on stderr as it says it."""
+    """Runs the command line amid canaries; `each_line` gets what it says on stderr as it says it."""
     argv = [sys.executable, "-m", "imagegen", *words]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **ENVIRONMENT_VARIABLES, **(extra or {})}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None and process.stderr is not None
         said = []
         for line in process.stderr:
@@ -61,3 +73,14 @@ def run_imagegen(
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def find_secrets(paths: Iterable[Path], secrets: dict[str, str]) -> list[str]:
+    """The files that hold any spelling of a secret, or of the words that every image holds."""
+    spellings = "\n".join(sorted({spelling for value in secrets.values() for spelling in spell_secret(value)}))
+    argv = ["grep", "--text", "--fixed-strings", "--files-with-matches", "--file=/dev/stdin", "--", *map(str, paths)]
+    done = subprocess.run(
+        argv, input=spellings + "\n", capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout.splitlines()

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
+from canaries import CLUSTER_FILE, KEY_COMMENT
 
 from imagegen import qemu
 from imagegen.cluster import load_cluster
+from imagegen.run import run
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +23,9 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "init").mkdir()
     run_imagegen(["init", str(directory / "init")])
     (directory / "init/secrets.yaml").rename(directory / "secrets.yaml")
-    (directory / "cluster.yaml").write_text(CLUSTER)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
+    key = (directory / "id.pub").read_text().strip()
+    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
     (directory / "out").mkdir()
     (directory / "out/images").symlink_to(IMAGES)
     return directory

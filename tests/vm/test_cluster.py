@@ -1,23 +1,21 @@
-"""Controller and compute as virtual machines, from qcow2 and seed ISO, and one image under UEFI."""
+"""Controller and compute as virtual machines, from qcow2 and seed ISO, under BIOS."""
 
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
-from bringup import BOOT_MINUTES, IMAGES, BootedCluster
+from bringup import BOOT_MINUTES, BootedCluster, find_secrets
+from canaries import PLANTED
+from repository import ROOT
+from secret_places import OF_A_COMPUTE, find_misplaced
+from watch import spell_secret
 
-from imagegen.boot import find_image
-from imagegen.cluster import load_cluster
 from imagegen.model import Role
-from imagegen.qemu import Firmware, Qemu
 from imagegen.secrets import load_secrets
-from imagegen.seeds import seed_tree
 
-LOGIN_MINUTES = 12
-POLL = 2.0  # seconds between two looks at a console
+SCAN = (ROOT / "tests/cluster/probes/secrets.py").read_text()
 
 
 @pytest.mark.item(20, 26, 27)
@@ -72,18 +70,26 @@ def test_virt_type_follows_the_processor(booted: BootedCluster) -> None:
     assert f"virt_type = {expected}\n" in said[2]
 
 
-def test_a_login_prompt_under_uefi(cluster_directory: Path, booted: BootedCluster) -> None:
-    """The compute's image, the same file, boots under OVMF as well."""
-    del booted  # one thing at a time: its machines are up, and this one comes after them
-    cluster = load_cluster(cluster_directory / "cluster.yaml")
-    secrets = load_secrets(cluster_directory / "secrets.yaml")
-    node = cluster.node("attic-c1")
-    image = find_image(IMAGES.parent, Role.COMPUTE, "qemu")
-    with Qemu(cluster, cluster_directory / "uefi", firmware=Firmware.UEFI) as network:
-        machine = network.add(node, image, seed_tree(cluster, node, secrets))
-        machine.start()
-        deadline = time.monotonic() + LOGIN_MINUTES * 60
-        while not any(line.startswith(f"{node.name} login:") for line in machine.console(50)):
-            assert machine.alive(), "the machine ended:\n" + "\n".join(machine.console(50))
-            assert time.monotonic() < deadline, "no login prompt:\n" + "\n".join(machine.console(50))
-            time.sleep(POLL)
+def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
+    """The whole of both machines is searched, files, journal and processes: only the known places hold a secret."""
+    secrets = {**asdict(load_secrets(booted.cluster.secrets_path)), **PLANTED}
+    spelled = {name: sorted(spell_secret(value)) for name, value in secrets.items()}
+    for node in booted.cluster.nodes:
+        scan = json.loads(booted.execute(node.name, "python3 -", input=f"{SCAN}\n\nmain({spelled!r})\n"))
+        assert scan["files seen"] > 20_000 and scan["files read"] > 100
+        assert find_misplaced(node.role, scan["files"]) == []
+        names = {name for _, _, found in scan["files"].values() for name in found}
+        assert not {"environment", "no_proxy"} & names
+        if node.role is Role.COMPUTE:
+            assert names == OF_A_COMPUTE | {"cluster file", "comment of a key"}
+        assert (scan["journal"], scan["arguments"], scan["environments"]) == ([], {}, {})
+
+
+def test_no_canary_is_said(booted: BootedCluster) -> None:
+    """Neither on a console, in a status, in QEMU's logs nor by `imagegen boot` itself."""
+    secrets = {**asdict(load_secrets(booted.cluster.secrets_path)), **PLANTED}
+    spelled = {one for value in secrets.values() for one in spell_secret(value)}
+    assert not [one for one in spelled if one in booted.stdout + booted.stderr]
+    logs = [path for pattern in ("*.log", "*/*.log", "*/*.jsonl") for path in booted.directory.glob(pattern)]
+    assert len(logs) > 4
+    assert find_secrets(logs, secrets) == []

@@ -28,6 +28,12 @@ def list_files():
                     yield path
 
 
+def boot_time():
+    """When this machine's kernel started, in nanoseconds since the epoch."""
+    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    return int(line.split()[1]) * 10**9
+
+
 def run_grep(spellings, before, after, stdin):
     """grep's stdout for fixed byte strings, which it reads from a file without a name: no secret is an argument."""
     handle = os.memfd_create("spellings", 0)
@@ -54,7 +60,7 @@ def describe(path, secrets):
 def search_files(everything, secrets):
     """Counts of files, and path -> description of those that hold a secret."""
     # A file whose inode has not changed since before the seed came cannot hold what the seed brought.
-    since = SEED.stat().st_ctime_ns
+    since = SEED.stat().st_ctime_ns if SEED.exists() else boot_time()
     paths = list(list_files())
     changed = [os.fsencode(path) for path in paths if path.stat().st_ctime_ns >= since]
     with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files

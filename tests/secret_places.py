@@ -1,0 +1,50 @@
+"""Where a node may hold secrets, and what a scan found elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from imagegen.model import Role
+
+# Files that hold secrets by design: path -> owner and mode.
+EVERY_NODE = {
+    r"/etc/imagegen/node\.json": "root:root 0600",
+    r"/etc/nova/nova\.conf\.d/50-imagegen\.conf": "root:nova 0640",
+    # What cloud-init keeps of the user-data that it was given.
+    r"/var/lib/cloud/instances/[0-9a-f-]{36}/(user-data\.txt(\.i)?|cloud-config\.txt)": "root:root 0600",
+    r"/var/lib/cloud/instances/[0-9a-f-]{36}/obj\.pkl": "root:root 0400",
+    r"/run/cloud-init/(instance-data-sensitive|combined-cloud-config)\.json": "root:root 0600",
+}
+CONTROLLER_ONLY = {
+    r"/etc/placement/placement\.conf\.d/50-imagegen\.conf": "root:placement 0640",
+    r"/etc/keystone/keystone\.conf\.d/50-imagegen\.conf": "root:keystone 0640",
+    r"/etc/keystone/(fernet|credential)-keys/0": "root:keystone 0640",
+    r"/var/lib/rabbitmq/\.erlang\.cookie": "rabbitmq:rabbitmq 0400",
+    # The server's own data, closed to all but it: Nova's cell mappings are rows with URLs.
+    r"/var/lib/mysql/.+": "mysql:mysql 0660",
+}
+# Where no secret must be found, but may: a scan that sees none there is not blind.
+ALLOWED = {
+    r"/root/\.ssh/authorized_keys": "root:root 0600",
+    r"/home/debian/\.ssh/authorized_keys": "debian:debian 0600",
+}
+# Which secrets a compute gets at all.
+OF_A_COMPUTE = {"messaging_openstack", "identity_nova", "identity_placement"}
+
+
+def find_misplaced(
+    role: Role, files: Mapping[str, Sequence[object]], also: Mapping[str, str] | None = None
+) -> list[str]:
+    """One line for every file that holds a secret and may not, and for every place where none was found.
+
+    `files` is what probes/secrets.py answers: path -> [owner, mode, names]; `also` are more places of this node.
+    """
+    expected = {**EVERY_NODE, **(CONTROLLER_ONLY if role is Role.CONTROLLER else {}), **(also or {})}
+    places, unseen, wrong = {**expected, **ALLOWED}, set(expected), []
+    for path, (owner, mode, names) in files.items():
+        pattern = next((pattern for pattern in places if re.fullmatch(pattern, path)), "")
+        if places.get(pattern) != f"{owner} {mode}":
+            wrong.append(f"{path} {owner} {mode} holds {names}")
+        unseen.discard(pattern)
+    return wrong + [f"the scan found no secret in {pattern}" for pattern in sorted(unseen)]
