@@ -27,7 +27,7 @@ CONTROLLER_ONLY = {
 # Where no secret must be found, but may: a scan that sees none there is not blind.
 ALLOWED = {
     r"/root/\.ssh/authorized_keys": "root:root 0600",
-    r"/home/debian/\.ssh/authorized_keys": "debian:debian 0600",
+    r"/[^/]+/debian/\.ssh/authorized_keys": "debian:debian 0600",
 }
 # Which secrets a compute gets at all.
 OF_A_COMPUTE = {"messaging_openstack", "identity_nova", "identity_placement"}
