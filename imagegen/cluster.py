@@ -65,6 +65,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         distro=distro,
         network=network,
         services=_build_services(data.get("services", {}), built),
+        status_url=data.get("status", {}).get("url"),
         ssh_authorized_keys=tuple(data.get("ssh_authorized_keys", [])),
         secrets_path=directory / data.get("secrets", "secrets.yaml"),
         cells=cells,

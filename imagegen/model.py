@@ -90,6 +90,7 @@ class Cluster:
     distro: Distro
     network: Network
     services: Services
+    status_url: str | None
     ssh_authorized_keys: tuple[str, ...]
     secrets_path: Path
     cells: tuple[str, ...]

@@ -26,11 +26,12 @@ from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, create_connection, socket
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
+from uuid import uuid5
 
 from imagegen.console import newest_document, plain_lines, read_tail
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.iso import write_seed_iso
-from imagegen.model import Cluster, Node, Role
+from imagegen.model import NAMESPACE, Cluster, Node, Role
 from imagegen.resources import PACKAGE
 from imagegen.run import Completed, Process, require_tools, run, start
 from imagegen.tree import Tree, text, write_file
@@ -288,6 +289,8 @@ def node_command(name: str, node: Node, *, memory: int, accelerated: bool, firmw
     return [
         *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", "2" if node.role is Role.CONTROLLER else "1"),
+        # What a node knows its machine by; without it all machines have the same, of zeros.
+        *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
         *(("-bios", str(firmware)) if firmware else ()),
         # A node's disk is thrown away: no need to wait for it.
         *("-drive", f"if=none,id=root,file={here}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),

@@ -78,6 +78,7 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
     if node.role is Role.CONTROLLER:
         placement = "/etc/placement/placement.conf.d/50-imagegen.conf"
         files.append(_file(placement, "root:placement", 0o640, "placement.conf.j2", values))
+        files += _further_cells(cluster, node, secrets)
         for service in cluster.hosted_on(node):
             files += _HOSTED_FILES[service](cluster, secrets, values)
     return tuple(files)
@@ -121,6 +122,15 @@ def _transport_url(cluster: Cluster, cell: str, secrets: Secrets) -> str:
     return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(_schema_of(cell, cluster))}"
 
 
+def _cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, object]:
+    """Where a cell's database and message queue are."""
+    schema = _schema_of(cell, cluster)
+    return {
+        "database": _database_url(cluster.services.database, schema, "nova", secrets.database_nova),
+        "transport_url": _transport_url(cluster, cell, secrets),
+    }
+
+
 def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, object]:
     """Every name that a template of userdata_templates/ may use."""
     services = cluster.services
@@ -138,15 +148,26 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "novncproxy_base_url": f"http://{cluster.controllers[0].address}:6080/vnc_auto.html",
     }
     if node.role is Role.CONTROLLER:
-        database, schema = services.database, _schema_of(node.cell, cluster)
+        database = services.database
         values |= {
             "cache": f"{services.cache.host}:{services.cache.port}",
             "api_database": _database_url(database, "nova_api", "nova", secrets.database_nova),
-            "database": _database_url(database, schema, "nova", secrets.database_nova),
+            "database": _cell_urls(cluster, node.cell, secrets)["database"],
             "placement_database": _database_url(database, "placement", "placement", secrets.database_placement),
             "keystone_database": f"mysql+pymysql://keystone@{database.host}:{database.port}/keystone",
         }
     return values
+
+
+def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedFile]:
+    """A drop-in for each cell that is not the controller's own, where it runs one more conductor."""
+    return [
+        _file(
+            f"/etc/nova/cells/{cell}.conf", "root:nova", 0o640, "nova-cell.conf.j2", _cell_urls(cluster, cell, secrets)
+        )
+        for cell in cluster.cells
+        if cell != node.cell
+    ]
 
 
 def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
@@ -218,6 +239,7 @@ def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, 
         "address": str(node.address),
         "hosts": [service.value for service in cluster.hosted_on(node)],
         "files_key": files_key(secrets, node),
+        "status_url": cluster.status_url,
         "auth_url": cluster.services.auth_url,
         "messaging": {
             "host": messaging.host,
@@ -267,17 +289,13 @@ def _controller_document(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
 def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
     """The rows of nova_api.cell_mappings as they must be, cell0 first."""
 
-    def row(name: str, uuid: UUID, schema: str, transport_url: str) -> dict[str, str]:
-        url = _database_url(cluster.services.database, schema, "nova", secrets.database_nova)
-        return {"name": name, "uuid": str(uuid), "database_connection": url, "transport_url": transport_url}
+    def row(name: str, uuid: UUID, database: object, transport_url: object) -> dict[str, str]:
+        urls = {"database_connection": str(database), "transport_url": str(transport_url)}
+        return {"name": name, "uuid": str(uuid), **urls}
 
-    return [
-        row("cell0", CELL0_UUID, "nova_cell0", "none:///"),
-        *(
-            row(cell, cluster.cell_uuid(cell), _schema_of(cell, cluster), _transport_url(cluster, cell, secrets))
-            for cell in cluster.cells
-        ),
-    ]
+    cell0 = _database_url(cluster.services.database, "nova_cell0", "nova", secrets.database_nova)
+    rows = [row("cell0", CELL0_UUID, cell0, "none:///")]
+    return rows + [row(cell, cluster.cell_uuid(cell), **_cell_urls(cluster, cell, secrets)) for cell in cluster.cells]
 
 
 def _service_user(name: str, password: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any
         {
             *(Finding("cluster", error) for error in facts.errors),
             *_check_cells(expected["cells"], facts.cells),
-            *_check_compute_services(nodes, facts.compute_services),
+            *_check_compute_services(nodes, len(cluster.cells), facts.compute_services),
             *_check_hosts(computes, facts.hosts),
             *_check_hypervisors(computes, facts.hypervisors),
             *_check_endpoints(cluster.region, expected["identity"]["services"], facts),
@@ -176,8 +176,8 @@ def compare_urls(wanted: str, seen: str) -> list[str]:
     return [name for name, same in parts.items() if not same] or ["spelling"]
 
 
-def _check_compute_services(nodes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
-    """Conductor and scheduler of every controller, and every compute, exactly once, up, enabled and reporting.
+def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Row]) -> list[Finding]:
+    """Every controller's scheduler once and its conductor once a cell, every compute once: up, enabled, reporting.
 
     Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
     updated_at counts as well (nova/servicegroup/drivers/db.py, is_up).
@@ -187,7 +187,7 @@ def _check_compute_services(nodes: Sequence[Node], rows: Sequence[Row]) -> list[
     for node in nodes:
         for binary in binaries[node.role]:
             mine = [row for row in rows if row["binary"] == binary and row["host"] == node.name]
-            found += _check_up(node.name, binary, mine) or [
+            found += _check_up(node.name, binary, mine, cells if binary == "nova-conductor" else 1) or [
                 Finding(node.name, f"{binary} has never reported since it was registered")
                 for row in mine
                 if not row["updated_at"]
@@ -195,16 +195,13 @@ def _check_compute_services(nodes: Sequence[Node], rows: Sequence[Row]) -> list[
     return found
 
 
-def _check_up(subject: str, what: str, rows: Sequence[Row]) -> list[Finding]:
-    """One row, which is up and enabled."""
-    if len(rows) != 1:
-        return [Finding(subject, f"{what} is listed {len(rows)} times, not once")]
-    state, status = rows[0]["state"], rows[0]["status"]
-    return (
-        []
-        if (state, status) == ("up", "enabled")
-        else [Finding(subject, f"{what} is {state} and {status}, not up and enabled")]
-    )
+def _check_up(subject: str, what: str, rows: Sequence[Row], times: int = 1) -> list[Finding]:
+    """So many rows, all up and enabled."""
+    if len(rows) != times:
+        wanted = "once" if times == 1 else f"{times} times"
+        return [Finding(subject, f"{what} is listed {len(rows)} times, not {wanted}")]
+    states = {(row["state"], row["status"]) for row in rows} - {("up", "enabled")}
+    return [Finding(subject, f"{what} is {state} and {status}, not up and enabled") for state, status in sorted(states)]
 
 
 def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:

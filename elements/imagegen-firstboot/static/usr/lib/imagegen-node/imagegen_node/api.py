@@ -19,6 +19,10 @@ class Unauthorized(Exception):
     """Keystone does not take these credentials."""
 
 
+class NotFound(Waiting):
+    """The API answers, and does not have what was asked for."""
+
+
 def fetch(url: str, *, token: str | None = None, body: dict[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
     """(JSON answer, headers) of one request. Raises Waiting when nothing useful answers, Unauthorized for 401."""
     # From microversion 2.53 on a hypervisor's id is its uuid.
@@ -35,7 +39,7 @@ def fetch(url: str, *, token: str | None = None, body: dict[str, Any] | None = N
             raise Unauthorized(f"{url} refuses the credentials") from error
         if error.code == 300:
             return json.loads(error.read()), {}
-        raise Waiting(f"{url} answers {error.code}") from error
+        raise (NotFound if error.code == 404 else Waiting)(f"{url} answers {error.code}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Waiting("{}: {}".format(url, getattr(error, "reason", error))) from error
 

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
-from imagegen_node import metadata
-from imagegen_node.mask import find_secrets
+from imagegen_node import metadata, retry
+from imagegen_node.mask import find_secrets, mask
 from imagegen_node.status import STATUS_FILE, Status
-from imagegen_node.steps import Step, run_step
+from imagegen_node.steps import Refused, Step, Waiting, run_step
 
 OVERVIEW = """\
 The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks
@@ -39,10 +40,13 @@ after a new seed:       reboot
 after an edited file:   cloud-init clean --reboot (writes the seed's files again)
 """
 STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
+DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 this node has no role yet"
+RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 there is no such step"
 
 
 def run_role() -> int:
     """Finds the role, runs its steps. A compute's agent ends when the node is ready, a controller's stays."""
+    retry.listen()
     status = Status(os.uname().nodename, "")
     facts: dict[str, Any] = {}
     node: dict[str, Any] = {}
@@ -52,9 +56,11 @@ def run_role() -> int:
         status.role = metadata.check_role(facts)
         node.update(metadata.read_node())
         status.secrets = find_secrets(node)
+        if node.get("status_url"):
+            status.post_to(node["status_url"])
         return status.role
 
-    run_step(Step("role", find_role), status)
+    run_step(Step("role", find_role), status, retry.nap)
     try:
         start_role(facts, node, status)
     except Exception as error:  # systemd starts the agent again; meanwhile the status must not say `working`
@@ -68,11 +74,11 @@ def start_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> N
     if status.role == "controller":
         from imagegen_node.controller import Controller
 
-        Controller(facts, node, status).run()
+        Controller(facts, node, status, retry.nap).run()
     else:
         from imagegen_node.compute import Compute
 
-        Compute(facts, node, status).run()
+        Compute(facts, node, status, retry.nap).run()
 
 
 def show_status(as_json: bool) -> int:
@@ -94,10 +100,56 @@ def show_status(as_json: bool) -> int:
     return {"ready": 0, "failed": 2}.get(document["state"], 1)
 
 
+def examine_node(as_json: bool, expect: str | None) -> int:
+    """Prints what is wrong and its cure; returns the exit code that stands in DOCTOR_CODES."""
+    from imagegen_node.doctor import Patient, examine
+
+    try:
+        facts, node = metadata.read_facts(), metadata.read_node()
+    except (Refused, Waiting) as error:
+        print(f"this node has no role yet: {error}", file=sys.stderr)
+        return 3
+    findings = examine(Patient(facts, node, read_names(expect)))
+    secrets = find_secrets(node)
+    told = [{"what": mask(finding.what, secrets), "cure": mask(finding.cure, secrets)} for finding in findings]
+    if as_json:
+        print(json.dumps({"version": 1, "node": node["node"], "findings": told}, indent=2))
+    else:
+        for finding in told:
+            print("{what}\n  cure: {cure}".format(**finding))
+        print("{} found on {} ({})".format(len(told) or "nothing", node["node"], facts["role"]), file=sys.stderr)
+    return 1 if findings else 0
+
+
+def read_names(place: str | None) -> list[str]:
+    """Names of computes, one a line, from a file or from stdin (-)."""
+    if place is None:
+        return []
+    text = sys.stdin.read() if place == "-" else Path(place).read_text()
+    return text.split()
+
+
+def retry_step(step: str) -> int:
+    """Has the agent try a step again, waits for the outcome and prints it; returns a code of RETRY_CODES."""
+    try:
+        document = retry.read_document()
+    except FileNotFoundError:
+        print("there is no status yet: see journalctl -u imagegen-node", file=sys.stderr)
+        return 3
+    names = [entry["name"] for entry in document["steps"]]
+    if step not in names:
+        print("there is no step {} here; begun so far: {}".format(step, ", ".join(names)), file=sys.stderr)
+        return 3
+    print(retry.ask(step, document), file=sys.stderr)
+    entry = retry.follow(step, document)
+    print(": ".join(filter(None, ("{name} {state}".format(**entry), entry.get("detail")))))
+    return {"done": 0, "failed": 2}.get(entry["state"], 1)
+
+
 def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="imagegen-node", description=OVERVIEW, epilog=PLACES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,status}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,status,doctor,retry}")
     commands.add_parser(
         "run",
         help="make this node ready (what imagegen-node.service does)",
@@ -106,8 +158,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     status = commands.add_parser("status", help="where this node is", epilog=STATUS_CODES)
     status.add_argument("--json", action="store_true", help="the status document instead of a text")
+    doctor = commands.add_parser(
+        "doctor",
+        help="every known sickness of this node, with its cure",
+        description="Looks at the seed's files, the disk, the clock, the backing services, the schemas, the cells, the "
+        "computes and the units, and says of each thing that is wrong how to cure it. Needs root; changes nothing.",
+        epilog=DOCTOR_CODES,
+    )
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
+    doctor.add_argument(
+        "--expect", metavar="FILE", help="names of computes that should be there, one a line; - is stdin (controllers)"
+    )
+    again = commands.add_parser(
+        "retry",
+        help="try a step again now",
+        description="Has the agent try that step now instead of after its pause, and says how it ended. Of a step that "
+        "is done already the agent makes sure once more, together with all others. Needs root.",
+        epilog=RETRY_CODES,
+    )
+    again.add_argument("step", metavar="STEP", help="its name, as `imagegen-node status` lists it")
     given = parser.parse_args(arguments)
     if given.command == "run":
         return run_role()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `imagegen-node status | head` ends as any command does
-    return show_status(given.json)
+    if given.command == "status":
+        return show_status(given.json)
+    return retry_step(given.step) if given.command == "retry" else examine_node(given.json, given.expect)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import backing, configure, metadata
-from imagegen_node.api import Session, is_up, open_nova_session
+from imagegen_node import backing, configure, machine, metadata
+from imagegen_node.api import NotFound, Session, is_up, open_nova_session
 from imagegen_node.status import Status
 from imagegen_node.steps import Refused, Sleep, Step, Waiting, run_steps
 from imagegen_node.system import Units, put_file, run, start_units
@@ -16,6 +16,7 @@ COMPUTE_ID = Path("/var/lib/nova/compute_id")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT: Units = {"libvirtd.service": ()}
 NOVA_COMPUTE: Units = {"nova-compute.service": (Path("/etc/nova"),)}
+UNITS: Units = {**LIBVIRT, **NOVA_COMPUTE}
 
 
 class Compute:
@@ -37,7 +38,7 @@ class Compute:
         node = self.node
         return [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: metadata.check_machine(node)),
+            Step("machine", lambda: machine.stamp_machine(node)),
             Step("configure", configure.configure_compute),
             Step("wait-messaging", lambda: backing.check_messaging(node["messaging"])),
             Step("wait-identity", lambda: backing.check_identity(node)),
@@ -46,16 +47,6 @@ class Compute:
             Step("compute-service", self.start_compute),
             Step("mapped", self.check_mapped),
         ]
-
-    def find_service(self, session: Session) -> dict[str, Any]:
-        """This node's nova-compute in the API, or an empty map."""
-        services = session.compute(self.node["region"], "/os-services?binary=nova-compute")["services"]
-        return next((service for service in services if service["host"] == self.node["node"]), {})
-
-    def find_hypervisor(self, session: Session) -> dict[str, Any]:
-        """This node's hypervisor in the API, or an empty map. Nova lists only mapped hosts."""
-        hypervisors = session.compute(self.node["region"], "/os-hypervisors/detail")["hypervisors"]
-        return next((item for item in hypervisors if item["service"]["host"] == self.node["node"]), {})
 
     def place_compute_id(self) -> str:
         """compute_id (2023.1 and later): never changed; written from the seed, or as Nova knows it, only if absent."""
@@ -66,7 +57,7 @@ class Compute:
         if there == wanted:
             return "in place"
         session = open_nova_session(self.node)
-        known = self.find_hypervisor(session).get("id")
+        known = find_hypervisor(self.node, session).get("id")
         if there is not None:
             if there != known:
                 raise Refused(
@@ -74,7 +65,7 @@ class Compute:
                     "was renamed. Give the node its own disk, or its old name"
                 )
             return "in place, older than the seed"
-        service = self.find_service(session)
+        service = find_service(self.node, session)
         if service and not known:
             raise Refused(
                 "Nova knows the compute service {node}, but not which compute_id it had. Restore {path}, or, when no "
@@ -95,7 +86,7 @@ class Compute:
     def start_compute(self) -> str:
         """nova-compute started; done when the API calls it up."""
         start_units(NOVA_COMPUTE)
-        service = self.find_service(open_nova_session(self.node))
+        service = find_service(self.node, open_nova_session(self.node))
         if not is_up(service):
             state = "registered, first report due" if service.get("state") == "up" else service.get("state")
             raise Waiting(f"nova-compute up in the compute API (now {state or 'not registered'})")
@@ -103,6 +94,33 @@ class Compute:
 
     def check_mapped(self) -> str:
         """Raises Waiting until the API lists the hypervisor, which it does for mapped hosts only."""
-        if not self.find_hypervisor(open_nova_session(self.node)):
+        if not is_mapped(self.node, open_nova_session(self.node)):
             raise Waiting("a controller to map this host (registered, unmapped)")
         return "hypervisor listed"
+
+
+def find_service(node: dict[str, Any], session: Session) -> dict[str, Any]:
+    """This node's nova-compute in the API, or an empty map."""
+    path = "/os-services?binary=nova-compute&host={node}".format(**node)
+    services = session.compute(node["region"], path)["services"]
+    return next((service for service in services if service["host"] == node["node"]), {})
+
+
+def is_mapped(node: dict[str, Any], session: Session) -> bool:
+    """Whether the API shows this node's hypervisor, which it does for mapped hosts only.
+
+    Asked by its uuid where this release has one in a file: a list of all grows with the fleet, and each compute polls.
+    """
+    if not COMPUTE_ID.exists():
+        return bool(find_hypervisor(node, session))
+    try:
+        session.compute(node["region"], "/os-hypervisors/" + COMPUTE_ID.read_text().strip())
+    except NotFound:
+        return False
+    return True
+
+
+def find_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:
+    """This node's hypervisor in the API's list, or an empty map. Nova lists only mapped hosts."""
+    hypervisors = session.compute(node["region"], "/os-hypervisors/detail")["hypervisors"]
+    return next((item for item in hypervisors if item["service"]["host"] == node["node"]), {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from imagegen_node.system import put_file
 
 SERVICES_ENVIRONMENT = Path("/run/imagegen/services.env")
+CELLS = Path("/run/imagegen/cells")  # a digest of what Nova's table of cells must hold
 NOVA_WORKERS = Path("/etc/nova/nova.conf.d/30-workers.conf")
 NOVA_VIRT_TYPE = Path("/etc/nova/nova.conf.d/40-virt-type.conf")
 MARIADB_CONNECTIONS = Path("/etc/mysql/mariadb.conf.d/95-connections.cnf")
@@ -29,6 +32,7 @@ def configure_controller(node: dict[str, Any]) -> str:
     """Address and worker count for the uwsgi units, worker counts of Nova's daemons, connections of MariaDB."""
     workers = count_workers()
     put_file(SERVICES_ENVIRONMENT, f"IMAGEGEN_ADDRESS={node['address']}\nIMAGEGEN_WORKERS={workers}\n")
+    put_file(CELLS, hashlib.sha256(json.dumps(node["cells"]).encode()).hexdigest() + "\n", 0o600)
     nova = f"[conductor]\nworkers = {workers}\n\n[scheduler]\nworkers = {workers}\n"
     put_file(NOVA_WORKERS, nova, 0o640, "root", "nova")
     if "database" in node["hosts"]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, configure, discovery, metadata
+from imagegen_node import backing, cells, configure, discovery, machine, metadata, upgrade
 from imagegen_node.api import INTERFACES, Session, Unauthorized, is_up, open_nova_session
-from imagegen_node.database import connect_schema, fetch_rows, read_due, schema_of, set_due
+from imagegen_node.database import schema_of
 from imagegen_node.lease import Lease
 from imagegen_node.status import Status
-from imagegen_node.steps import CommandFailed, LeaseLost, Refused, Sleep, Step, Waiting, run_step, run_steps
-from imagegen_node.system import Units, check_port, put_file, run, start_units
+from imagegen_node.steps import LeaseLost, Sleep, Step, Waiting, run_step, run_steps
+from imagegen_node.system import Units, check_port, run, start_units
 
 HERE = Path(__file__).parent
-NOVA_FILES = (Path("/etc/nova"), configure.SERVICES_ENVIRONMENT)
+# Nova reads its cells when a service starts: with another set of them it starts anew.
+NOVA_FILES = (Path("/etc/nova"), configure.SERVICES_ENVIRONMENT, configure.CELLS)
 SERVICES: Units = {
     "placement-api.service": (Path("/etc/placement"), configure.SERVICES_ENVIRONMENT),
     "nova-api.service": NOVA_FILES,
@@ -27,9 +29,7 @@ SERVICES: Units = {
     "nova-scheduler.service": NOVA_FILES,
     "nova-novncproxy.service": NOVA_FILES,
 }
-FURTHER_CELL = Path("/run/imagegen/further-cell.conf")
 PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775, "noVNC proxy": 6080}
-MIGRATIONS = "online_data_migrations"
 DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
 LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
 
@@ -63,7 +63,7 @@ class Controller:
         }
         steps = [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: metadata.check_machine(node)),
+            Step("machine", lambda: machine.stamp_machine(node)),
             Step("configure", lambda: configure.configure_controller(node)),
             Step("start", lambda: backing.start_hosted(node)),
         ]
@@ -108,7 +108,7 @@ class Controller:
         return [
             Step("placement-schema", lambda: sync("placement", ["placement-manage", "db", "sync"], "placement")),
             Step("nova-api-schema", lambda: sync("nova_api", ["nova-manage", "api_db", "sync"], "nova")),
-            Step("cells", self.map_cells),
+            Step("cells", lambda: cells.map_cells(self.node)),
             Step("nova-schema", self.sync_nova),
             Step("service-users", self.ensure_identity),
         ]
@@ -116,6 +116,7 @@ class Controller:
     def list_service_steps(self) -> list[Step]:
         steps = [
             Step("wait-schemas", self.check_schemas),
+            Step("compute-versions", lambda: upgrade.check_computes(self.node)),
             Step("services", self.start_services),
             Step("verify", self.verify),
         ]
@@ -123,91 +124,19 @@ class Controller:
             steps.append(Step("upgrade-check", self.check_upgrade))
         return steps
 
-    def read_cells(self) -> list[dict[str, str]]:
-        query = "SELECT name, uuid, database_connection, transport_url FROM cell_mappings ORDER BY name, uuid"
-        with connect_schema(self.node["database"], "nova_api") as connection:
-            keys = ("name", "uuid", "database_connection", "transport_url")
-            return [dict(zip(keys, row)) for row in fetch_rows(connection, query)]
-
     def check_schemas(self) -> str:
         """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row a cell."""
         for schema in ("placement", "nova_api", *map(schema_of, self.node["cells"])):
             state = backing.read_state(self.node, schema)
             if state != "head":
                 raise Waiting(f"schema {schema}, which is {state}")
-        there = self.read_cells()
-        self.refuse_duplicates(there)
-        missing = [cell["name"] for cell in self.node["cells"] if cell not in there]
-        if missing:
-            raise Waiting("cell mappings as the seed describes them; not yet: {}".format(", ".join(missing)))
+        cells.check_mapped(self.node)
         return ""
 
-    def map_cells(self) -> str:
-        """cell0 with `none:///` and every cell with its own URLs, under fixed uuids."""
-        wanted = self.node["cells"]
-        there = self.read_cells()
-        self.refuse_duplicates(there)
-        if all(cell in there for cell in wanted):
-            return "all mapped"
-        text = run([sys.executable, str(HERE / "cell_mappings.py")], user="nova", input=json.dumps(wanted))
-        return ", ".join(text.splitlines())
-
-    def refuse_duplicates(self, there: list[dict[str, str]]) -> None:
-        """Raises Refused for a row that stands in the place of one of ours; what it holds is not ours to judge."""
-        names = {cell["name"] for cell in self.node["cells"]}
-        uuids = {cell["uuid"] for cell in self.node["cells"]}
-        places = {place_of(cell) for cell in self.node["cells"]}
-        for cell in there:
-            if cell["uuid"] not in uuids and (cell["name"] in names or place_of(cell) in places):
-                raise Refused(
-                    "Nova's table has a row that the seed does not know, named {name}, with the name or the database "
-                    "of a cell of this cluster. What it holds: `nova-manage cell_v2 list_hosts --cell_uuid {uuid}`. "
-                    "If nothing, as user nova: `nova-manage cell_v2 delete_cell --cell_uuid {uuid}`, which ends with 0 "
-                    "(deleted), 1 (not found), 2 (it has hosts), 3 (it has instances) or 4 (only deleted instances: "
-                    "`nova-manage db archive_deleted_rows` first)".format(**cell)
-                )
-
     def sync_nova(self) -> str:
-        """`db sync`, which reaches cell0 and [database]; further cells one by one; migrations after an upgrade."""
-        database, cells = self.node["database"], {schema_of(cell): cell for cell in self.node["cells"]}
-        before = {schema: backing.read_state(self.node, schema) for schema in cells}
-        old = [schema for schema, state in before.items() if state != "head"]
-        self.upgraded = self.upgraded or bool(old)
-        if "behind" in before.values():
-            set_due(database, MIGRATIONS, True)
-        if {"nova_cell0", "nova"} & set(old):
-            run(["nova-manage", "db", "sync"], user="nova")
-        for schema in old:
-            if schema not in ("nova_cell0", "nova"):
-                self.sync_further_cell(cells[schema])
-            after = backing.read_state(self.node, schema)
-            if after != "head":
-                raise Waiting(f"schema {schema} at its head; it is {after} after `nova-manage db sync`")
-        if MIGRATIONS in read_due(database):
-            self.migrate_online()
-            set_due(database, MIGRATIONS, False)
-        return ", ".join(f"{schema} was {before[schema]}" for schema in old) or "at head"
-
-    def sync_further_cell(self, cell: dict[str, str]) -> None:
-        """`db sync --local_cell` with a configuration file of the cell's own, since [database] is the first cell's."""
-        text = "[database]\nconnection = {}\n".format(cell["database_connection"])
-        put_file(FURTHER_CELL, text, 0o640, "root", "nova")
-        configuration = ["--config-dir", "/etc/nova/nova.conf.d", "--config-file", str(FURTHER_CELL)]
-        try:
-            run(["nova-manage", *configuration, "db", "sync", "--local_cell"], user="nova")
-        finally:
-            FURTHER_CELL.unlink()
-
-    def migrate_online(self) -> None:
-        """online_data_migrations until it says 0 (done); 1 is: run again; 2: stuck."""
-        for _ in range(5):
-            try:
-                run(["nova-manage", "db", MIGRATIONS], user="nova")
-                return
-            except CommandFailed as error:
-                if error.rc != 1:
-                    raise
-        raise Waiting(f"{MIGRATIONS} to finish")
+        done = upgrade.sync_nova(self.node)
+        self.upgraded = self.upgraded or bool(done)
+        return ", ".join(done) or "at head"
 
     def ensure_identity(self) -> str:
         """Service users and endpoints; nothing is spawned when the services' own logins show them all."""
@@ -241,7 +170,7 @@ class Controller:
         return ""
 
     def start_services(self) -> str:
-        start_units(SERVICES)
+        start_units(list_units(self.node))
         for what, port in PORTS.items():
             check_port(self.node["address"], port, what)
         return ""
@@ -256,9 +185,12 @@ class Controller:
         down = {"nova-conductor", "nova-scheduler"} - up
         if down:
             raise Waiting("{} up in the compute API".format(" and ".join(sorted(down))))
-        cell = next(cell for cell in self.node["cells"] if cell["name"] == self.node["cell"])
-        queues = ("{}.{}".format(name, self.node["node"]) for name in ("conductor", "scheduler"))
-        backing.check_consumers(self.node["messaging"], schema_of(cell), queues)  # the vhost bears the schema's name
+        for cell in self.node["cells"]:
+            if cell["name"] != cells.CELL0:
+                readers = ["conductor", "scheduler"] if cell["name"] == self.node["cell"] else ["conductor"]
+                queues = ("{}.{}".format(name, self.node["node"]) for name in readers)
+                # The vhost bears the schema's name.
+                backing.check_consumers(self.node["messaging"], schema_of(cell), queues)
         return "conductor and scheduler up"
 
     def check_upgrade(self) -> str:
@@ -285,9 +217,9 @@ class Controller:
                 if mapped or trouble:
                     self.status.ready("mapped " + ", ".join(mapped) if mapped else "")
                 pause, trouble = DISCOVERY_PAUSE, False
-            self.sleep(pause)
+            self.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - two that collided once do not meet again
 
 
-def place_of(cell: dict[str, str]) -> str:
-    """Server and schema of a cell's database, without the login."""
-    return cell["database_connection"].rsplit("@", 1)[-1].split("?")[0]
+def list_units(node: dict[str, Any]) -> Units:
+    """Placement's and Nova's units on a controller: one more conductor for each cell that is not its own."""
+    return {**SERVICES, **{f"nova-conductor@{cell}.service": NOVA_FILES for cell in cells.further_cells(node)}}

@@ -6,7 +6,6 @@ import grp
 import hashlib
 import hmac
 import json
-import os
 import pwd
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ ROLES = ("controller", "compute")
 INSTANCE_DATA = Path("/run/cloud-init/instance-data.json")
 NODE_FILE = Path("/etc/imagegen/node.json")
 IMAGE_FILE = Path("/etc/imagegen/image.json")
-MACHINE_ID = Path("/etc/machine-id")
-SSH = Path("/etc/ssh")
 
 
 def read_facts() -> dict[str, Any]:
@@ -113,16 +110,3 @@ def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:
             "it does not know: see /var/log/cloud-init.log".format("; ".join(wrong[:3]), more)
         )
     return f"{len(expected)} files as the seed promised"
-
-
-def check_machine(node: dict[str, Any]) -> str:
-    """Raises Refused when the machine's name or its own identity is not what it should be."""
-    name = os.uname().nodename
-    if name != node["node"]:
-        raise Refused("this machine calls itself {}, its seed is for {}".format(name, node["node"]))
-    machine_id = MACHINE_ID.read_text().strip()
-    if len(machine_id) != 32:
-        raise Refused(f"{MACHINE_ID} holds no id: {machine_id!r}")
-    if not list(SSH.glob("ssh_host_*_key")):
-        raise Refused("there are no ssh host keys: cloud-init's ssh module did not run")
-    return f"machine {machine_id[:8]}"

@@ -1,4 +1,4 @@
-"""The node's status: one JSON document a change, in a file, on the console and on the virtio-serial port."""
+"""The node's status: one JSON document a change, in a file, on the console, the virtio-serial port, and by POST."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node.mask import mask
+from imagegen_node.post import Poster
 
 STATUS_FILE = Path("/run/imagegen/status.json")
 PORT = Path("/dev/virtio-ports/org.imagegen.status")
 CONSOLE = Path("/dev/console")
 LONGEST_DETAIL = 1000  # characters
+DRAIN_SECONDS = 10.0  # for what an agent that ends has said last
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
@@ -62,7 +64,7 @@ class Outlet:
             os.close(handle)
         return True
 
-    def drain(self, sleep: Callable[[float], None]) -> None:
+    def drain(self, sleep: Callable[[float], object]) -> None:
         """Before the agent ends: gives a device that is there ten seconds to take what is left."""
         for _ in range(50):
             if self.flush() or not self._path.exists():
@@ -85,10 +87,16 @@ class Status:
         self._started = time.monotonic()
         self._console = Outlet(CONSOLE)
         self._port = Outlet(PORT)
+        self._poster: Poster | None = None
 
     @staticmethod
     def _now() -> str:
         return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def post_to(self, url: str) -> None:
+        """From now on every change goes there as well, the present state first."""
+        self._poster = Poster(url)
+        self._poster.send(json.dumps(self.document(), sort_keys=True))
 
     def document(self) -> dict[str, Any]:
         """The status document of the design, version 1."""
@@ -129,10 +137,12 @@ class Status:
     def ready(self, detail: str) -> None:
         self._say("ready", "", detail)
 
-    def close(self, sleep: Callable[[float], None] = time.sleep) -> None:
+    def close(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Lets the devices take what they have not taken yet; for an agent that ends."""
         for outlet in (self._console, self._port):
             outlet.drain(sleep)
+        if self._poster:
+            self._poster.drain(DRAIN_SECONDS)
 
     def _mark(self, state: str, rc: int | None) -> None:
         self.steps[-1].update(state=state, seconds=round(time.monotonic() - self._started, 1), rc=rc)
@@ -153,3 +163,5 @@ class Status:
         print(line, flush=True)
         self._console.send(line + "\r\n")
         self._port.send(text + "\n")
+        if self._poster:
+            self._poster.send(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Callable
 if TYPE_CHECKING:
     from imagegen_node.status import Status
 
-Sleep = Callable[[float], None]
+Sleep = Callable[[float], object]  # true: cut short, because somebody wants another try now
 
 FIRST_PAUSE = 1.0  # seconds between two tries of a step that waits
 PAUSE_GROWTH = 1.25  # so that a step notices what it waits for at most a quarter of its time late
@@ -51,13 +51,18 @@ def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
     """Runs one step until it is done; what it waits for or failed at stands in the status. LeaseLost goes through."""
     status.begin(step.name)
     pause, failures = FIRST_PAUSE, 0
+
+    def rest(seconds: float) -> None:
+        if sleep(seconds):
+            status.begin(step.name)
+
     while True:
         try:
             detail = step.run()
         except Waiting as waiting:
             failures = 0
             status.wait(str(waiting))
-            sleep(pause)
+            rest(pause)
             pause = min(pause * PAUSE_GROWTH, LONGEST_PAUSE)
         except LeaseLost as lost:
             status.give_up(str(lost))
@@ -65,17 +70,17 @@ def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
         except Refused as refused:
             failures = 0
             status.fail(str(refused), None)
-            sleep(FAILED_PAUSE)
+            rest(FAILED_PAUSE)
         except Exception as error:  # a step must never end the agent: the node says what happened and tries again
             failures += 1
             rc = getattr(error, "rc", None)
             text = str(error) if isinstance(error, CommandFailed) else f"{type(error).__name__}: {error}"
             if failures < TRIES:
                 status.wait("another try after: " + text, rc)
-                sleep(min(2.0**failures, LONGEST_PAUSE))
+                rest(min(2.0**failures, LONGEST_PAUSE))
             else:
                 status.fail(text, rc)
-                sleep(FAILED_PAUSE)
+                rest(FAILED_PAUSE)
         else:
             status.done(detail or "")
             return

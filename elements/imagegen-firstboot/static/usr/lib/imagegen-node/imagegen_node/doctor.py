@@ -1,0 +1,203 @@
+"""Every known sickness of a node, with its cure. It only looks: nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Callable
+
+from imagegen_node import backing, cells, compute, controller, discovery, machine, metadata, upgrade
+from imagegen_node.api import fetch, is_up, open_nova_session
+from imagegen_node.database import connect_schema, fetch_rows, read_schema_state, schema_of
+from imagegen_node.system import read_units
+
+LEAST_FREE = 0.05  # of a file system's space, and of its inodes
+MOST_SKEW = 5.0  # seconds between two clocks; tokens and service reports suffer from about a minute on
+PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
+AGAIN = "imagegen-node retry {}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, and what to do about it."""
+
+    what: str
+    cure: str
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The node's metadata, its node.json, and the names of computes that ought to be there (controllers only)."""
+
+    facts: dict[str, Any]
+    node: dict[str, Any]
+    expected: Sequence[str] = ()
+
+
+Check = Callable[[Patient], Iterator[Finding]]
+
+
+def examine(patient: Patient) -> list[Finding]:
+    """Everything that is wrong with this node."""
+    findings: list[Finding] = []
+    for name, cure, check in CHECKS[patient.facts["role"]]:
+        try:
+            findings += check(patient)
+        except Exception as error:  # what a check cannot look at is a finding, and the next one still looks
+            text = str(error) or type(error).__name__
+            findings.append(Finding(f"{name}: {text}", cure))
+    return findings
+
+
+def check_files(patient: Patient) -> Iterator[Finding]:
+    for wrong in metadata.find_wrong_files(patient.facts.get("files") or [], patient.node["files_key"]):
+        yield Finding(wrong, "cloud-init clean --reboot (writes the seed's files again), or a new seed and a reboot")
+
+
+def check_machine(patient: Patient) -> Iterator[Finding]:
+    machine.check_machine(patient.node)
+    yield from ()
+
+
+def check_disk(patient: Patient) -> Iterator[Finding]:
+    seen = set()
+    for place in map(Path, PLACES):
+        if not place.exists() or place.stat().st_dev in seen:
+            continue
+        seen.add(place.stat().st_dev)
+        found = os.statvfs(place)
+        if found.f_blocks and found.f_bavail / found.f_blocks < LEAST_FREE:
+            free, size = (blocks * found.f_frsize // 2**20 for blocks in (found.f_bavail, found.f_blocks))
+            cure = "journalctl --vacuum-size=100M; apt-get clean; find what is large: du -xh {} | sort -h | tail"
+            yield Finding(f"{place} is full: {free} of {size} MiB are free", cure.format(place))
+        if found.f_files and found.f_favail / found.f_files < LEAST_FREE:
+            cure = f"find what is many: du -x --inodes {place} | sort -n | tail"
+            yield Finding(f"{place} has no inodes left: {found.f_favail} of {found.f_files} are free", cure)
+
+
+def check_databases(patient: Patient) -> Iterator[Finding]:
+    backing.check_database(patient.node)
+    with connect_schema(patient.node["database"], "imagegen") as connection:
+        ((theirs,),) = fetch_rows(connection, "SELECT UNIX_TIMESTAMP(NOW(6))")
+    yield from find_skew(float(theirs), "the database server's")
+
+
+def find_skew(theirs: float, whose: str) -> Iterator[Finding]:
+    """A finding when this node's clock is far from another one."""
+    skew = time.time() - theirs
+    if abs(skew) > MOST_SKEW:
+        side = "ahead of" if skew > 0 else "behind"
+        yield Finding(
+            f"this node's clock is {abs(skew):.0f} seconds {side} {whose}",
+            "chronyc tracking; chronyc sources; when a source is there: chronyc makestep",
+        )
+
+
+def check_messaging(patient: Patient) -> Iterator[Finding]:
+    backing.check_messaging(patient.node["messaging"])
+    yield from ()
+
+
+def check_identity(patient: Patient) -> Iterator[Finding]:
+    _, headers = fetch(patient.node["auth_url"])
+    date = next((value for name, value in headers.items() if name.lower() == "date"), "")
+    if date and "database" not in patient.node:
+        yield from find_skew(parsedate_to_datetime(date).timestamp(), "Keystone's")
+
+
+def check_schemas(patient: Patient) -> Iterator[Finding]:
+    cures = {
+        "absent": "the holder of the lease makes it: " + AGAIN.format("lease") + " on each controller",
+        "behind": "the holder of the lease upgrades it: " + AGAIN.format("lease") + " on each controller",
+        "ahead": "a newer release made it: boot this node from the image of that release",
+    }
+    for schema in ("placement", "nova_api", *map(schema_of, patient.node["cells"])):
+        with connect_schema(patient.node["database"], schema) as connection:
+            state = read_schema_state(connection, schema)
+        if state != "head":
+            yield Finding(f"schema {schema} is {state}", cures[state])
+
+
+def check_cells(patient: Patient) -> Iterator[Finding]:
+    there = cells.read_cells(patient.node)
+    for cell in cells.find_duplicates(patient.node["cells"], there):
+        yield Finding("two rows for one cell", cells.explain_duplicate(cell))
+    rows = {cell["uuid"]: cell for cell in there}
+    for wanted in patient.node["cells"]:
+        row = rows.get(wanted["uuid"])
+        if row is None:
+            yield Finding("{name} has no row in nova_api.cell_mappings".format(**wanted), AGAIN.format("cells"))
+            continue
+        if wanted["name"] == cells.CELL0 and row["transport_url"] != wanted["transport_url"]:
+            what = "cell0 has a message queue's URL, so that cell1 can be taken for it; it must be none:///"
+            yield Finding(what, AGAIN.format("cells"))
+        stale = [key for key in ("name", "database_connection", "transport_url") if row[key] != wanted[key]]
+        if (wanted["name"] != cells.CELL0 and stale) or stale not in ([], ["transport_url"]):
+            named = " and ".join(stale)
+            what = "the row of {} has another {} than the seed".format(wanted["name"], named)
+            yield Finding(what, AGAIN.format("cells") + "; if it comes back, another controller has an older seed")
+
+
+def check_computes(patient: Patient) -> Iterator[Finding]:
+    for uuid, hosts in discovery.find_unmapped(patient.node).items():
+        discover = f"as user nova: nova-manage cell_v2 discover_hosts --cell_uuid {uuid}"
+        yield Finding(
+            "registered and not mapped: {}".format(", ".join(hosts)),
+            f"the holder of the lease maps them within seconds; if not: its journalctl -u imagegen-node, or {discover}",
+        )
+    oldest = upgrade.read_oldest_compute()
+    for host, version in upgrade.find_old_computes(patient.node, oldest):
+        what = f"{host} runs nova-compute of version {version}, and below {oldest} this Nova's services do not start"
+        yield Finding(what, f"upgrade {host}")
+    path = "/os-services?binary=nova-compute"
+    session = open_nova_session(patient.node)
+    services = {item["host"]: item for item in session.compute(patient.node["region"], path)["services"]}
+    for host in sorted(set(patient.expected) - services.keys()):
+        yield Finding(f"{host} never registered", f"on its console: what imagegen-node status says on {host}")
+    for host, service in sorted(services.items()):
+        if not is_up(service):
+            cure = f"imagegen-node doctor on {host}; if it is gone for good: openstack compute service delete {{id}}"
+            yield Finding(f"nova-compute on {host} is down", cure.format(**service))
+
+
+def check_units(patient: Patient) -> Iterator[Finding]:
+    wanted = controller.list_units(patient.node) if patient.facts["role"] == "controller" else compute.UNITS
+    for unit, state in read_units(list(wanted)).items():
+        if state["ActiveState"] != "active":
+            what = "{} is {ActiveState} ({SubState})".format(unit, **state)
+            yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(UNIT_STEPS.get(unit, "services")))
+
+
+def check_service(patient: Patient) -> Iterator[Finding]:
+    session = open_nova_session(patient.node)
+    service = compute.find_service(patient.node, session)
+    if not is_up(service):
+        cure = "journalctl -u nova-compute -n 50; then " + AGAIN.format("compute-service")
+        yield Finding("nova-compute of this node is not up in the compute API", cure)
+    elif not compute.is_mapped(patient.node, session):
+        yield Finding("this node is registered and not mapped", "imagegen-node doctor on a controller")
+
+
+UNIT_STEPS = {"libvirtd.service": "libvirt", "nova-compute.service": "compute-service"}
+LOCAL: tuple[tuple[str, str, Check], ...] = (
+    ("files", "a new seed, then reboot", check_files),
+    ("machine", "see what it says", check_machine),
+    ("disk", "look at df", check_disk),
+    ("message queue", "on its node: imagegen-node doctor; systemctl status rabbitmq-server", check_messaging),
+    ("identity", "on its node: imagegen-node doctor; systemctl status keystone", check_identity),
+    ("units", "systemctl --failed", check_units),
+)
+CHECKS: dict[str, tuple[tuple[str, str, Check], ...]] = {
+    "controller": (
+        *LOCAL,
+        ("database", "on its node: imagegen-node doctor; systemctl status mariadb", check_databases),
+        ("schemas", "first the database", check_schemas),
+        ("cells", "first the database and its schemas", check_cells),
+        ("computes", "first the database, Keystone and nova-api", check_computes),
+    ),
+    "compute": (*LOCAL, ("compute service", "imagegen-node doctor on a controller", check_service)),
+}
