@@ -2,6 +2,7 @@
 
 ROLE ?= controller
 OUT ?= out
+MINUTES ?= 10
 
 IMAGEGEN := .venv/bin/imagegen
 PYTEST := .venv/bin/python -m pytest
@@ -10,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit images cluster elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit images cluster model elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -40,6 +41,10 @@ images: set-up-test ## the images of both roles, unless they are there
 
 cluster: set-up-test images ## the built trees booted with systemd-nspawn, the procedure's 27 items proven; needs root
 	$(TIER) cluster $(PYTEST) tests/cluster
+
+model: set-up-test ## the protocol's model test with new random schedules, for MINUTES; what failed is kept
+	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
+	    CI= MODEL_EXAMPLES=500 $(PYTEST) -q tests/unit/test_model.py -k TestCluster || exit 1; done
 
 elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
 	.venv/bin/python tests/maps.py

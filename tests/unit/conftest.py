@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fakes  # noqa: F401 - makes the agent importable
 import hypothesis
 from guards import pytest_itemcollected, pytest_runtest_protocol
 

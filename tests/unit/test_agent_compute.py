@@ -19,36 +19,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path, monkeypatch)
     made.make_node(COMPUTE)
     made.put("/run/libvirt/libvirt-sock", "")
-    made.remote_control_plane = True
-    made.server.schemas = {"nova": {}, "nova_api": {}}
-    made.broker["vhosts"] = ["nova"]
-    made.broker["users"]["openstack"] = hash_password(made.secrets.messaging_openstack)
-    url = "http://192.168.56.11:5000/v3"
-    made.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
-    made.keystone.add_user("nova", made.secrets.identity_nova)
-    made.keystone.users["nova"]["roles"] = {("service", "admin"), ("service", "service")}
-    compute = made.keystone.add_service("nova", "compute")
-    made.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
+    made.make_control_plane()
     return made
-
-
-def hash_password(password: str) -> str:
-    from imagegen.seeds import hash_rabbitmq_password
-
-    return hash_rabbitmq_password(password, b"salt")
-
-
-def answer_like_nova(world: World, mapped_after: float = 20.0) -> None:
-    """nova-compute registers when its unit is up; a controller maps the host a while later."""
-
-    def look() -> None:
-        if world.works("nova-compute.service"):
-            world.register_compute(COMPUTE, world.at("/var/lib/nova/compute_id").read_text().strip())
-            world.later(mapped_after, lambda: world.map_host(COMPUTE))
-        else:
-            world.later(1, look)
-
-    world.later(1, look)
 
 
 def compute_id(world: World) -> Any:
@@ -65,7 +37,7 @@ def details(world: World, step: str) -> list[str]:
 
 def test_an_empty_compute_becomes_ready(world: World) -> None:
     """virt_type, compute_id, libvirt, nova-compute; ready when a controller mapped it."""
-    answer_like_nova(world)
+    world.answer_as_nova()
     assert world.run_compute()["state"] == "ready"
     assert compute_id(world) == world.node["compute_id"] + "\n"
     assert world.commands.log == [
@@ -77,7 +49,7 @@ def test_an_empty_compute_becomes_ready(world: World) -> None:
 
 def test_a_rerun_runs_no_command(world: World) -> None:
     """A compute whose agent starts again finds everything in its place."""
-    answer_like_nova(world)
+    world.answer_as_nova()
     world.run_compute()
     world.commands.log.clear()
     assert world.run_compute()["state"] == "ready"
@@ -91,7 +63,7 @@ def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
     world.broker["users"].clear()
     world.later(1000, lambda: world.broker["users"].update(definitions))
     world.later(2000, lambda: world.keystone.users.update(nova=user))
-    answer_like_nova(world, mapped_after=3000)
+    world.answer_as_nova(mapped_after=3000)
     assert world.run_compute(10_000)["state"] == "ready"
     assert "failed" not in {document["state"] for document in world.documents}
     assert (
@@ -117,7 +89,7 @@ def test_a_compute_whose_service_does_not_come_up_says_so(
 
 def test_a_new_seed_restarts_nova_compute(world: World) -> None:
     """Its configuration changed while it ran, so it is restarted; libvirt, which reads none of it, is not."""
-    answer_like_nova(world)
+    world.answer_as_nova()
     world.run_compute()
     world.commands.log.clear()
     world.secrets = make_secrets(identity_nova="another")
@@ -152,7 +124,7 @@ def test_a_refused_compute_id_recovers_when_the_right_one_is_there(world: World)
     """failed is not for ever: the step looks again."""
     world.put("/var/lib/nova/compute_id", OTHER_ID)
     world.later(50, lambda: world.put("/var/lib/nova/compute_id", world.node["compute_id"]))
-    answer_like_nova(world)
+    world.answer_as_nova()
     assert world.run_compute()["state"] == "ready"
     assert "failed" in {document["state"] for document in world.documents}
 
@@ -210,7 +182,7 @@ def test_virt_type_follows_the_processor(world: World, flags: str, device: bool,
     world.put("/proc/cpuinfo", f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: vmx\n")
     if device:
         world.put("/dev/kvm", "")
-    answer_like_nova(world)
+    world.answer_as_nova()
     world.run_compute()
     assert line in world.at("/etc/nova/nova.conf.d/40-virt-type.conf").read_text().splitlines()
     assert why.format(kvm=world.at("/dev/kvm")) in details(world, "configure")

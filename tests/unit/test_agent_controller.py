@@ -16,6 +16,8 @@ from fakes.pymysql import OperationalError
 from fakes.status import STATUS_SCHEMA
 from fakes.world import World, make_secrets
 
+from imagegen.cluster import load_cluster
+
 CONTROLLER = "linux-node1"
 SHARED = [
     "placement-manage db sync",
@@ -183,25 +185,56 @@ def test_identity_elsewhere_is_named_user_by_user(ready: World) -> None:
     assert ready.commands.log == []
 
 
-def test_a_further_cell_gets_its_own_schema_and_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second cell is synced with a configuration of its own, which is gone afterwards."""
+@pytest.fixture
+def two_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A controller of a cluster with two cells."""
     world = World(tmp_path, monkeypatch, write_cluster(tmp_path / "cluster.yaml", cells=["cell1", "cell2"]))
     world.make_node(CONTROLLER)
-    assert world.run_controller()["state"] == "ready"
-    assert find_row(world, "cell2")["database_connection"].endswith("/nova_cell2")
-    assert world.server.rows("nova_cell2", "alembic_version") == [{"version_num": "m3"}]
-    assert not world.at("/run/imagegen/further-cell.conf").exists()
+    return world
 
 
-def test_the_further_cells_configuration_is_removed_after_a_failure(
+def test_a_further_cell_gets_its_own_schema_row_and_conductor(two_cells: World) -> None:
+    """The second cell is synced with the seed's drop-in for it, and its conductor reads its queue."""
+    two_cells.deaf.add("conductor")
+    assert two_cells.run_controller(100)["detail"] == "a reader of the queue conductor.linux-node1"
+    two_cells.deaf.clear()
+    assert two_cells.run_controller()["state"] == "ready"
+    assert find_row(two_cells, "cell2")["database_connection"].endswith("/nova_cell2")
+    assert two_cells.server.rows("nova_cell2", "alembic_version") == [{"version_num": "m3"}]
+    assert two_cells.works("nova-conductor@cell2.service")
+
+
+def test_a_cell_that_is_added_later_is_read_by_the_running_services(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It holds a password, so it does not stay when the command fails."""
-    world = World(tmp_path, monkeypatch, write_cluster(tmp_path / "cluster.yaml", cells=["cell1", "cell2"]))
+    """Nova's services read the table of cells when they start: with one row more they start anew."""
+    world = World(tmp_path, monkeypatch, write_cluster(tmp_path / "cluster.yaml"))
     world.make_node(CONTROLLER)
-    world.commands.fail("nova-manage --config-dir", 255, times=20)
-    assert world.run_controller(100)["state"] == "failed"
-    assert not world.at("/run/imagegen/further-cell.conf").exists()
+    assert world.run_controller()["state"] == "ready"
+    world.commands.log.clear()
+    world.cluster = load_cluster(write_cluster(tmp_path / "cluster.yaml", cells=["cell1", "cell2"]))
+    world.make_node(CONTROLLER)
+    assert world.run_controller()["state"] == "ready"
+    restarted = next(command for command in world.commands.log if command.startswith("systemctl restart"))
+    assert {"nova-api.service", "nova-scheduler.service"} <= set(restarted.split())
+
+
+# versions
+
+
+@pytest.mark.parametrize("cell", ["nova", "nova_cell2"])
+def test_computes_that_are_too_old_are_named_before_services_start(two_cells: World, cell: str) -> None:
+    """Beside computes older than the release before the last long one Nova's services end with a traceback."""
+    assert two_cells.run_controller()["state"] == "ready"
+    rows = two_cells.server.rows(cell, "services")
+    rows += [{"host": "old-1", "version": 65}, {"host": "fine", "version": 66}]
+    reboot(two_cells)
+    last = two_cells.run_controller(100)
+    assert (last["state"], last["step"]) == ("failed", "compute-versions")
+    assert "old-1 (version 65)" in last["detail"] and "fine" not in last["detail"]
+    assert "nova-conductor.service" not in two_cells.units
+    rows.pop(0)
+    assert two_cells.run_controller()["state"] == "ready"
 
 
 # crashes
@@ -507,7 +540,7 @@ def test_computes_that_come_before_their_mapping_do_not_fail_the_upgrade_check(w
     world.later(1, register)
     assert world.run_controller()["state"] == "ready"
     assert {document["state"] for document in world.documents} == {"waiting", "working", "ready"}
-    assert world.server.rows("nova_api", "host_mappings") == [{"host": "linux-node2"}]
+    assert [row["host"] for row in world.server.rows("nova_api", "host_mappings")] == ["linux-node2"]
 
 
 def test_an_upgrade_check_that_fails_makes_the_node_say_so(world: World) -> None:
@@ -666,7 +699,7 @@ def test_a_mapping_that_another_made_meanwhile_is_tried_again(ready: World) -> N
     ready.register_compute("linux-node2")
     ready.commands.fail("nova-manage cell_v2 discover_hosts", 2)
     ready.watch(ready.controller(), 20)
-    assert ready.server.rows("nova_api", "host_mappings") == [{"host": "linux-node2"}]
+    assert [row["host"] for row in ready.server.rows("nova_api", "host_mappings")] == ["linux-node2"]
     assert [document["detail"] for document in ready.documents] == ["mapped linux-node2"]
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.world import OWNER, World
+from fakes.world import DMI_UUID, OWNER, World
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_node import cli, metadata
+from imagegen_node import cli, machine, metadata
 from imagegen_node.steps import Refused
 
 
@@ -102,7 +102,7 @@ def test_a_refused_role_is_failed_in_the_status_until_it_is_mended(
 
 def patient(run_step: Callable[..., None], world: World) -> Callable[..., None]:
     """run_step on the world's clock."""
-    return lambda step, status: run_step(step, status, world.sleep)
+    return lambda step, status, sleep: run_step(step, status, world.sleep)
 
 
 # files
@@ -209,7 +209,7 @@ def test_a_machine_with_another_name_is_refused(world: World) -> None:
     """The seed is another node's, or the hostname was not set."""
     world.node_name = "localhost"
     with pytest.raises(Refused, match="this machine calls itself localhost, its seed is for linux-node1"):
-        metadata.check_machine(world.node)
+        machine.check_machine(world.node)
 
 
 @pytest.mark.parametrize("text", ["", "uninitialized\n"])
@@ -217,14 +217,14 @@ def test_a_machine_without_an_id_is_refused(world: World, text: str) -> None:
     """An image has no machine-id; a node must."""
     world.put("/etc/machine-id", text)
     with pytest.raises(Refused, match="machine-id holds no id"):
-        metadata.check_machine(world.node)
+        machine.check_machine(world.node)
 
 
 def test_a_machine_without_host_keys_is_refused(world: World) -> None:
     """cloud-init makes them at the first boot."""
     world.at("/etc/ssh/ssh_host_ed25519_key").unlink()
     with pytest.raises(Refused, match="no ssh host keys"):
-        metadata.check_machine(world.node)
+        machine.check_machine(world.node)
 
 
 def test_the_agent_waits_for_its_node_file(world: World) -> None:
@@ -232,3 +232,51 @@ def test_the_agent_waits_for_its_node_file(world: World) -> None:
     world.at("/etc/imagegen/node.json").unlink()
     with pytest.raises(Exception, match=r"node\.json, which cloud-init writes from the seed"):
         metadata.read_node()
+
+
+@pytest.mark.parametrize("uuid", ["00000000-0000-0000-0000-000000000000", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF", None])
+def test_firmware_without_a_uuid_says_nothing(world: World, uuid: str | None) -> None:
+    """Zeros and ones are what firmware shows that was given no UUID: no two machines are the same for that."""
+    place = world.at("/sys/class/dmi/id/product_uuid")
+    machine.stamp_machine(world.node)
+    place.unlink()
+    if uuid:
+        place.write_text(f"{uuid}\n")
+    machine.stamp_machine(world.node)
+    assert machine.read_stamp()["dmi_uuid"] == DMI_UUID.lower()
+
+
+def test_a_disk_is_stamped_once_its_machine_is_known(world: World) -> None:
+    """A firmware that shows its UUID late, after an update, completes the stamp; a later boot changes nothing."""
+    world.at("/sys/class/dmi/id/product_uuid").unlink()
+    machine.stamp_machine(world.node)
+    assert machine.read_stamp() == {"node": "linux-node1", "dmi_uuid": ""}
+    world.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")
+    machine.stamp_machine(world.node)
+    stamp = world.at("/var/lib/imagegen/machine.json")
+    before = stamp.stat().st_mtime_ns
+    machine.stamp_machine(world.node)
+    assert stamp.stat().st_mtime_ns == before
+    assert stamp.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copied_disk_is_refused_by_its_hardware(world: World) -> None:
+    """Two machines with one disk's identity: both names are said, and what they share, and the way out."""
+    machine.stamp_machine(world.node)
+    world.put("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:1234")
+    world.put("/sys/class/dmi/id/product_uuid", "11111111-2222-4333-8444-555555555555\n")
+    with pytest.raises(Refused) as caught:
+        machine.stamp_machine(world.node)
+    said = str(caught.value)
+    assert DMI_UUID.lower() in said and "11111111-2222-4333-8444-555555555555" in said
+    assert "initiatorname.iscsi" in said and "ssh_host_ed25519_key" in said and "machine-id" in said
+    world.at("/var/lib/imagegen/machine.json").unlink()
+    machine.stamp_machine(world.node)
+
+
+def test_a_disk_of_another_node_is_refused(world: World) -> None:
+    """A copied disk that got a seed of its own, or a renamed host: Nova follows neither."""
+    machine.stamp_machine(world.node)
+    world.make_node("linux-node2")
+    with pytest.raises(Refused, match="first booted as node linux-node1, and its seed now says linux-node2"):
+        machine.stamp_machine(world.node)

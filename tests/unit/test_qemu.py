@@ -140,6 +140,16 @@ def test_firmware_is_bios_unless_told() -> None:
     assert values(uefi, "-bios") == ["/f/OVMF.fd"]
 
 
+def test_each_machine_has_a_uuid_of_its_own() -> None:
+    """As hardware has: the agent knows a copied disk by it. The same node has the same at every boot."""
+    argv = [
+        qemu.node_command("run", node, memory=1 << 30, accelerated=False, firmware=None)
+        for node in (COMPUTE, CONTROLLER, COMPUTE)
+    ]
+    uuids = [values(each, "-uuid")[0] for each in argv]
+    assert uuids[0] == uuids[2] != uuids[1]
+
+
 def test_missing_uefi_firmware_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first place that has the firmware serves; none is the machine's lack."""
     monkeypatch.setattr(qemu, "OVMF", (tmp_path / "a.fd", tmp_path / "b.fd"))

@@ -149,6 +149,7 @@ def test_there_are_templates_for_every_openstack_service() -> None:
     assert names == {
         "auth.j2",
         "keystone.conf.j2",
+        "nova-cell.conf.j2",
         "nova-compute.conf.j2",
         "nova-controller.conf.j2",
         "placement.conf.j2",

@@ -92,6 +92,17 @@ def wrong_password(column: str) -> Plant:
 
 EXPECTED_PASSWORD = EXPECTED["cells"][1]["transport_url"].split("://openstack:")[1].split("@")[0][:20]
 
+
+def test_a_controller_has_a_conductor_for_each_cell() -> None:
+    """nova-conductor is listed once a cell, under the same host."""
+    facts, cluster = make_facts(), replace(CLUSTER, cells=("cell1", "cell2"))
+    said = "linux-node1: nova-conductor is listed 1 times, not 2 times"
+    assert said in [str(found) for found in verify.check_facts(cluster, cluster.nodes, EXPECTED, facts)]
+    assert isinstance(facts.compute_services, list)
+    facts.compute_services.append(facts.compute_services[0])
+    assert verify.check_facts(cluster, cluster.nodes, EXPECTED, facts) == []
+
+
 FAULTS: list[tuple[str, Plant, str]] = [
     ("cell0 absent", lambda f: f.cells.pop(0), "cell cell0: is listed 0 times, not once"),
     ("cell1 twice", lambda f: f.cells.append(f.cells[1]), "cell cell1: is listed 2 times, not once"),

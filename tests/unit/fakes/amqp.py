@@ -40,7 +40,7 @@ class Connection:
 
     def queue_declare(self, *, queue: str, passive: bool) -> SimpleNamespace:
         assert passive
-        return SimpleNamespace(consumer_count=broker.count_consumers(queue))
+        return SimpleNamespace(consumer_count=broker.count_consumers(self._login[-1], queue))
 
     def close(self) -> None:
         pass

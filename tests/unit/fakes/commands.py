@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
@@ -12,12 +11,11 @@ from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
 from fakes import nova
+from fakes.nova_manage import DONE, Answer, Configuration, NovaManage
 
 if TYPE_CHECKING:
     from fakes.world import World
 
-Answer = tuple[int, str, str]  # return code, stdout, stderr
-DONE: Answer = (0, "", "")
 READS = ("systemctl show", "virsh")  # these change nothing
 
 
@@ -103,10 +101,10 @@ class Commands:
         return DONE
 
     def sync_keystone(self, *_: Any) -> Answer:
-        return self._sync("keystone", "keystone")
+        return self._sync("keystone")
 
     def bootstrap(self, words: list[str], input: str | None, env: dict[str, str]) -> Answer:
-        if not self._at_head("keystone", "keystone"):
+        if not self._at_head("keystone"):
             return 1, "", "no such table: project"
         options = dict(zip(words[::2], words[1::2], strict=True))
         urls = {interface: options[f"--bootstrap-{interface}-url"] for interface in ("public", "internal", "admin")}
@@ -114,40 +112,27 @@ class Commands:
         return DONE
 
     def sync_placement(self, *_: Any) -> Answer:
-        return self._sync("placement", "placement")
+        return self._sync("placement")
 
     # Nova
 
-    def sync_api(self, *_: Any) -> Answer:
-        return self._sync("nova_api", "nova_api")
+    def manage(self, words: list[str], *_: Any) -> Answer:
+        """nova-manage with the node's configuration, or with that of a further cell."""
+        node = self.world.node
+        url = next(cell["database_connection"] for cell in node["cells"] if cell["name"] == node["cell"])
+        if words[0] == "--config-dir":
+            assert words[1:3] == ["/etc/nova/nova.conf.d", "--config-file"]
+            found = re.search(r'^connection = "(mysql\+pymysql://.+@.+/\w+)"$', Path(words[3]).read_text(), re.M)
+            assert found
+            url, words = found.group(1), words[4:]
+        configuration = Configuration("nova_api", url, "rabbit://openstack:x@192.168.56.11:5672/nova")
+        return NovaManage(self.world.server, configuration, self._heads()).run(words)
 
-    def sync_cells(self, words: list[str], *_: Any) -> Answer:
-        """`db sync`: rc 1 before api_db sync; without a row for cell0 it warns, skips cell0 and ends with 0."""
-        if not self._at_head("nova_api", "nova_api"):
-            return 1, "", "Could not access cell0. Has the nova_api database been created?"
-        self._sync("nova", "nova")
-        if any(row["name"] == "cell0" for row in self.world.server.rows("nova_api", "cell_mappings")):
-            self._sync("nova_cell0", "nova")
-        return DONE
+    @staticmethod
+    def _heads() -> dict[str, list[str]]:
+        from fakes.world import REVISIONS, heads_of
 
-    def sync_local_cell(self, words: list[str], *_: Any) -> Answer:
-        assert words[:2] == ["/etc/nova/nova.conf.d", "--config-file"]
-        assert words[3:] == ["db", "sync", "--local_cell"]
-        found = re.search(r"^connection = mysql\+pymysql://.+@.+/(\w+)$", Path(words[2]).read_text(), re.M)
-        assert found
-        return self._sync(found.group(1), "nova")
-
-    def migrate(self, *_: Any) -> Answer:
-        return DONE
-
-    def discover(self, words: list[str], *_: Any) -> Answer:
-        """rc 0 with nothing new is normal; compute_nodes.mapped stays 0 where a mapping was there before."""
-        assert words[0] == "--cell_uuid"
-        mapped = {row["host"] for row in self.world.server.rows("nova_api", "host_mappings")}
-        for row in self.world.server.rows("nova", "compute_nodes"):
-            if not row["mapped"] and row["host"] not in mapped:
-                self.world.map_host(row["host"])
-        return DONE
+        return {kind: heads_of(kind) for kind in REVISIONS}
 
     def check_upgrade(self, *_: Any) -> Answer:
         """rc 2 while there are computes and no host mapping at all; 1 is a warning."""
@@ -170,27 +155,16 @@ class Commands:
     def do_nothing(self, *_: Any) -> Answer:
         return DONE
 
-    def _sync(self, schema: str, kind: str) -> Answer:
-        from fakes.world import heads_of
-
+    def _sync(self, schema: str) -> Answer:
         if schema not in self.world.server.schemas:
             return 255, "", f"(1049, \"Unknown database '{schema}'\")"
         rows = self.world.server.rows(schema, "alembic_version")
-        rows[:] = [{"version_num": head} for head in heads_of(kind)]
-        if kind == "nova_api":
-            for table in ("cell_mappings", "host_mappings"):
-                self.world.server.rows(schema, table)
-        if kind == "nova":
-            self.world.server.rows(schema, "compute_nodes")
+        rows[:] = [{"version_num": head} for head in self._heads()[schema]]
         return DONE
 
-    def _at_head(self, schema: str, kind: str) -> bool:
-        from fakes.world import heads_of
-
-        with contextlib.suppress(KeyError):
-            rows = self.world.server.schemas[schema]["alembic_version"]
-            return sorted(row["version_num"] for row in rows) == sorted(heads_of(kind))
-        return False
+    def _at_head(self, schema: str) -> bool:
+        rows = self.world.server.schemas.get(schema, {}).get("alembic_version", [])
+        return sorted(row["version_num"] for row in rows) == sorted(self._heads()[schema])
 
 
 COMMANDS: dict[str, Callable[..., Answer]] = {
@@ -202,11 +176,7 @@ COMMANDS: dict[str, Callable[..., Answer]] = {
     "keystone-manage db_sync": Commands.sync_keystone,
     "keystone-manage bootstrap": Commands.bootstrap,
     "placement-manage db sync": Commands.sync_placement,
-    "nova-manage api_db sync": Commands.sync_api,
-    "nova-manage db sync": Commands.sync_cells,
-    "nova-manage --config-dir": Commands.sync_local_cell,
-    "nova-manage db online_data_migrations": Commands.migrate,
-    "nova-manage cell_v2 discover_hosts": Commands.discover,
+    "nova-manage": Commands.manage,
     "nova-status upgrade check": Commands.check_upgrade,
     "cell_mappings.py": Commands.map_cells,
     "identity_objects.py": Commands.ensure_identity,

@@ -20,6 +20,7 @@ class Server:
         self.schemas: dict[str, dict[str, Rows]] = {}
         self.users: dict[str, dict[str, Any]] = {}
         self.changes: list[str] = []  # statements that change something, without the lease's
+        self.before_change: Callable[[], None] = lambda: None
         self.faults: list[tuple[str, Exception]] = []  # (start of a statement, what it raises once)
 
     def connect(self, **options: Any) -> Connection:
@@ -73,6 +74,8 @@ class Connection:
         return self.result
 
     def execute(self, query: str, values: tuple[Any, ...] = ()) -> int:
+        if not self.server.up:
+            raise OperationalError(2013, "Lost connection to MySQL server during query")
         for fault in self.server.faults:
             if query.startswith(fault[0]):
                 self.server.faults.remove(fault)
@@ -81,6 +84,7 @@ class Connection:
             found = re.fullmatch(pattern, query)
             if found:
                 if changes:
+                    self.server.before_change()
                     self.server.changes.append(query)
                 self.result = []
                 return int(method(self, *found.groups(), *values) or 0)
@@ -143,6 +147,9 @@ class Connection:
         self.table("lease").append({"name": name, "holder": holder, "expires": self.server.now() + seconds})
         return 1
 
+    def read_clock(self) -> None:
+        self.result = [(self.server.now(),)]
+
     def read_due(self) -> None:
         self.result = [(row["name"],) for row in self.table("due")]
 
@@ -167,6 +174,9 @@ class Connection:
         rows = self.table("compute_nodes")
         self.result = [(row["host"],) for row in rows if not row["mapped"] and not row["deleted"]]
 
+    def read_old_computes(self, oldest: int) -> None:
+        self.result = [(row["host"], row["version"]) for row in self.table("services") if row["version"] < oldest]
+
     def read_mapped(self, hosts: list[str]) -> None:
         self.result = [(row["host"],) for row in self.table("host_mappings") if row["host"] in hosts]
 
@@ -184,11 +194,17 @@ STATEMENTS: tuple[tuple[str, Callable[..., int | None], bool], ...] = (
     (r"CREATE TABLE IF NOT EXISTS (\w+) \(.+\) ENGINE=InnoDB", Connection.create_table, False),
     (r"UPDATE lease SET holder = %s, expires = .+ WHERE name = %s AND .+", Connection.take_over, False),
     (r"INSERT IGNORE INTO lease .+", Connection.take_new, False),
+    (r"SELECT UNIX_TIMESTAMP\(NOW\(6\)\)", Connection.read_clock, False),
     (r"SELECT name FROM due", Connection.read_due, False),
     (r"INSERT IGNORE INTO due .+", Connection.add_due, True),
     (r"DELETE FROM due WHERE name = %s", Connection.strike_due, True),
     (r"SELECT version_num FROM alembic_version", Connection.read_versions, False),
     (r"SELECT name, uuid, .+ FROM cell_mappings ORDER BY name, uuid", Connection.read_cells, False),
     (r"SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host", Connection.read_unmarked, False),
+    (
+        r"SELECT host, version FROM services WHERE `binary` = 'nova-compute' AND deleted = 0 AND version < %s",
+        Connection.read_old_computes,
+        False,
+    ),
     (r"SELECT host FROM host_mappings WHERE host IN %s", Connection.read_mapped, False),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -12,26 +13,12 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from email.message import Message
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from imagegen_node import (
-    api,
-    backing,
-    cli,
-    compute,
-    configure,
-    controller,
-    database,
-    discovery,
-    lease,
-    metadata,
-    status,
-    system,
-)
 from imagegen_node.mask import find_secrets
 
 from fakes import amqp, nova, openstack, pymysql
@@ -41,21 +28,25 @@ from fakes.mariadb import Server
 from imagegen.cluster import load_cluster
 from imagegen.model import Cluster
 from imagegen.secrets import NAMES, Secrets
-from imagegen.seeds import seed_tree
+from imagegen.seeds import hash_rabbitmq_password, seed_tree
 
 AGENT_MODULES = (
-    api,
-    backing,
-    cli,
-    compute,
-    configure,
-    controller,
-    database,
-    discovery,
-    lease,
-    metadata,
-    status,
-    system,
+    "api",
+    "backing",
+    "cells",
+    "cli",
+    "compute",
+    "configure",
+    "controller",
+    "database",
+    "discovery",
+    "lease",
+    "machine",
+    "metadata",
+    "retry",
+    "status",
+    "system",
+    "upgrade",
 )
 HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
 OWNER = "tester:testers"  # what every file of the make-believe node belongs to
@@ -67,9 +58,26 @@ REVISIONS: dict[str, dict[str, str | None]] = {
     "nova_api": {"a1": None, "a2": "a1"},
     "nova": {"m1": None, "m2": "m1", "m3": "m2"},
 }
+# nova/objects/service.py of Nova 31, as far as it says which computes are too old.
+SERVICE_VERSIONS = """\
+OLDEST_SUPPORTED_SERVICE_VERSION = 'Caracal'
+SERVICE_VERSION_ALIASES = {
+    'Bobcat': 65,
+    'Caracal': 66,
+    'Epoxy': 68,
+}
+"""
 
 # What a service row has once the service reported.
 REPORTED = {"updated_at": "2025-06-01T12:00:00.000000"}
+
+
+DMI_UUID = "8C6B1A2E-0000-4000-8000-0000000000AA"
+
+
+def import_agent() -> dict[str, ModuleType]:
+    """The agent's modules by name, as the process has them."""
+    return {name: importlib.import_module(f"imagegen_node.{name}") for name in AGENT_MODULES}
 
 
 class Stuck(BaseException):
@@ -87,8 +95,15 @@ class Unit:
 class World:
     """Everything outside the agent. `make_node` chooses which node of the cluster this is."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, cluster: Path | None = None) -> None:
-        root.mkdir(exist_ok=True)
+    def __init__(
+        self,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        cluster: Path | None = None,
+        agent: dict[str, ModuleType] | None = None,
+    ) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.agent = agent or import_agent()
         self.root = root
         self.cluster: Cluster = load_cluster(cluster)
         self.secrets = make_secrets()
@@ -130,6 +145,7 @@ class World:
         self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role], "release": "2025.1"}))
         self.put("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
         self.put("/etc/ssh/ssh_host_ed25519_key", "key")
+        self.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")
         self.put("/proc/cpuinfo", "flags\t\t: fpu vme svm\n")
 
     def at(self, path: str) -> Path:
@@ -140,15 +156,15 @@ class World:
         self.at(path).parent.mkdir(parents=True, exist_ok=True)
         self.at(path).write_text(text)
 
-    def controller(self) -> controller.Controller:
+    def controller(self) -> Any:
         """An agent that has just started on this node."""
-        return controller.Controller(self.facts, self.node, self.make_status(), self.sleep)
+        return self.agent["controller"].Controller(self.facts, self.node, self.make_status(), self.sleep)
 
-    def compute(self) -> compute.Compute:
-        return compute.Compute(self.facts, self.node, self.make_status(), self.sleep)
+    def compute(self) -> Any:
+        return self.agent["compute"].Compute(self.facts, self.node, self.make_status(), self.sleep)
 
-    def make_status(self) -> status.Status:
-        made = status.Status(self.node_name, str(self.facts["role"]))
+    def make_status(self) -> Any:
+        made = self.agent["status"].Status(self.node_name, str(self.facts["role"]))
         made.secrets = find_secrets(self.node)
         return made
 
@@ -168,7 +184,7 @@ class World:
             agent.run()
         return self.documents[-1]
 
-    def watch(self, agent: controller.Controller, seconds: float) -> None:
+    def watch(self, agent: Any, seconds: float) -> None:
         """Lets a ready controller go on for so long."""
         self.patience = self.clock + seconds
         with pytest.raises(Stuck):
@@ -203,6 +219,9 @@ class World:
             self.import_definitions()
 
     def configuration_of(self, unit: str) -> list[Path]:
+        if "@" in unit:
+            further = self.at(f"/etc/nova/cells/{unit.split('@')[1].removesuffix('.service')}.conf")
+            return [*self.configuration_of("nova-"), further]
         for prefix, directory in (("nova-", "nova"), ("placement-", "placement"), ("keystone", "keystone")):
             if unit.startswith(prefix):
                 return sorted(self.at(f"/etc/{directory}/{directory}.conf.d").glob("*"))
@@ -240,13 +259,14 @@ class World:
         if vhost not in self.broker["vhosts"]:
             raise amqp.NotAllowed(f"Connection.open: (530) NOT_ALLOWED - vhost {vhost} not found")
 
-    def count_consumers(self, queue: str) -> int:
+    def count_consumers(self, vhost: str, queue: str) -> int:
         """Who reads a queue: the daemon whose name it bears, if it works."""
         topic, _, host = queue.partition(".")
         assert host == self.node_name
-        if f"nova-{topic}.service" not in self.units:
-            raise amqp.NotFound(f"Queue.declare: (404) NOT_FOUND - no queue '{queue}' in vhost 'nova'")
-        return int(self.works(f"nova-{topic}.service") and topic not in self.deaf)
+        unit = f"nova-{topic}.service" if vhost == "nova" else f"nova-{topic}@{vhost.removeprefix('nova_')}.service"
+        if unit not in self.units:
+            raise amqp.NotFound(f"Queue.declare: (404) NOT_FOUND - no queue '{queue}' in vhost '{vhost}'")
+        return int(self.works(unit) and topic not in self.deaf)
 
     # ports and APIs
 
@@ -286,8 +306,12 @@ class World:
         assert request.get_header("X-auth-token") == "token"
         if path == "/v2.1/os-services":
             return {"services": self.list_services()}, {}
-        assert path == "/v2.1/os-hypervisors/detail"
-        return {"hypervisors": self.list_hypervisors()}, {}
+        if path == "/v2.1/os-hypervisors/detail":
+            return {"hypervisors": self.list_hypervisors()}, {}
+        kind, uuid = path.rsplit("/", 1)
+        assert kind == "/v2.1/os-hypervisors"
+        found = next((item for item in self.list_hypervisors() if item["id"] == uuid), None)
+        return ({"hypervisor": found}, {}) if found else (404, {})
 
     def list_services(self) -> list[dict[str, str]]:
         found = [
@@ -303,19 +327,52 @@ class World:
         return found + others
 
     def list_hypervisors(self) -> list[dict[str, Any]]:
-        nodes = self.server.rows("nova", "compute_nodes")
         hosts = {row["host"] for row in self.server.rows("nova_api", "host_mappings")}
-        return [{"id": row["uuid"], "service": {"host": row["host"]}} for row in nodes if row["host"] in hosts]
+        rows = [row for schema in self.cell_schemas() for row in self.server.rows(schema, "compute_nodes")]
+        return [{"id": row["uuid"], "service": {"host": row["host"]}} for row in rows if row["host"] in hosts]
 
-    def register_compute(self, host: str, uuid: str = "11111111-2222-3333-4444-555555555555") -> None:
+    def cell_schemas(self) -> list[str]:
+        """The schemas that are a cell's, cell0's left out."""
+        return [name for name in self.server.schemas if name == "nova" or re.match(r"nova_(?!api$|cell0$)", name)]
+
+    def register_compute(
+        self, host: str, uuid: str = "11111111-2222-3333-4444-555555555555", schema: str = "nova"
+    ) -> None:
         """What nova-compute does when it starts: a service, and a compute node that no cell mapping knows."""
         self.compute_services[host] = "up"
-        self.server.rows("nova", "compute_nodes").append({"host": host, "uuid": uuid, "mapped": 0, "deleted": 0})
+        self.server.rows(schema, "compute_nodes").append({"host": host, "uuid": uuid, "mapped": 0, "deleted": 0})
 
     def map_host(self, host: str) -> None:
         self.server.rows("nova_api", "host_mappings").append({"host": host})
-        for row in self.server.rows("nova", "compute_nodes"):
-            row["mapped"] = row["mapped"] or int(row["host"] == host)
+        for schema in self.cell_schemas():
+            for row in self.server.rows(schema, "compute_nodes"):
+                row["mapped"] = row["mapped"] or int(row["host"] == host)
+
+    def make_control_plane(self) -> None:
+        """A controller elsewhere that is ready, for a compute."""
+        self.remote_control_plane = True
+        self.server.schemas = {"nova": {}, "nova_api": {}}
+        self.broker["vhosts"] = ["nova"]
+        self.broker["users"]["openstack"] = hash_rabbitmq_password(self.secrets.messaging_openstack, b"salt")
+        url = "http://192.168.56.11:5000/v3"
+        self.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
+        self.keystone.add_user("nova", self.secrets.identity_nova)
+        self.keystone.users["nova"]["roles"] = {("service", "admin"), ("service", "service")}
+        compute = self.keystone.add_service("nova", "compute")
+        self.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
+
+    def answer_as_nova(self, mapped_after: float = 20.0) -> None:
+        """nova-compute registers when its unit is up; a controller maps the host a while later."""
+
+        def look() -> None:
+            if self.works("nova-compute.service"):
+                uuid = self.at("/var/lib/nova/compute_id").read_text().strip()
+                self.register_compute(self.node_name, uuid)
+                self.later(mapped_after, lambda: self.map_host(self.node_name))
+            else:
+                self.later(1, look)
+
+        self.later(1, look)
 
     def state(self) -> Any:
         """What a run leaves behind, to be compared: schemas, users, Keystone, the broker."""
@@ -329,7 +386,8 @@ class World:
     # patching
 
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in AGENT_MODULES:
+        agent = self.agent
+        for module in agent.values():
             for name, value in list(vars(module).items()):
                 if not name.startswith("__") and name != "HERE" and (rebased := self._rebase(value)) is not value:
                     monkeypatch.setattr(module, name, rebased)
@@ -342,24 +400,25 @@ class World:
         uname = SimpleNamespace(uname=lambda: SimpleNamespace(nodename=self.node_name))
         thread = SimpleNamespace(start=lambda: None, is_alive=lambda: True)
         for module, name, value in (
-            (status, "time", clock),
-            (lease, "time", clock),
-            (lease, "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
-            (system, "pwd", accounts),
-            (metadata, "pwd", accounts),
-            (system, "grp", groups),
-            (metadata, "grp", groups),
-            (metadata, "os", uname),
-            (cli, "os", uname),
-            (system, "subprocess", SimpleNamespace(run=self.commands.run, DEVNULL=None)),
-            (system, "socket", SimpleNamespace(create_connection=self.connect_port)),
-            (system.os, "getgrouplist", lambda *_: []),
-            (status, "Outlet", self._make_outlet),
-            (api, "OPENER", self),
+            (agent["status"], "time", clock),
+            (agent["lease"], "time", clock),
+            (agent["lease"], "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
+            (agent["system"], "pwd", accounts),
+            (agent["metadata"], "pwd", accounts),
+            (agent["system"], "grp", groups),
+            (agent["metadata"], "grp", groups),
+            (agent["machine"], "os", uname),
+            (agent["cli"], "os", uname),
+            (agent["system"], "subprocess", SimpleNamespace(run=self.commands.run, DEVNULL=None)),
+            (agent["system"], "socket", SimpleNamespace(create_connection=self.connect_port)),
+            (agent["system"].os, "getgrouplist", lambda *_: []),
+            (agent["status"], "Outlet", self._make_outlet),
+            (agent["api"], "OPENER", self),
             (pymysql, "connect", self.server.connect),
             (openstack, "keystone", self.keystone),
             (amqp, "broker", self),
             (nova, "before_create", None),
+            (agent["retry"], "listen", lambda: None),
         ):
             monkeypatch.setattr(module, name, value)
 
@@ -395,7 +454,10 @@ class World:
         for kind, revisions in REVISIONS.items():
             for revision, before in revisions.items():
                 text = f"revision = {revision!r}\ndown_revision = {before!r}\n"
-                self.put(f"/usr/lib/python3/dist-packages/{database.REVISIONS[kind]}/{revision}_x.py", text)
+                self.put(
+                    f"/usr/lib/python3/dist-packages/{self.agent['database'].REVISIONS[kind]}/{revision}_x.py", text
+                )
+        self.put("/usr/lib/python3/dist-packages/nova/objects/service.py", SERVICE_VERSIONS)
 
 
 def make_secrets(**changed: str) -> Secrets:

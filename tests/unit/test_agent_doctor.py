@@ -1,0 +1,230 @@
+"""What `imagegen-node doctor` finds: each known sickness once, with a cure, and nothing on a healthy node."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes.pymysql import OperationalError
+from fakes.world import World
+from imagegen_node import cli, doctor
+from imagegen_node.doctor import Patient, examine
+
+CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
+
+
+@pytest.fixture
+def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A controller that is ready, with one mapped compute."""
+    world = World(tmp_path, monkeypatch)
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: world.clock))
+    world.make_node(CONTROLLER)
+    assert world.run_controller()["state"] == "ready"
+    world.register_compute(COMPUTE)
+    world.map_host(COMPUTE)
+    world.server.changes.clear()
+    world.commands.log.clear()
+    return world
+
+
+def look(world: World, *expected: str) -> list[str]:
+    """The findings as `WHAT -> CURE`; looking changes nothing."""
+    findings = examine(Patient(world.facts, world.node, expected))
+    assert world.commands.log == [] and world.server.changes == []
+    return [f"{finding.what} -> {finding.cure}" for finding in findings]
+
+
+def cell(world: World, name: str) -> dict[str, Any]:
+    return next(row for row in world.server.rows("nova_api", "cell_mappings") if row["name"] == name)
+
+
+def test_nothing_is_wrong_with_a_healthy_controller(healthy: World) -> None:
+    """No false alarm."""
+    assert look(healthy, COMPUTE) == []
+
+
+def copy_cell(world: World) -> None:
+    world.server.rows("nova_api", "cell_mappings").append({**cell(world, "cell1"), "uuid": "random"})
+
+
+def change_cell(name: str, **columns: str) -> Callable[[World], None]:
+    return lambda world: cell(world, name).update(columns)
+
+
+def forget_cell(world: World) -> None:
+    world.server.rows("nova_api", "cell_mappings").remove(cell(world, "cell1"))
+
+
+def stamp(version: str | None) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.server.rows("nova", "alembic_version")[:] = [{"version_num": version}] if version else []
+
+    return change
+
+
+def stop(unit: str) -> Callable[[World], None]:
+    return lambda world: setattr(world.units[unit], "state", "failed")
+
+
+def lose_compute(world: World) -> None:
+    world.compute_services[COMPUTE] = "down"
+
+
+def age_compute(world: World) -> None:
+    world.server.rows("nova", "services").append({"host": COMPUTE, "version": 61})
+
+
+def shift_clock(seconds: float) -> Callable[[World], None]:
+    return lambda world: setattr(world.server, "now", lambda: world.clock - seconds)
+
+
+SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
+    "duplicate cells": (copy_cell, ("two rows for one cell", "delete_cell --cell_uuid random")),
+    "stale database": (
+        change_cell("cell1", database_connection="mysql+pymysql://nova:old@192.168.56.11/nova"),
+        ("the row of cell1 has another database_connection than the seed", "retry cells"),
+    ),
+    "stale queue": (
+        change_cell("cell1", transport_url="rabbit://openstack:old@192.168.56.11/nova"),
+        ("the row of cell1 has another transport_url than the seed", "retry cells"),
+    ),
+    "cell0 with a queue": (
+        change_cell("cell0", transport_url="rabbit://openstack:x@192.168.56.11/"),
+        ("cell0 has a message queue's URL", "retry cells"),
+    ),
+    "cell0 with a stale database": (
+        change_cell("cell0", database_connection="mysql+pymysql://nova:old@192.168.56.11/nova_cell0"),
+        ("the row of cell0 has another database_connection", "retry cells"),
+    ),
+    "no row": (forget_cell, ("cell1 has no row", "retry cells")),
+    "schema ahead": (stamp("m9"), ("schema nova is ahead", "boot this node from the image of that release")),
+    "schema behind": (stamp("m1"), ("schema nova is behind", "retry lease")),
+    "schema absent": (stamp(None), ("schema nova is absent", "retry lease")),
+    "unmapped compute": (
+        lambda world: world.register_compute("new-1"),
+        ("registered and not mapped: new-1", "discover_hosts --cell_uuid"),
+    ),
+    "compute down": (lose_compute, (f"nova-compute on {COMPUTE} is down", f"delete id-of-{COMPUTE}")),
+    "old compute": (age_compute, (f"{COMPUTE} runs nova-compute of version 61", f"upgrade {COMPUTE}")),
+    "clock ahead": (shift_clock(90), ("clock is 90 seconds ahead of the database server's", "chronyc makestep")),
+    "clock behind": (shift_clock(-3600), ("clock is 3600 seconds behind the database server's", "chronyc makestep")),
+    "unit down": (
+        stop("nova-scheduler.service"),
+        ("nova-scheduler.service is failed", "journalctl -u nova-scheduler.service", "retry services"),
+    ),
+    "broker away": (stop("rabbitmq-server.service"), ("message queue: message queue at", "rabbitmq-server")),
+    "Keystone away": (
+        stop("keystone.service"),
+        ("identity: http://192.168.56.11:5000", "status keystone"),
+    ),
+    "database away": (
+        lambda world: setattr(world.server, "up", False),
+        ("database: database keystone at 192.168.56.11:3306", "systemctl status mariadb"),
+    ),
+    "changed file": (
+        lambda world: world.put("/etc/nova/nova.conf.d/50-imagegen.conf", "[DEFAULT]\n"),
+        ("50-imagegen.conf differs from its seed", "cloud-init clean --reboot"),
+    ),
+    "copied disk": (
+        lambda world: world.put("/var/lib/imagegen/machine.json", '{"node": "linux-node1", "dmi_uuid": "other"}'),
+        ("machine: this disk was first booted on the machine other",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SICKNESSES)
+def test_a_sickness_is_found_with_its_cure(healthy: World, name: str) -> None:
+    """One finding says what is wrong and how it is cured; the node is not touched."""
+    make_sick, words = SICKNESSES[name]
+    make_sick(healthy)
+    found = look(healthy, COMPUTE)
+    assert any(all(word in line for word in words) for line in found), "\n".join(found)
+
+
+def test_computes_that_never_came_are_named(healthy: World) -> None:
+    """The cluster file's computes are given by the operator: no seed holds the list."""
+    found = look(healthy, COMPUTE, "c-8", "c-9")
+    assert [line.split(" ->")[0] for line in found] == ["c-8 never registered", "c-9 never registered"]
+
+
+def test_a_full_disk_is_found(healthy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space and inodes are two things to run out of."""
+    full = SimpleNamespace(f_blocks=1000, f_bavail=49, f_frsize=2**20, f_files=100, f_favail=4)
+    monkeypatch.setattr(doctor, "os", SimpleNamespace(statvfs=lambda place: full))
+    found = look(healthy, COMPUTE)
+    assert any("is full: 49 of 1000 MiB are free" in line and "vacuum" in line for line in found)
+    assert any("has no inodes left: 4 of 100" in line for line in found)
+
+
+def test_one_failing_look_does_not_hide_the_others(healthy: World) -> None:
+    """Whatever a check meets, the rest is still looked at."""
+    stop("nova-scheduler.service")(healthy)
+    healthy.server.faults.append(("SELECT UNIX_TIMESTAMP", OperationalError(2006, "gone away")))
+    found = look(healthy, COMPUTE)
+    assert any(line.startswith("database: ") and "gone away" in line for line in found)
+    assert any(line.startswith("nova-scheduler.service is failed") for line in found)
+
+
+# a compute
+
+
+@pytest.fixture
+def ready_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A compute that is ready beside a control plane elsewhere."""
+    world = World(tmp_path, monkeypatch)
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: world.clock))
+    world.make_node(COMPUTE)
+    world.put("/run/libvirt/libvirt-sock", "")
+    world.make_control_plane()
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    world.commands.log.clear()
+    world.server.changes.clear()
+    return world
+
+
+def test_nothing_is_wrong_with_a_healthy_compute(ready_compute: World) -> None:
+    assert look(ready_compute) == []
+
+
+def test_a_compute_that_is_not_up_or_not_mapped_says_so(ready_compute: World) -> None:
+    """Its own service and its mapping are asked of the API: it has no database."""
+    ready_compute.server.rows("nova_api", "host_mappings").clear()
+    assert "registered and not mapped -> imagegen-node doctor on a controller" in look(ready_compute)[0]
+    ready_compute.units["nova-compute.service"].state = "failed"
+    ready_compute.compute_services[COMPUTE] = "down"
+    found = "\n".join(look(ready_compute))
+    assert "nova-compute of this node is not up" in found
+    assert "nova-compute.service is failed" in found and "retry compute-service" in found
+
+
+# the command
+
+
+def test_the_command_masks_and_counts(
+    healthy: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 0 without findings, 1 with; passwords in an error are masked; names come by stdin."""
+    assert cli.main(["doctor"]) == 0
+    assert "nothing found on linux-node1 (controller)" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("c-8\n"))
+    password = healthy.secrets.database_nova
+    healthy.server.faults.append(("SELECT UNIX_TIMESTAMP", OperationalError(1, f"for mysql://nova:{password}@h")))
+    assert cli.main(["doctor", "--json", "--expect", "-"]) == 1
+    said = capsys.readouterr().out
+    assert password not in said
+    document = json.loads(said)
+    assert document["node"] == "linux-node1"
+    assert [finding["what"] for finding in document["findings"]][-1] == "c-8 never registered"
+
+
+def test_a_node_without_a_role_says_so(healthy: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to compare with."""
+    healthy.at("/run/cloud-init/instance-data.json").unlink()
+    assert cli.main(["doctor"]) == 3
+    assert "no role yet: cloud-init found no data source" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""The first boot as a protocol: any number of nodes, in any order, through crashes and absent services.
+
+Real agents run on a cluster in memory; hypothesis chooses who is switched on, what dies, what is away and for how long.
+`make model` goes on for as long as asked and keeps what failed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import yaml
+from fakes.site import Broken, Site, make_site
+from fakes.world import make_secrets
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+SERVICES = ("database", "messaging", "identity")
+PATIENCE = 3000.0  # seconds of the site's clock, from the last fault until every node is ready
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
+
+
+def write_cluster(path: Path, controllers: int, computes: int, cells: int) -> Path:
+    """A cluster file with so many nodes; computes are spread over the cells."""
+    names = [f"cell{number + 1}" for number in range(cells)]
+    nodes: list[dict[str, Any]] = []
+    for number in range(controllers + computes):
+        role = "controller" if number < controllers else "compute"
+        nodes.append(
+            {
+                "name": f"{role}-{number}",
+                "role": role,
+                "mac": f"52:54:00:56:00:{number + 16:02x}",
+                "address": f"192.168.56.{number + 11}",
+                "cell": names[0] if role == "controller" else names[number % cells],
+            }
+        )
+    path.write_text(
+        yaml.safe_dump({"name": "m", "network": {"cidr": "192.168.56.0/24"}, "cells": names, "nodes": nodes})
+    )
+    return path
+
+
+class Cluster(RuleBasedStateMachine):
+    """Faults until hypothesis has enough; then everything is switched on, and must become ready."""
+
+    site: Site
+
+    @initialize(
+        controllers=st.integers(1, 3), computes=st.integers(0, 2), cells=st.integers(1, 2), seed=st.integers(0, 2**16)
+    )
+    def make(self, controllers: int, computes: int, cells: int, seed: int) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        root = Path(self.directory.name)
+        self.context = make_site(root, write_cluster(root / "cluster.yaml", controllers, computes, cells), seed)
+        self.site = self.context.__enter__()
+        self.generation = 0
+
+    def pick(self, number: int) -> str:
+        return list(self.site.nodes)[number % len(self.site.nodes)]
+
+    @rule(number=st.integers(0, 9))
+    def power_on(self, number: int) -> None:
+        self.site.power_on(self.pick(number))
+
+    @rule()
+    def power_on_all(self) -> None:
+        for name in self.site.nodes:
+            self.site.power_on(name)
+
+    @rule(seconds=st.floats(0.5, 150))
+    def run(self, seconds: float) -> None:
+        self.site.run(seconds)
+
+    @rule(number=st.integers(0, 9))
+    def cut_power(self, number: int) -> None:
+        self.site.power_off(self.pick(number))
+
+    @rule(number=st.integers(0, 9))
+    def kill_agent(self, number: int) -> None:
+        self.site.kill_agent(self.pick(number))
+
+    @rule(number=st.integers(0, 9), points=st.integers(1, 60), seconds=st.floats(1, 100))
+    def cut_power_inside_a_step(self, number: int, points: int, seconds: float) -> None:
+        node = self.site.nodes[self.pick(number)]
+        node.crash_in = points
+        self.site.run(seconds)
+        node.crash_in = None
+
+    @rule(service=st.sampled_from(SERVICES), seconds=st.floats(1, 120))
+    def take_away(self, service: str, seconds: float) -> None:
+        self.site.away[service] = self.site.clock + seconds
+        self.site.refresh()
+
+    @precondition(lambda self: self.generation < 2)
+    @rule()
+    def rotate_passwords(self) -> None:
+        """New secrets, a new seed for every node, and a reboot: the newest seed's state is what must come out."""
+        self.generation += 1
+        words = {name: f"{name}-of-generation-{self.generation}" for name in ("database_nova", "messaging_openstack")}
+        self.site.secrets = make_secrets(**words, identity_nova=f"nova-{self.generation}")
+        for name, node in self.site.nodes.items():
+            powered = node.powered
+            self.site.power_off(name)
+            node.make_node(name)
+            if powered:
+                self.site.power_on(name)
+
+    @invariant()
+    def nothing_is_broken(self) -> None:
+        if hasattr(self, "site"):
+            self.site.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "site"):
+            return
+        try:
+            self.site.away.clear()
+            for name in self.site.nodes:
+                self.site.power_on(name)
+            end = self.site.clock + PATIENCE
+            while self.site.ready() and self.site.clock < end:
+                self.site.run(10)
+            assert not self.site.ready(), self.site.ready()
+            assert {row["name"] for row in self.site.server.rows("nova_api", "cell_mappings")} == {
+                "cell0",
+                *self.site.cluster.cells,
+            }
+        finally:
+            self.context.__exit__(None, None, None)
+            self.directory.cleanup()
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = hypothesis.settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=12,
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+# What the model would not be worth without: each defect planted once, and seen.
+
+
+def plant(site: Site, module: str, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for node in site.nodes.values():
+        monkeypatch.setattr(node.agent[module], name, value)
+
+
+def run_to_ready(site: Site) -> None:
+    for name in site.nodes:
+        site.power_on(name)
+    for _ in range(60):
+        site.run(10)
+        if not site.ready():
+            return
+    raise Broken(str(site.ready()))
+
+
+def test_services_that_start_too_early_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its look at the schemas a controller starts services before another has made them."""
+    path = write_cluster(tmp_path / "cluster.yaml", 2, 0, 1)
+    with make_site(tmp_path / "nodes", path, 1) as site:
+        for node in site.nodes.values():
+            monkeypatch.setattr(node.agent["controller"].Controller, "check_schemas", lambda self: "")
+        with pytest.raises(Broken, match="before schema-ready"):
+            run_to_ready(site)
+
+
+def test_two_rows_for_a_cell_are_seen(tmp_path: Path) -> None:
+    """A second row of the same name is what create_cell's random uuid makes of a race."""
+    with make_site(tmp_path / "nodes", write_cluster(tmp_path / "cluster.yaml", 1, 0, 1), 1) as site:
+        run_to_ready(site)
+        rows = site.server.rows("nova_api", "cell_mappings")
+        rows.append({**rows[-1], "uuid": "random"})
+        with pytest.raises(Broken, match="two rows"):
+            site.check()
+
+
+def test_a_password_of_the_database_on_a_compute_is_seen(tmp_path: Path) -> None:
+    with make_site(tmp_path / "nodes", write_cluster(tmp_path / "cluster.yaml", 1, 1, 1), 1) as site:
+        site.nodes["compute-1"].put("/etc/nova/nova.conf.d/60.conf", f"x = {site.secrets.database_nova}")
+        with pytest.raises(Broken, match="has a password of the database"):
+            site.check()
+
+
+def test_a_cluster_that_never_gets_ready_is_seen(tmp_path: Path) -> None:
+    with make_site(tmp_path / "nodes", write_cluster(tmp_path / "cluster.yaml", 1, 0, 1), 1) as site:
+        site.away["database"] = 10.0**9
+        with pytest.raises(Broken, match="waiting"):
+            run_to_ready(site)
