@@ -75,8 +75,9 @@ def answers(deployment: Deployment) -> Iterator[Answers]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What restarts agents and nodes comes last: the other tests are about a cluster that nobody has touched."""
-    items.sort(key=lambda item: item.path.name == "test_restarts.py")
+    """What meddles with rows, agents and nodes comes last: the other tests are about a cluster nobody has touched."""
+    last = ["test_contract.py", "test_sickness.py", "test_restarts.py"]
+    items.sort(key=lambda item: last.index(item.path.name) if item.path.name in last else -1)
 
 
 @pytest.hookimpl(wrapper=True)

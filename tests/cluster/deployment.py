@@ -33,6 +33,7 @@ WORK = ROOT / "out/cluster-tier"
 
 BUILD_MINUTES = 30
 BOOT_MINUTES = 15
+READY_SECONDS = 300  # for an agent that starts anew
 
 # Nothing as in the default cluster: names of services for nodes, a short prefix, a MAC in each notation.
 CLUSTER = """\
@@ -46,10 +47,11 @@ network:
 services:
   image: {{endpoint: "http://10.73.8.70:9292/{canary}"}}
 ssh_authorized_keys: ["{ssh_key}"]
+cells: [cell1, oost]
 nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-A7-10-0A, address: 10.73.8.100}}
   - {{name: keystone, role: compute, mac: 5254.00a7.100b, address: 10.73.8.101}}
-  - {{name: c-3, role: compute, mac: "525400A7100C", address: 10.73.8.126}}
+  - {{name: c-3, role: compute, mac: "525400A7100C", address: 10.73.8.126, cell: oost}}
 """
 
 # What breaks the quoting of URLs, YAML, oslo.config, ConfigParser, str.format, SQL, JSON and shells; in words that no
@@ -190,6 +192,26 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float, pause: flo
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still waiting for {what}"
         time.sleep(pause)
     return found
+
+
+def stop_agent(node: RunningNode) -> None:
+    """Stops the agent; what it said last stays."""
+    node.ask("systemctl", "stop", "imagegen-node.service")
+
+
+def start_agent(node: RunningNode) -> dict[str, Any]:
+    """Starts a stopped agent; its status document when the node is ready again."""
+    before = node.ask("stat", "--format=%y", "/run/imagegen/status.json")
+    node.ask("systemctl", "start", "imagegen-node.service")
+
+    def ready_again() -> dict[str, Any] | None:
+        if node.ask("stat", "--format=%y", "/run/imagegen/status.json") == before:
+            return None  # what the stopped agent wrote
+        document = node.status()
+        assert document.get("state") != "failed", document
+        return document if document.get("state") == "ready" else None
+
+    return wait_for(f"{node.name} to be ready again after its agent was restarted", ready_again, READY_SECONDS)
 
 
 def quote_yaml(value: str) -> str:

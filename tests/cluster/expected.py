@@ -42,14 +42,29 @@ def authtoken(cluster: Cluster, user: str, password: str) -> dict[str, Any]:
     }
 
 
+def schema_of(cell: str) -> str:
+    """The database, and the vhost, of a cell of this tier's cluster."""
+    return {"cell1": "nova", "oost": "nova_oost"}[cell]
+
+
+def list_cell_options(cluster: Cluster, secrets: Secrets, cell: str) -> dict[str, Any]:
+    """What a conductor of that cell has of its own."""
+    messaging = quote(secrets.messaging_openstack, safe="")
+    host = cluster.controllers[0].address
+    return {
+        "DEFAULT.transport_url": f"rabbit://openstack:{messaging}@{host}:5672/{schema_of(cell)}",
+        "database.connection": connection(cluster, "nova", secrets.database_nova, schema_of(cell)),
+    }
+
+
 def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, Any]:
     """`section.option` -> value of all that the seed writes into Nova's configuration on this node."""
     controller, mine = str(cluster.controllers[0].address), str(node.address)
-    messaging = quote(secrets.messaging_openstack, safe="")
+    own = list_cell_options(cluster, secrets, node.cell)
     options: dict[str, Any] = {
         "DEFAULT.host": node.name,
         "DEFAULT.my_ip": mine,
-        "DEFAULT.transport_url": f"rabbit://openstack:{messaging}@{controller}:5672/nova",
+        "DEFAULT.transport_url": own["DEFAULT.transport_url"],
         "service_user.send_service_user_token": True,
         **login(cluster, "service_user", "nova", secrets.identity_nova),
         "placement.region_name": cluster.region,
@@ -71,7 +86,7 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "DEFAULT.osapi_compute_listen": mine,
         "DEFAULT.metadata_listen": mine,
         "api_database.connection": connection(cluster, "nova", secrets.database_nova, "nova_api"),
-        "database.connection": connection(cluster, "nova", secrets.database_nova, "nova"),
+        "database.connection": own["database.connection"],
         "api.auth_strategy": "keystone",
         **authtoken(cluster, "nova", secrets.identity_nova),
         "vnc.server_listen": mine,

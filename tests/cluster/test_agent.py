@@ -24,7 +24,7 @@ STEPS = {
             "cells",
             "nova-schema",
         ),
-        *("service-users", "wait-schemas", "services", "verify"),
+        *("service-users", "wait-schemas", "compute-versions", "services", "verify"),
     ],
     Role.COMPUTE: [
         *("role", "files", "machine", "configure", "wait-messaging", "wait-identity", "compute-id", "libvirt"),

@@ -13,7 +13,7 @@ from deployment import Deployment, RunningNode
 SCHEMAS = {
     "keystone": {"keystone"},
     "placement": {"placement"},
-    "nova": {"nova", "nova_api", "nova_cell0"},
+    "nova": {"nova", "nova_api", "nova_cell0", "nova_oost"},
     "imagegen": {"imagegen"},
 }
 # What MariaDB's packages make and use: no login by password, reached through the unix socket or not at all.
@@ -78,11 +78,13 @@ def test_rabbitmq_has_only_the_clusters_user(definitions: Any) -> None:
     assert [(user["name"], user["tags"]) for user in definitions["users"]] == [("openstack", [])]
 
 
-def test_rabbitmq_has_only_the_clusters_vhost(definitions: Any) -> None:
-    """The vhost nova, where openstack may do everything; the vhost / does not exist."""
-    assert [vhost["name"] for vhost in definitions["vhosts"]] == ["nova"]
-    everything = {"user": "openstack", "vhost": "nova", "configure": ".*", "write": ".*", "read": ".*"}
-    assert definitions["permissions"] == [everything]
+def test_rabbitmq_has_only_the_clusters_vhosts(definitions: Any) -> None:
+    """A vhost for each cell, where openstack may do everything; the vhost / does not exist."""
+    vhosts = ["nova", "nova_oost"]
+    assert sorted(vhost["name"] for vhost in definitions["vhosts"]) == vhosts
+    everything = {"user": "openstack", "configure": ".*", "write": ".*", "read": ".*"}
+    permissions = sorted(definitions["permissions"], key=lambda permission: permission["vhost"])
+    assert permissions == [{**everything, "vhost": vhost} for vhost in vhosts]
 
 
 def test_rabbitmq_lets_nobody_else_in(deployment: Deployment) -> None:

@@ -20,6 +20,7 @@ from imagegen.model import Role
 
 # What a node makes for itself or gets from its seed.
 ABSENT = (
+    "var/lib/imagegen/*",
     "etc/ssh/ssh_host_*",
     "etc/ssh/*.pub",
     "var/lib/dbus/machine-id",

@@ -6,7 +6,7 @@ from typing import Any
 
 from answers import CONTROLLER_DAEMONS, Answers
 from deployment import Deployment
-from expected import NOVA_COMPUTE, list_keystone_options, list_options, list_placement_options
+from expected import NOVA_COMPUTE, list_cell_options, list_keystone_options, list_options, list_placement_options
 
 
 def compare(said: dict[str, Any], wanted: dict[str, Any], unit: str) -> None:
@@ -25,6 +25,15 @@ def test_novas_daemons_have_the_seeds_options(deployment: Deployment, answers: A
     wanted = list_options(deployment.cluster, deployment.secrets, deployment.controller.node)
     for unit in CONTROLLER_DAEMONS:
         compare(said[unit], wanted, unit)
+
+
+def test_a_further_cells_conductor_has_its_cells_options(deployment: Deployment, answers: Answers) -> None:
+    """Its own database and message queue, all else as on this node."""
+    controller = deployment.controller.node
+    wanted = list_options(deployment.cluster, deployment.secrets, controller)
+    wanted |= list_cell_options(deployment.cluster, deployment.secrets, "oost")
+    said = answers["options of oost"]["nova-conductor@oost"]["options"]
+    assert {name: said.get(name) for name in wanted} == wanted
 
 
 def test_nova_compute_has_the_seeds_options(deployment: Deployment, answers: Answers) -> None:

@@ -9,13 +9,13 @@ import pytest
 from answers import CONTROLLER_DAEMONS, Answers
 from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
-from expected import NOVA_COMPUTE, list_options
+from expected import NOVA_COMPUTE, list_cell_options, list_options
 
 from imagegen.model import Node
 from imagegen.verify import expected_document
 
 CELL0 = "00000000-0000-0000-0000-000000000000"
-CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "placement-api"]
+CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "nova-conductor@oost", "placement-api"]
 
 
 def installed(node: RunningNode, *packages: str) -> dict[str, str]:
@@ -189,35 +189,38 @@ def test_the_main_schemas_are_at_their_head(deployment: Deployment, answers: Ans
     heads = answers["schemas"]["main"]["heads"]
     assert answers["database"]["versions"]["nova"] == heads
     assert answers["database"]["versions"]["nova_cell0"] == heads
+    assert answers["database"]["versions"]["nova_oost"] == heads
     assert answers["main version"].split()[-1:] == heads
 
 
 @pytest.mark.item(16)
 def test_list_cells_shows_the_right_urls(deployment: Deployment, answers: Answers) -> None:
-    """`list_cells --verbose` shows cell0 and cell1 and nothing else, with exactly these URLs, enabled."""
+    """`list_cells --verbose` shows cell0 and the file's cells and nothing else, with exactly these URLs, enabled."""
     options = list_options(deployment.cluster, deployment.secrets, deployment.controller.node)
     main = options["database.connection"]
+    oost = list_cell_options(deployment.cluster, deployment.secrets, "oost")
     shown = {
         row["Name"]: (row["Transport URL"], row["Database Connection"], row["Disabled"]) for row in answers["cells"]
     }
     assert shown == {
         "cell0": ("none:///", re.sub(r"/nova$", "/nova_cell0", main), "False"),
         "cell1": (options["DEFAULT.transport_url"], main, "False"),
+        "oost": (oost["DEFAULT.transport_url"], oost["database.connection"], "False"),
     }
-    assert len(answers["cells"]) == 2
+    assert len(answers["cells"]) == 3
     told = expected_document(deployment.cluster, deployment.controller.node, deployment.secrets)["cells"]
     assert {cell["name"]: (cell["transport_url"], cell["database_connection"], "False") for cell in told} == shown
 
 
 @pytest.mark.item(17)
 def test_the_databases_hold_their_tables(answers: Answers) -> None:
-    """Every table that Nova's models name is there, in nova_api, in nova and in nova_cell0."""
+    """Every table that Nova's models name is there: in nova_api, in cell0's schema and in every cell's."""
     tables = {schema: set(names) for schema, names in answers["database"]["tables"].items()}
     api, main = set(answers["schemas"]["api"]["tables"]), set(answers["schemas"]["main"]["tables"])
     assert len(api) >= 20 and len(main) >= 30
     assert api - tables["nova_api"] == set()
-    assert main - tables["nova"] == set()
-    assert main - tables["nova_cell0"] == set()
+    for schema in ("nova", "nova_cell0", "nova_oost"):
+        assert main - tables[schema] == set(), schema
 
 
 @pytest.mark.item(18)
@@ -252,14 +255,15 @@ def test_the_catalogue_has_nova_and_placement(deployment: Deployment, answers: A
 
 @pytest.mark.item(20)
 def test_the_api_lists_the_controllers_services(controller: RunningNode, answers: Answers) -> None:
-    """`openstack compute service list` shows conductor and scheduler of the controller once each, enabled and up."""
+    """`openstack compute service list` shows a conductor for each cell and one scheduler, enabled and up."""
     rows = sorted(
         (row["Binary"], row["Host"], row["Status"], row["State"])
         for row in answers["compute services"]
         if row["Binary"] != "nova-compute"
     )
     name = controller.name
-    assert rows == [("nova-conductor", name, "enabled", "up"), ("nova-scheduler", name, "enabled", "up")]
+    conductor = ("nova-conductor", name, "enabled", "up")
+    assert rows == [conductor, conductor, ("nova-scheduler", name, "enabled", "up")]
 
 
 @pytest.mark.item(21)
@@ -338,7 +342,8 @@ def test_the_computes_are_discovered_and_schedulable(
 ) -> None:
     """`list_hosts` maps each to its cell once, the hypervisors are listed, Placement offers each for an instance."""
     hosts = sorted((row["Hostname"], row["Cell Name"], row["Cell UUID"]) for row in answers["hosts"])
-    assert hosts == sorted((node.name, "cell1", str(deployment.cluster.cell_uuid("cell1"))) for node in computes)
+    cells = {node.name: node.node.cell for node in computes}
+    assert hosts == sorted((name, cell, str(deployment.cluster.cell_uuid(cell))) for name, cell in cells.items())
     hypervisors = sorted((row["Hypervisor Hostname"], row["Host IP"], row["State"]) for row in answers["hypervisors"])
     assert hypervisors == sorted((node.name, str(node.node.address), "up") for node in computes)
     assert answers["placement"]["candidates"] == sorted(

@@ -16,6 +16,7 @@ AGENT_STARTS = {
     Role.CONTROLLER: {
         *("mariadb", "rabbitmq-server", "epmd", "memcached", "keystone", "placement-api"),
         *("nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy", "imagegen-node"),
+        "nova-conductor@oost",
     },
     Role.COMPUTE: {"libvirtd", "nova-compute"},
 }

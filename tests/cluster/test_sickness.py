@@ -1,0 +1,156 @@
+"""Real rows edited into every known sickness: the doctor names it with its cure, the agent stops where it must.
+
+conftest.py puts this file after those about a cluster that nobody has touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for
+
+STRANGER = "11111111-2222-4333-8444-555555555555"
+
+# name -> (statement that makes sick, what undoes it, words of the finding, words of its cure)
+SICKNESSES = {
+    "duplicate cell": (
+        "INSERT INTO nova_api.cell_mappings (uuid, name, transport_url, database_connection, disabled)"
+        f" SELECT '{STRANGER}', name, transport_url, database_connection, 0 FROM nova_api.cell_mappings"
+        " WHERE name = 'cell1'",
+        f"DELETE FROM nova_api.cell_mappings WHERE uuid = '{STRANGER}'",
+        "two rows for one cell",
+        f"nova-manage cell_v2 delete_cell --cell_uuid {STRANGER}",
+    ),
+    "cell0 with a queue": (
+        "UPDATE nova_api.cell_mappings SET transport_url = 'rabbit://x@192.0.2.1/' WHERE name = 'cell0'",
+        "UPDATE nova_api.cell_mappings SET transport_url = 'none:///' WHERE name = 'cell0'",
+        "cell0 has a message queue's URL",
+        "imagegen-node retry cells",
+    ),
+    "schema ahead": (
+        "UPDATE nova.alembic_version SET version_num = CONCAT('x', version_num)",
+        "UPDATE nova.alembic_version SET version_num = SUBSTRING(version_num, 2)",
+        "schema nova is ahead",
+        "boot this node from the image of that release",
+    ),
+    "old compute": (
+        "UPDATE nova_oost.services SET version = version - 40 WHERE `binary` = 'nova-compute'",
+        "UPDATE nova_oost.services SET version = version + 40 WHERE `binary` = 'nova-compute'",
+        "c-3 runs nova-compute of version",
+        "upgrade c-3",
+    ),
+    "unmapped compute": (
+        "UPDATE nova_api.host_mappings SET host = CONCAT('x', host) WHERE host = 'c-3';"
+        " UPDATE nova_oost.compute_nodes SET mapped = 0",
+        "UPDATE nova_api.host_mappings SET host = SUBSTRING(host, 2) WHERE host = 'xc-3';"
+        " UPDATE nova_oost.compute_nodes SET mapped = 1",
+        "registered and not mapped: c-3",
+        "discover_hosts --cell_uuid",
+    ),
+}
+
+
+def execute_sql(controller: RunningNode, statement: str) -> None:
+    controller.ask("mariadb", "--execute", statement)
+
+
+@contextmanager
+def made_sick(controller: RunningNode, name: str) -> Iterator[tuple[str, str]]:
+    """The rows edited, with the agent stopped so that it cures nothing; both as they were afterwards."""
+    change, undo, what, cure = SICKNESSES[name]
+    stop_agent(controller)
+    try:
+        execute_sql(controller, change)
+        yield what, cure
+    finally:
+        execute_sql(controller, undo)
+        start_agent(controller)
+
+
+def examine(node: RunningNode, *words: str, input: str | None = None) -> list[dict[str, Any]]:
+    """What `imagegen-node doctor` finds; its exit code says whether it found anything."""
+    done = node.execute(["imagegen-node", "doctor", "--json", *words], input=input)
+    findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+    assert done.returncode == bool(findings), done.stderr
+    return findings
+
+
+def test_nothing_is_wrong_with_ready_nodes(deployment: Deployment) -> None:
+    """No false alarm on any node; the names of all computes are known to the controller."""
+    for node in deployment.nodes.values():
+        assert examine(node) == [], node.name
+    names = "\n".join(node.name for node in deployment.computes)
+    assert examine(deployment.controller, "--expect", "-", input=names) == []
+
+
+def test_a_compute_that_never_came_is_named(deployment: Deployment) -> None:
+    """Its name comes from whoever asks: no seed holds the list."""
+    found = examine(deployment.controller, "--expect", "-", input="c-3\nc-4\n")
+    assert [finding["what"] for finding in found] == ["c-4 never registered"]
+
+
+@pytest.mark.parametrize("name", SICKNESSES)
+def test_the_doctor_names_a_sickness_and_its_cure(deployment: Deployment, name: str) -> None:
+    """The edited row is found, and no secret is shown."""
+    with made_sick(deployment.controller, name) as (what, cure):
+        found = examine(deployment.controller)
+    assert [finding for finding in found if what in finding["what"] and cure in finding["cure"]], found
+    assert deployment.secrets.database_nova not in json.dumps(found)
+
+
+def retry(node: RunningNode, step: str) -> tuple[int, str]:
+    done = node.execute(["imagegen-node", "retry", step], timeout=240)
+    return done.returncode, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "words"),
+    [
+        ("duplicate cell", "cells", f"delete_cell --cell_uuid {STRANGER}"),
+        ("schema ahead", "nova-schema", "boot the newer image"),
+        ("old compute", "compute-versions", "c-3 (version"),
+    ],
+)
+def test_the_agent_stops_before_it_would_do_harm(deployment: Deployment, name: str, step: str, words: str) -> None:
+    """`retry` has the agent look again: it refuses, names the reason, and goes on by itself once that is mended."""
+    controller = deployment.controller
+    change, undo, *_ = SICKNESSES[name]
+    rows = controller.ask("mariadb", "--batch", "--execute=SELECT * FROM nova_api.cell_mappings")
+    try:
+        execute_sql(controller, change)
+        rc, said = retry(controller, step)
+        assert (rc, words in said) == (2, True), said
+        assert controller.status()["state"] == "failed"
+    finally:
+        execute_sql(controller, undo)
+    rc, said = retry(controller, step)
+    assert rc == 0, said
+    wait_for("the controller to be ready again", lambda: controller.status().get("state") == "ready", READY_SECONDS)
+    assert controller.ask("mariadb", "--batch", "--execute=SELECT * FROM nova_api.cell_mappings") == rows
+
+
+def test_a_stale_row_is_cured_by_a_retry(deployment: Deployment) -> None:
+    """cell0 with a message queue's URL, which create_cell would take for cell1: both URLs are set right again."""
+    controller = deployment.controller
+    rows = controller.ask("mariadb", "--batch", "--execute=SELECT uuid, transport_url FROM nova_api.cell_mappings")
+    execute_sql(controller, SICKNESSES["cell0 with a queue"][0])
+    rc, said = retry(controller, "cells")
+    assert rc == 0, said
+    wait_for("the controller to be ready again", lambda: controller.status().get("state") == "ready", READY_SECONDS)
+    assert (
+        controller.ask("mariadb", "--batch", "--execute=SELECT uuid, transport_url FROM nova_api.cell_mappings") == rows
+    )
+
+
+def test_an_unmapped_compute_is_mapped_within_seconds(deployment: Deployment) -> None:
+    """Discovery notices by its cheap query, and runs discover_hosts for that cell only."""
+    controller = deployment.controller
+    execute_sql(controller, "DELETE FROM nova_api.host_mappings WHERE host = 'c-3'")
+    execute_sql(controller, "UPDATE nova_oost.compute_nodes SET mapped = 0")
+    query = "SELECT COUNT(*) FROM nova_api.host_mappings WHERE host = 'c-3'"
+    count = ("mariadb", "--batch", "--skip-column-names", f"--execute={query}")
+    wait_for("c-3 to be mapped again", lambda: controller.ask(*count).strip() == "1", 60)
