@@ -227,4 +227,17 @@ def test_a_node_without_a_role_says_so(healthy: World, capsys: pytest.CaptureFix
     """There is nothing to compare with."""
     healthy.at("/run/cloud-init/instance-data.json").unlink()
     assert cli.main(["doctor"]) == 3
-    assert "no role yet: cloud-init found no data source" in capsys.readouterr().err
+    assert "cannot be examined: cloud-init found no data source" in capsys.readouterr().err
+
+
+def test_who_is_not_root_is_told(
+    healthy: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line and an exit code, no traceback."""
+
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "/etc/imagegen/node.json")
+
+    monkeypatch.setattr("imagegen_node.metadata.read_node", refuse)
+    assert cli.main(["doctor"]) == 3
+    assert "cannot be examined: [Errno 13] Permission denied: '/etc/imagegen/node.json'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from imagegen_node import cli, retry
 from imagegen_node.status import Status
-from imagegen_node.steps import Refused, Step, Waiting, run_step
+from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
 
 
 def entry(name: str, state: str) -> dict[str, Any]:
@@ -161,6 +161,20 @@ def test_an_unknown_step_is_named_with_the_known_ones(agent: Agent, capsys: pyte
     assert cli.main(["retry", "cell"]) == 3
     assert "no step cell here; begun so far: files" in capsys.readouterr().err
     assert agent.asked == []
+
+
+def test_who_may_not_ask_the_agent_is_told(
+    agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemctl's own words, no traceback."""
+
+    def refuse(argv: list[str]) -> str:
+        raise CommandFailed("systemctl restart imagegen-node.service", 4, "Access denied")
+
+    monkeypatch.setattr(retry, "run", refuse)
+    agent.write(document("ready", "", "", entry("cells", "done")))
+    assert cli.main(["retry", "cells"]) == 3
+    assert "systemctl restart imagegen-node.service ended with 4: Access denied" in capsys.readouterr().err
 
 
 def test_a_step_that_waits_for_its_units_is_given_time(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:

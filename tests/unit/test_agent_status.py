@@ -15,7 +15,7 @@ import pytest
 from fakes.status import STATUS_SCHEMA
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_node import cli
+from imagegen_node import cli, retry
 from imagegen_node import status as module
 from imagegen_node.mask import SHORTEST, find_secrets, mask
 from imagegen_node.status import Outlet, Status
@@ -29,7 +29,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Status file, console and port in a directory; the devices are files, so that the last line is in them."""
     for name in ("STATUS_FILE", "CONSOLE", "PORT"):
         monkeypatch.setattr(module, name, tmp_path / name)
-    monkeypatch.setattr(cli, "STATUS_FILE", tmp_path / "STATUS_FILE")
+    monkeypatch.setattr(retry, "STATUS_FILE", tmp_path / "STATUS_FILE")
     for name in ("CONSOLE", "PORT"):
         (tmp_path / name).touch()
     return tmp_path

@@ -13,7 +13,7 @@ from typing import Any
 from imagegen_node import metadata, retry
 from imagegen_node.mask import find_secrets, mask
 from imagegen_node.status import STATUS_FILE, Status
-from imagegen_node.steps import Refused, Step, Waiting, run_step
+from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
 
 OVERVIEW = """\
 The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks
@@ -40,8 +40,8 @@ after a new seed:       reboot
 after an edited file:   cloud-init clean --reboot (writes the seed's files again)
 """
 STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
-DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 this node has no role yet"
-RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 there is no such step"
+DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 it cannot be examined: not as root, or no role yet"
+RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 no such step, or not as root"
 
 
 def run_role() -> int:
@@ -81,16 +81,22 @@ def start_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> N
         Compute(facts, node, status, retry.nap).run()
 
 
-def show_status(as_json: bool) -> int:
-    """Prints the status; returns the exit code that stands in STATUS_CODES."""
+def read_status() -> dict[str, Any]:
+    """The status document; empty, and said on stderr, when there is none yet."""
     try:
-        text = STATUS_FILE.read_text()
+        return retry.read_document()
     except FileNotFoundError:
         print("there is no status yet: see journalctl -u imagegen-node", file=sys.stderr)
+        return {}
+
+
+def show_status(as_json: bool) -> int:
+    """Prints the status; returns the exit code that stands in STATUS_CODES."""
+    document = read_status()
+    if not document:
         return 3
-    document = json.loads(text)
     if as_json:
-        print(text, end="")
+        print(json.dumps(document, sort_keys=True))
     else:
         print("{node} ({role}) is {state} since {since}".format(**document))
         if document["detail"]:
@@ -106,8 +112,8 @@ def examine_node(as_json: bool, expect: str | None) -> int:
 
     try:
         facts, node = metadata.read_facts(), metadata.read_node()
-    except (Refused, Waiting) as error:
-        print(f"this node has no role yet: {error}", file=sys.stderr)
+    except (Refused, Waiting, PermissionError) as error:
+        print(f"this node cannot be examined: {error}", file=sys.stderr)
         return 3
     findings = examine(Patient(facts, node, read_names(expect)))
     secrets = find_secrets(node)
@@ -131,16 +137,18 @@ def read_names(place: str | None) -> list[str]:
 
 def retry_step(step: str) -> int:
     """Has the agent try a step again, waits for the outcome and prints it; returns a code of RETRY_CODES."""
-    try:
-        document = retry.read_document()
-    except FileNotFoundError:
-        print("there is no status yet: see journalctl -u imagegen-node", file=sys.stderr)
+    document = read_status()
+    if not document:
         return 3
     names = [entry["name"] for entry in document["steps"]]
     if step not in names:
         print("there is no step {} here; begun so far: {}".format(step, ", ".join(names)), file=sys.stderr)
         return 3
-    print(retry.ask(step, document), file=sys.stderr)
+    try:
+        print(retry.ask(step, document), file=sys.stderr)
+    except CommandFailed as error:
+        print(error, file=sys.stderr)
+        return 3
     entry = retry.follow(step, document)
     print(": ".join(filter(None, ("{name} {state}".format(**entry), entry.get("detail")))))
     return {"done": 0, "failed": 2}.get(entry["state"], 1)
