@@ -1,0 +1,96 @@
+"""The agent, killed once before, during and after each of its effects on the world. Runs on a node, as its unit.
+
+The points are not listed anywhere: every command, every file and every change of a database passes the places that
+are wrapped here. POINTS holds what was struck already, so that each start comes further than the one before.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, "/usr/lib/imagegen-node")
+
+import pymysql
+from imagegen_node import cli, system
+
+STATE = Path("/var/lib/imagegen-faults")
+POINTS = STATE / "points.jsonl"
+SEED = STATE / "seed"
+LONGEST = 4.0  # seconds of a command before it is struck; shorter ones are struck at their end
+READS = ("systemctl show", "virsh")
+CHANGES = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "GRANT", "REVOKE")
+
+struck = [json.loads(line)["point"] for line in POINTS.read_text().splitlines()] if POINTS.exists() else []
+delays = random.Random(f"{SEED.read_text()}/{len(struck)}")
+
+
+def strike(point):
+    """Kills this process at a point where it was not killed before."""
+    if point in struck or threading.current_thread() is not threading.main_thread():
+        return
+    with POINTS.open("a") as stream:
+        stream.write(json.dumps({"point": point}) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def name_command(argv):
+    """The command without its options: those may be long, and none tells more."""
+    if argv[-1].endswith(".py"):
+        return Path(argv[-1]).name
+    words = [word for word in argv if not word.startswith(("-", "/etc"))]
+    return " ".join([Path(words[0]).name, *words[1:4]])
+
+
+def run(argv, **options):
+    """subprocess.run, with three points."""
+    name = name_command(argv)
+    if name.startswith(READS):
+        return subprocess.run(argv, **options)
+    strike(f"before {name}")
+    during = f"during {name}"
+    if during not in struck:
+        given = dict(options)
+        text = given.pop("input", None)
+        given.pop("capture_output")
+        given["stdin"] = subprocess.PIPE if text is not None else subprocess.DEVNULL
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **given)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(text, timeout=delays.uniform(0, LONGEST))
+        strike(during)
+    done = subprocess.run(argv, **options)
+    strike(f"after {name}")
+    return done
+
+
+def write_atomically(path, *more):
+    strike(f"before {path}")
+    write(path, *more)
+    strike(f"after {path}")
+
+
+def execute(self, query, args=None):
+    change = query.split()[0].upper() in CHANGES
+    name = " ".join(query.split("(")[0].split()[:5])
+    if change:
+        strike(f"before {name}")
+    rows = ask(self, query, args)
+    if change:
+        strike(f"after {name}")
+    return rows
+
+
+system.subprocess = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
+write, system.write_atomically = system.write_atomically, write_atomically
+ask, pymysql.cursors.Cursor.execute = pymysql.cursors.Cursor.execute, execute
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["run"]))
