@@ -80,6 +80,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(data_directory("userdata_templates")),
         undefined=StrictUndefined,
+        auto_reload=False,
         autoescape=False,  # noqa: S701 - these are configuration files, quoted by the filters below
         keep_trailing_newline=True,
         trim_blocks=True,

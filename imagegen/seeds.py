@@ -53,7 +53,7 @@ def seed_tree(cluster: Cluster, node: Node, secrets: Secrets) -> Tree:
     digest = _keyed_digest(secrets.seed_key, user_data + network_config + facts)
     instance_id = uuid5(NAMESPACE, f"instance/{cluster.name}/{node.name}/{digest}")
     return {
-        "meta-data": text(dump_yaml({"instance-id": str(instance_id)}) + facts, 0o600),
+        "meta-data": text(f"instance-id: {instance_id}\n{facts}", 0o600),
         "network-config": text(network_config, 0o600),
         "user-data": text(user_data, 0o600),
     }

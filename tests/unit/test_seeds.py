@@ -17,6 +17,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+from uuid import UUID
 
 import pytest
 import yaml
@@ -446,6 +447,14 @@ def test_keys_are_written_without_a_line_end() -> None:
     assert content(tree, "/etc/keystone/fernet-keys/0") == secrets.keystone_fernet_key
     assert content(tree, "/etc/keystone/credential-keys/0") == secrets.keystone_credential_key
     assert content(tree, "/var/lib/rabbitmq/.erlang.cookie") == secrets.messaging_cookie
+
+
+@given(st.uuids())
+@example(UUID("00000000-0000-0000-0000-000000000000"))
+@example(UUID("12345e67-0000-4000-8000-000000000000"))
+def test_an_instance_id_needs_no_quotes(value: UUID) -> None:
+    """It is written as it is: YAML takes no uuid for a number or a date."""
+    assert yaml.safe_load(f"instance-id: {value}\n") == {"instance-id": str(value)}
 
 
 def instance_id(node: str, cluster: Cluster | None = None, secrets: Secrets | None = None) -> str:
