@@ -224,11 +224,11 @@ def fill_stage(
     wants_qcow2 = "qcow2" in plan.formats and not qcow2.is_file()
     wants_raw = not raw.is_file() and ("raw" in plan.formats or wants_qcow2)
     tree = work / "tree"
-    if wants_raw or packages is None:
+    if packages is None:
+        packages = read_packages(read_from_tar(tar, "./var/lib/dpkg/status"))
+    if wants_raw:
         with phase("unpack"):
             unpack(tar, tree)
-        packages = read_packages((tree / "var/lib/dpkg/status").read_text(errors="replace"))
-    if wants_raw:
         with phase("disk"):
             assemble_disk(tree, raw, content_id=plan.content_id, report=lambda detail: tell("disk", detail))
     run.run(["rm", "-rf", "--one-file-system", tree])
@@ -290,6 +290,11 @@ def keep_fresh_base(base: Path) -> bool:
     for path in (*tars, mark):
         path.unlink(missing_ok=True)
     return False
+
+
+def read_from_tar(tar: Path, name: str) -> str:
+    """The text of one file of an OS tree."""
+    return run.run(["tar", "-xOf", tar, "--occurrence", name]).stdout.decode(errors="replace")
 
 
 def unpack(tar: Path, tree: Path) -> None:
