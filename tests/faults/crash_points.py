@@ -83,7 +83,7 @@ def main(seed: int) -> int:
     cluster = load_cluster(WORK / "cluster.yaml")
     secrets = load_secrets(WORK / "secrets.yaml")
     trees = {role: make_tree(role, seed) for role in Role}
-    begun, fault = time.monotonic(), ""
+    begun = time.monotonic()
     try:
         boot_cluster(
             cluster,
@@ -96,10 +96,9 @@ def main(seed: int) -> int:
             lambda phase, detail="": print(f"{time.monotonic() - begun:6.0f} s  {phase} {detail}".rstrip(), flush=True),
             images=trees,
         )
+        return tell("", time.monotonic() - begun)
     except ClusterNotReady as error:
-        fault = error.message
-    try:
-        return tell(fault, time.monotonic() - begun)
+        return tell(error.message, time.monotonic() - begun)
     finally:
         nspawn.remove_leftovers(WORK / "boot")
         shutil.rmtree(WORK / "trees", ignore_errors=True)

@@ -148,11 +148,6 @@ TestCluster.settings = hypothesis.settings(
 # What the model would not be worth without: each defect planted once, and seen.
 
 
-def plant(site: Site, module: str, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for node in site.nodes.values():
-        monkeypatch.setattr(node.agent[module], name, value)
-
-
 def run_to_ready(site: Site) -> None:
     for name in site.nodes:
         site.power_on(name)

@@ -76,7 +76,7 @@ def run_imagegen(
 
 
 def find_secrets(paths: Iterable[Path], secrets: dict[str, str]) -> list[str]:
-    """The files that hold any spelling of a secret, or of the words that every image holds."""
+    """The files that hold any spelling of one of these values."""
     spellings = "\n".join(sorted({spelling for value in secrets.values() for spelling in spell_secret(value)}))
     argv = ["grep", "--text", "--fixed-strings", "--files-with-matches", "--file=/dev/stdin", "--", *map(str, paths)]
     done = subprocess.run(

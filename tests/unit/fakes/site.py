@@ -84,6 +84,7 @@ class SiteNode(World):
         self.go = threading.Semaphore(0)
         self.wake_at = 0.0
         self.crash_in: int | None = None  # so many points later the machine dies
+        self.dying = False  # the next resume ends the agent's thread
         self.running: Any = None  # the agent's role object
         self.powered = False
         super().__init__(root, monkeypatch, site.path, agent)
@@ -130,8 +131,6 @@ class SiteNode(World):
             self.site.faults.append(error)
         self.thread = None
         self.site.back.release()
-
-    dying = False
 
     def resume(self) -> None:
         """Lets the agent go on until it gives up the control again."""
@@ -361,8 +360,6 @@ class Site:
                 node = self.random.choice(due)
                 node.resume()
                 self.check()
-                if node.thread is None and not node.powered and node.documents:
-                    self.starts.pop(node.node_name, None)
                 continue
             if self.clock >= end:
                 return
