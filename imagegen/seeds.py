@@ -71,7 +71,9 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
     """Every file that the node's seed carries, in a fixed order."""
     files = [_file("/etc/imagegen/node.json", "root:root", 0o600, dump_json(_node_document(cluster, node, secrets)))]
     values = _template_values(cluster, node, secrets)
-    if cluster.network.ntp:
+    if node == cluster.controllers[0]:
+        files.append(_file("/etc/chrony/conf.d/imagegen.conf", "root:root", 0o644, "chrony.conf.j2", values))
+    if values["time_servers"]:
         files.append(_file("/etc/chrony/sources.d/imagegen.sources", "root:root", 0o644, "chrony.sources.j2", values))
     nova = f"nova-{node.role}.conf.j2"
     files.append(_file("/etc/nova/nova.conf.d/50-imagegen.conf", "root:nova", 0o640, nova, values))
@@ -112,6 +114,12 @@ def _schema_of(cell: str, cluster: Cluster) -> str:
     return "nova" if cell == cluster.cells[0] else f"nova_{cell}"
 
 
+def _time_servers(cluster: Cluster, node: Node) -> list[str]:
+    """The cluster file's, and the first controller: where nothing else is reached, all nodes have at least one time."""
+    first = cluster.controllers[0]
+    return [*cluster.network.ntp, *([] if node == first else [str(first.address)])]
+
+
 def _database_url(place: Place, schema: str, user: str, password: str) -> str:
     return f"mysql+pymysql://{user}:{quote_url(password)}@{place.host}:{place.port}/{quote_url(schema)}"
 
@@ -143,7 +151,8 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "auth_url": services.auth_url,
         "image_endpoint": services.image_endpoint,
         "release": find_release(cluster.release, cluster.distro),
-        "ntp": cluster.network.ntp,
+        "cidr": cluster.network.cidr,
+        "time_servers": _time_servers(cluster, node),
         "transport_url": _transport_url(cluster, node.cell, secrets),
         "novncproxy_base_url": f"http://{cluster.controllers[0].address}:6080/vnc_auto.html",
     }

@@ -56,6 +56,18 @@ def test_a_rerun_runs_no_command(world: World) -> None:
     assert world.commands.log == []
 
 
+@pytest.mark.parametrize(("ahead", "said"), [(31536000.0, "31536000 seconds ahead of"), (-20.0, "20 seconds behind")])
+def test_a_clock_that_is_far_off_is_waited_for(world: World, ahead: float, said: str) -> None:
+    """Before anything starts that would make tokens and reports of the wrong time."""
+    world.clock_ahead = ahead
+    world.later(100, lambda: setattr(world, "clock_ahead", 2.0))
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    assert any(f"this node's clock is {said} Keystone's" in text for text in details(world, "wait-identity"))
+    early = [document for document in world.documents if document["step"] == "wait-identity"]
+    assert {document["state"] for document in early} <= {"working", "waiting"}
+
+
 def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
     """Broker, Keystone, the service user, and the mapping: each is named while it lacks, and nothing fails."""
     definitions = dict(world.broker["users"])

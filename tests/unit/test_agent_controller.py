@@ -15,6 +15,7 @@ from fakes.mariadb import right_on
 from fakes.pymysql import OperationalError
 from fakes.status import STATUS_SCHEMA
 from fakes.world import World, make_secrets
+from imagegen_node import lease
 
 from imagegen.cluster import load_cluster
 
@@ -515,6 +516,21 @@ def test_an_older_schema_is_brought_to_its_head_and_its_data_migrated(ready: Wor
     ]
 
 
+def test_the_data_of_every_cell_is_migrated(two_cells: World) -> None:
+    """online_data_migrations works on [database] only: it runs once more with each further cell's."""
+    assert two_cells.run_controller()["state"] == "ready"
+    two_cells.commands.log.clear()
+    two_cells.server.rows("nova_cell2", "alembic_version")[:] = [{"version_num": "m2"}]
+    assert two_cells.run_controller()["state"] == "ready"
+    further = "--config-dir /etc/nova/nova.conf.d --config-file {} ".format(two_cells.at("/etc/nova/cells/cell2.conf"))
+    assert two_cells.commands.log == [
+        f"nova-manage {further}db sync --local_cell",
+        "nova-manage db online_data_migrations",
+        f"nova-manage {further}db online_data_migrations",
+        "nova-status upgrade check",
+    ]
+
+
 def test_migrations_that_are_stuck_make_the_node_say_so(ready: World) -> None:
     """2: they need help. They are not forgotten, although the schema is at its head by then."""
     ready.server.rows("nova", "alembic_version")[:] = [{"version_num": "m2"}]
@@ -620,8 +636,16 @@ def test_two_endpoints_of_one_kind_are_named(ready: World) -> None:
 
 
 def other_holds(world: World, seconds: float) -> dict[str, Any]:
-    """Another controller has the lease for so long."""
-    row = {"name": "cluster", "holder": "linux-node9", "expires": world.clock + seconds}
+    """Another controller has the lease for so long, and renews it as long as it lives."""
+    row = {"name": "cluster", "holder": "linux-node9"}
+    end = world.clock + seconds
+
+    def renew() -> None:
+        row["expires"] = min(end, world.clock + lease.SECONDS)
+        if row["expires"] < end:
+            world.later(lease.HEARTBEAT, renew)
+
+    renew()
     world.server.rows("imagegen", "lease")[:] = [row]
     return row
 

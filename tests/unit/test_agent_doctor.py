@@ -22,7 +22,6 @@ CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A controller that is ready, with one mapped compute."""
     world = World(tmp_path, monkeypatch)
-    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: world.clock))
     world.make_node(CONTROLLER)
     assert world.run_controller()["state"] == "ready"
     world.register_compute(COMPUTE)
@@ -177,7 +176,6 @@ def test_one_failing_look_does_not_hide_the_others(healthy: World) -> None:
 def ready_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A compute that is ready beside a control plane elsewhere."""
     world = World(tmp_path, monkeypatch)
-    monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: world.clock))
     world.make_node(COMPUTE)
     world.put("/run/libvirt/libvirt-sock", "")
     world.make_control_plane()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes.commands import Crash
 from fakes.mariadb import right_on
 from fakes.pymysql import IntegrityError, OperationalError, ProgrammingError
 from fakes.world import World
@@ -122,6 +123,44 @@ def test_a_unit_without_files_is_never_restarted(world: World) -> None:
     assert start(world) == ["start"]
     world.at("/run/imagegen/started/nova-api.service").unlink()
     assert start(world) == []
+
+
+def test_who_dies_between_a_start_and_its_record_restarts_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a start comes first; that of a restart comes after it, or the new files would never be read."""
+    command = system.run
+
+    def crash_after(kind: str) -> None:
+        def run(argv: list[str], **options: Any) -> str:
+            said = command(argv, **options)
+            if argv[1] == kind:
+                raise Crash
+            return said
+
+        monkeypatch.setattr(system, "run", run)
+        with pytest.raises(Crash):
+            start(world, "/etc/nova")
+        monkeypatch.setattr(system, "run", command)
+        world.sleep(1)
+
+    crash_after("start")
+    assert start(world, "/etc/nova") == []
+    world.put("/etc/nova/nova.conf.d/60-more.conf", "[DEFAULT]\n")
+    crash_after("restart")
+    assert start(world, "/etc/nova") == ["restart"]
+    assert start(world, "/etc/nova") == []
+
+
+def test_a_tree_gets_its_owner_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data disk from another image may bear another image's account numbers; nothing is done for a right one."""
+    tree = world.at("/var/lib/mysql")
+    world.commands.log.clear()
+    system.own_tree(tree, "mysql")
+    assert world.commands.log == []
+    monkeypatch.setattr(system.pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=tree.stat().st_uid + 1))
+    system.own_tree(tree, "mysql")
+    assert world.commands.log == [f"chown --recursive mysql:mysql {tree}"]
 
 
 def test_a_unit_that_takes_long_is_waited_for(world: World) -> None:
@@ -295,6 +334,19 @@ def test_an_expired_lease_changes_hands(world: World, leases: tuple[lease.Lease,
     assert two.take()
     with pytest.raises(LeaseLost):
         one.check()
+
+
+def test_a_lease_from_before_the_clock_was_set_back_does_not_last(
+    world: World, leases: tuple[lease.Lease, lease.Lease]
+) -> None:
+    """The database's clock was a year ahead when a holder took the lease that now is dead."""
+    one, two = leases
+    one.take()
+    row = world.server.rows("imagegen", "lease")[0]
+    row["expires"] = world.clock + lease.SECONDS + 30  # a holder that lives, and a clock that was set back a little
+    assert not two.take()
+    row["expires"] = world.clock + 365 * 86400
+    assert two.take()
 
 
 def test_a_lost_lease_stays_lost_until_it_is_taken_anew(world: World, leases: tuple[lease.Lease, lease.Lease]) -> None:

@@ -166,6 +166,7 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
     )
     assert {path: (file["owner"], file["permissions"]) for path, file in files.items()} == {
         NODE: ("root:root", "0600"),
+        "/etc/chrony/conf.d/imagegen.conf": ("root:root", "0644"),
         "/etc/chrony/sources.d/imagegen.sources": ("root:root", "0644"),
         NOVA: ("root:nova", "0640"),
         PLACEMENT: ("root:placement", "0640"),
@@ -184,17 +185,27 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
             assert not any(secret in file["content"] for secret in secrets)
 
 
-def test_a_compute_gets_two_files_for_owners_that_its_image_has() -> None:
+def test_a_compute_gets_three_files_for_owners_that_its_image_has() -> None:
     """cloud-init stops at the first owner that it does not know."""
     files = written_files(make_tree(COMPUTE))
-    assert {path: file["owner"] for path, file in files.items()} == {NODE: "root:root", NOVA: "root:nova"}
+    owners = {NODE: "root:root", NOVA: "root:nova", "/etc/chrony/sources.d/imagegen.sources": "root:root"}
+    assert {path: file["owner"] for path, file in files.items()} == owners
 
 
 def test_time_servers_come_from_the_cluster() -> None:
     """One line a server; without servers the distro's stay."""
     network = replace(make_cluster().network, ntp=("10.0.0.1", "ntp.example.org"))
-    sources = content(make_tree(COMPUTE, make_cluster(network=network)), "/etc/chrony/sources.d/imagegen.sources")
+    sources = content(make_tree(CONTROLLER, make_cluster(network=network)), "/etc/chrony/sources.d/imagegen.sources")
     assert sources == "server 10.0.0.1 iburst\nserver ntp.example.org iburst\n"
+    assert "/etc/chrony/sources.d/imagegen.sources" not in written_files(make_tree(CONTROLLER))
+
+
+def test_the_nodes_of_a_cluster_have_one_time() -> None:
+    """The first controller gives its own to the others, for where no other time server is reached."""
+    served = content(make_tree(CONTROLLER), "/etc/chrony/conf.d/imagegen.conf").splitlines()
+    assert served[1:] == ["allow 192.168.56.0/24", "local stratum 10"]
+    sources = content(make_tree(COMPUTE), "/etc/chrony/sources.d/imagegen.sources")
+    assert sources == "server 192.168.56.11 iburst\n"
 
 
 def test_the_network_matches_and_names_one_interface() -> None:
@@ -292,7 +303,7 @@ def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
 def test_a_second_controller_hosts_nothing_by_itself() -> None:
     """Keys, cookie and definitions go to the node that hosts the service."""
     tree = make_tree("extra13", add_node(make_cluster(), Role.CONTROLLER, 13))
-    assert set(written_files(tree)) == {NODE, NOVA, PLACEMENT}
+    assert set(written_files(tree)) == {NODE, NOVA, PLACEMENT, "/etc/chrony/sources.d/imagegen.sources"}
     assert node_document(tree)["hosts"] == []
     assert secrets_in(tree["user-data"].data.decode(), make_secrets()).isdisjoint({"messaging_cookie", *FERNET_KEYS})
 

@@ -181,4 +181,5 @@ COMMANDS: dict[str, Callable[..., Answer]] = {
     "cell_mappings.py": Commands.map_cells,
     "identity_objects.py": Commands.ensure_identity,
     "virsh": Commands.do_nothing,
+    "chown --recursive": Commands.do_nothing,
 }

@@ -134,9 +134,9 @@ class Connection:
         assert self.schema is not None
         self.server.schemas[self.schema].setdefault(name, [])
 
-    def take_over(self, holder: str, seconds: int, name: str, again: str) -> int:
+    def take_over(self, holder: str, seconds: int, name: str, again: str, longest: int) -> int:
         rows = [r for r in self.table("lease") if r["name"] == name]
-        rows = [r for r in rows if r["holder"] == again or r["expires"] < self.server.now()]
+        rows = [r for r in rows if r["holder"] == again or not 0 <= r["expires"] - self.server.now() <= longest]
         for row in rows:
             row.update(holder=holder, expires=self.server.now() + seconds)
         return len(rows)

@@ -12,6 +12,7 @@ import urllib.error
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ AGENT_MODULES = (
     "backing",
     "cells",
     "cli",
+    "clock",
     "compute",
     "configure",
     "controller",
@@ -108,6 +110,7 @@ class World:
         self.cluster: Cluster = load_cluster(cluster)
         self.secrets = make_secrets()
         self.clock = 1000.0
+        self.clock_ahead = 0.0  # seconds, of this node's clock
         self.patience = self.clock + 600  # a test that waits longer is stuck
         self.events: list[tuple[float, Callable[[], None]]] = []
         self.documents: list[dict[str, Any]] = []  # every status that went out
@@ -147,6 +150,8 @@ class World:
         self.put("/etc/ssh/ssh_host_ed25519_key", "key")
         self.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")
         self.put("/proc/cpuinfo", "flags\t\t: fpu vme svm\n")
+        for directory in ("/var/lib/mysql", "/var/lib/rabbitmq"):
+            self.at(directory).mkdir(parents=True, exist_ok=True)
 
     def at(self, path: str) -> Path:
         """Where a path of the node is on this machine."""
@@ -299,7 +304,7 @@ class World:
             if not self.works(unit):
                 return 500, {}
         if path == "/v3":
-            return {"version": {}}, {}
+            return {"version": {}}, {"Date": formatdate(self.clock, usegmt=True)}
         if path == "/v3/auth/tokens":
             body = self.keystone.answer_login(json.loads(request.data))
             return (401, {}) if body is None else (body, {"X-Subject-Token": "token"})
@@ -402,6 +407,7 @@ class World:
         for module, name, value in (
             (agent["status"], "time", clock),
             (agent["lease"], "time", clock),
+            (agent["clock"], "time", SimpleNamespace(time=lambda: self.clock + self.clock_ahead)),
             (agent["lease"], "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
             (agent["system"], "pwd", accounts),
             (agent["metadata"], "pwd", accounts),

@@ -9,11 +9,12 @@ from typing import Any
 
 import amqp
 
+from imagegen_node import clock
 from imagegen_node.api import INTERFACES, Session, Unauthorized, fetch
 from imagegen_node.configure import SERVICES_ENVIRONMENT
 from imagegen_node.database import connect_schema, ensure_schemas, read_schema_state
 from imagegen_node.steps import Refused, Waiting
-from imagegen_node.system import Units, check_port, queue_units, run, start_units
+from imagegen_node.system import Units, check_port, own_tree, queue_units, run, start_units
 
 RABBITMQ_DEFINITIONS = Path("/etc/rabbitmq/definitions.json")
 MARIADB: Units = {"mariadb.service": (Path("/etc/mysql"),)}
@@ -33,6 +34,8 @@ KEYSTONE: Units = {
         SERVICES_ENVIRONMENT,
     )
 }
+# What a disk that outlived its image may hold under another account: Debian numbers these as their packages come.
+DATA = {"database": (Path("/var/lib/mysql"), "mysql"), "messaging": (Path("/var/lib/rabbitmq"), "rabbitmq")}
 
 
 class LoginRefused(Waiting):
@@ -43,6 +46,8 @@ def start_hosted(node: dict[str, Any]) -> str:
     """Lets the services that this node hosts start beside each other; whoever needs one waits for it."""
     hosted: dict[str, Units] = {"database": MARIADB, "messaging": RABBITMQ, "cache": MEMCACHED}
     for service in node["hosts"]:
+        if service in DATA:
+            own_tree(*DATA[service])
         if service in hosted:
             queue_units(hosted[service])
     return ""
@@ -122,8 +127,14 @@ def check_database(node: dict[str, Any]) -> str:
 
 
 def check_identity(node: dict[str, Any]) -> str:
-    """Raises Waiting until Keystone answers."""
-    fetch(node["auth_url"])
+    """Raises Waiting until Keystone answers, and by its clock this node's is right: chrony steps it when it can.
+
+    With another clock its tokens are expired here, and Nova calls this node's services down.
+    """
+    _, headers = fetch(node["auth_url"])
+    skew = clock.describe_dated(headers, "Keystone's")
+    if skew:
+        raise Waiting(skew + ": chronyc sources")
     return ""
 
 

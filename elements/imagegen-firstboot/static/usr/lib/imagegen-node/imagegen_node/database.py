@@ -30,7 +30,9 @@ NO_SUCH_TABLE = 1146
 def connect_root() -> Iterator[Any]:
     """A connection to the server on this node as root, by the unix socket. Raises Waiting."""
     try:
-        connection = pymysql.connect(unix_socket=str(SOCKET), user="root", autocommit=True, connect_timeout=5)
+        connection = pymysql.connect(
+            unix_socket=str(SOCKET), user="root", autocommit=True, connect_timeout=5, read_timeout=30
+        )
     except pymysql.err.OperationalError as error:
         raise Waiting(f"MariaDB on this node: {error.args[-1]}") from error
     try:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, compute, controller, discovery, machine, metadata, upgrade
+from imagegen_node import backing, cells, clock, compute, controller, discovery, machine, metadata, upgrade
 from imagegen_node.api import fetch, is_up, open_nova_session
 from imagegen_node.database import connect_schema, fetch_rows, read_schema_state, schema_of
 from imagegen_node.system import read_units
 
 LEAST_FREE = 0.05  # of a file system's space, and of its inodes
-MOST_SKEW = 5.0  # seconds between two clocks; tokens and service reports suffer from about a minute on
 PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
 AGAIN = "imagegen-node retry {}"
+STEP_CLOCK = "chronyc tracking; chronyc sources; when a source is there: chronyc makestep"
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,8 @@ def check_databases(patient: Patient) -> Iterator[Finding]:
     backing.check_database(patient.node)
     with connect_schema(patient.node["database"], "imagegen") as connection:
         ((theirs,),) = fetch_rows(connection, "SELECT UNIX_TIMESTAMP(NOW(6))")
-    yield from find_skew(float(theirs), "the database server's")
-
-
-def find_skew(theirs: float, whose: str) -> Iterator[Finding]:
-    """A finding when this node's clock is far from another one."""
-    skew = time.time() - theirs
-    if abs(skew) > MOST_SKEW:
-        side = "ahead of" if skew > 0 else "behind"
-        yield Finding(
-            f"this node's clock is {abs(skew):.0f} seconds {side} {whose}",
-            "chronyc tracking; chronyc sources; when a source is there: chronyc makestep",
-        )
+    if skew := clock.describe_skew(float(theirs), "the database server's"):
+        yield Finding(skew, STEP_CLOCK)
 
 
 def check_messaging(patient: Patient) -> Iterator[Finding]:
@@ -104,9 +92,8 @@ def check_messaging(patient: Patient) -> Iterator[Finding]:
 
 def check_identity(patient: Patient) -> Iterator[Finding]:
     _, headers = fetch(patient.node["auth_url"])
-    date = next((value for name, value in headers.items() if name.lower() == "date"), "")
-    if date and "database" not in patient.node:
-        yield from find_skew(parsedate_to_datetime(date).timestamp(), "Keystone's")
+    if skew := clock.describe_dated(headers, "Keystone's"):
+        yield Finding(skew, STEP_CLOCK)
 
 
 def check_schemas(patient: Patient) -> Iterator[Finding]:

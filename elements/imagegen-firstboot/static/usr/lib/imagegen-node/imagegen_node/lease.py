@@ -24,7 +24,9 @@ TABLE = (
 )
 TAKE_OVER = (
     "UPDATE lease SET holder = %s, expires = UTC_TIMESTAMP(6) + INTERVAL %s SECOND "
-    "WHERE name = %s AND (holder = %s OR expires < UTC_TIMESTAMP(6))"
+    "WHERE name = %s AND (holder = %s OR expires < UTC_TIMESTAMP(6)"
+    # Nobody claims it for so long: the database's clock was set back since.
+    " OR expires > UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
 )
 TAKE_NEW = "INSERT IGNORE INTO lease (name, holder, expires) VALUES (%s, %s, UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
 # Lost races that the server reports as an error: duplicate key, lock wait timeout, deadlock (Galera at commit).
@@ -73,7 +75,7 @@ class Lease:
         with connect_schema(self._database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
             try:
                 try:
-                    renewed = cursor.execute(TAKE_OVER, (self._holder, SECONDS, NAME, self._holder))
+                    renewed = cursor.execute(TAKE_OVER, (self._holder, SECONDS, NAME, self._holder, 2 * SECONDS))
                 except pymysql.err.ProgrammingError as error:
                     if error.args[0] != NO_SUCH_TABLE:
                         raise

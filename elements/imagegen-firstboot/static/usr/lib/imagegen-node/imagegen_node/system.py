@@ -84,11 +84,15 @@ def queue_units(units: Units) -> str:
     old = [unit for unit, files in units.items() if files and unit not in down and not _ran_with(unit, digests[unit])]
     if failed := [unit for unit in down if states[unit]["ActiveState"] == "failed"]:
         run(["systemctl", "reset-failed", *failed])
+    # Written down before a start, but after a restart: whoever dies in between restarts nothing in vain, and nothing
+    # too little.
+    for unit in down:
+        put_file(STARTED / unit, digests[unit], 0o600)
     if down:
         run(["systemctl", "start", "--no-block", *down])
     if old:
         run(["systemctl", "restart", "--no-block", *old])
-    for unit in (*down, *old):
+    for unit in old:
         put_file(STARTED / unit, digests[unit], 0o600)
     pending = [unit for unit in units if unit in down or unit in old or states[unit]["ActiveState"] != "active"]
     return (
@@ -114,6 +118,12 @@ def check_port(host: str, port: int, what: str) -> None:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
         raise Waiting(f"{what} at {host}:{port}: {error.strerror or error}") from error
+
+
+def own_tree(directory: Path, owner: str) -> None:
+    """Gives the directory and all in it to that account, unless it has it: chown does the directory itself last."""
+    if directory.stat().st_uid != pwd.getpwnam(owner).pw_uid:
+        run(["chown", "--recursive", f"{owner}:{owner}", str(directory)])
 
 
 def put_file(path: Path, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from imagegen_node.backing import read_state
-from imagegen_node.cells import CELL0, configuration_of
+from imagegen_node.cells import CELL0, configuration_of, further_cells
 from imagegen_node.database import PACKAGES, connect_schema, fetch_rows, read_due, schema_of, set_due
 from imagegen_node.steps import CommandFailed, Refused, Waiting
 from imagegen_node.system import run
@@ -28,27 +28,28 @@ def sync_nova(node: dict[str, Any]) -> list[str]:
         run(["nova-manage", "db", "sync"], user="nova")  # reaches cell0 and [database]
     for schema in old:
         if schema not in own:
-            sync_further_cell(cells[schema]["name"])
+            run(["nova-manage", *options_for(cells[schema]["name"]), "db", "sync", "--local_cell"], user="nova")
         after = read_state(node, schema)
         if after != "head":
             raise Waiting(f"schema {schema} at its head; it is {after} after `nova-manage db sync`")
     if MIGRATIONS in read_due(node["database"]):
-        migrate_online()
+        migrate_online([])
+        for cell in further_cells(node):
+            migrate_online(options_for(cell))
         set_due(node["database"], MIGRATIONS, False)
     return [f"{schema} was {before[schema]}" for schema in old]
 
 
-def sync_further_cell(cell: str) -> None:
-    """`db sync --local_cell` with the cell's own [database]."""
-    configuration = ["--config-dir", "/etc/nova/nova.conf.d", "--config-file", str(configuration_of(cell))]
-    run(["nova-manage", *configuration, "db", "sync", "--local_cell"], user="nova")
+def options_for(cell: str) -> list[str]:
+    """nova-manage's options for a cell that is not this node's own: with its [database]."""
+    return ["--config-dir", "/etc/nova/nova.conf.d", "--config-file", str(configuration_of(cell))]
 
 
-def migrate_online() -> None:
-    """online_data_migrations until it says 0 (done); 1 is: run again; 2: stuck."""
+def migrate_online(options: list[str]) -> None:
+    """online_data_migrations, which works on [database] only, until it says 0 (done); 1 is: run again; 2: stuck."""
     for _ in range(5):
         try:
-            run(["nova-manage", "db", MIGRATIONS], user="nova")
+            run(["nova-manage", *options, "db", MIGRATIONS], user="nova")
             return
         except CommandFailed as error:
             if error.rc != 1:
