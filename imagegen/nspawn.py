@@ -43,7 +43,7 @@ class Nspawn:
     Everything that it makes outside its directory bears the run's name, so a later run finds and ends it without pids.
     """
 
-    tools = ("systemd-nspawn", "nsenter", "ip", "tar", "cp")
+    tools = ("systemd-nspawn", "nsenter", "ip", "tar", "mount", "umount")
     # In bytes; when idle a controller was seen to hold 1.7 GiB and a compute 0.3 GiB.
     memory: ClassVar = {Role.CONTROLLER: 3 << 30, Role.COMPUTE: 1 << 30}
     timeout = 20 * 60.0  # seconds until ready, natively
@@ -126,7 +126,7 @@ class Nspawn:
         end_run(self.name)
         for machine in self.machines:
             machine.reap()
-            shutil.rmtree(machine.tree, ignore_errors=True)
+            remove_tree(machine.directory)
         (self.directory / STATE).unlink(missing_ok=True)
 
 
@@ -144,12 +144,16 @@ class NspawnMachine:
         self._process: Process | None = None
 
     def unpack(self, seed: Tree) -> None:
-        """Makes the node's directory afresh. Raises CommandFailed."""
+        """Makes the node's directory afresh; of an image that is a directory only what changes is stored.
+
+        Raises CommandFailed.
+        """
+        remove_tree(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True, mode=0o700)
         self.tree.mkdir(mode=0o755)
         if self._source.is_dir():
-            run(["cp", "-a", "--reflink=auto", f"{self._source}/.", self.tree])
+            mount_changes(self._source, self.directory)
         else:
             run(["tar", "-xpf", self._source, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", self.tree])
         write_tree(seed, self.tree / SEED, directory_mode=0o700)
@@ -157,7 +161,7 @@ class NspawnMachine:
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed when its control groups cannot be made."""
         groups = make_control_groups(self._namespace)
-        with self._console.open("wb") as console:
+        with self._console.open("ab") as console:
             self._process = start(
                 ["sh", "-euc", LOOP, " ".join(map(str, groups)), *nspawn_command(self._namespace, self.tree)],
                 # The containers' systemd (257) wants cgroup v2 also where the host is hybrid.
@@ -198,10 +202,37 @@ class NspawnMachine:
         """The command that gives a root shell on the node."""
         return shlex.join(["sudo", *enter_command(self.leader() or 0), "su", "-"])
 
+    def kill(self) -> None:
+        """Ends the node at once, as a power cut does; start() boots it from what is on its disk.
+
+        Raises CommandFailed when something of it is left.
+        """
+        end_groups([mount / self._namespace for mount in read_control_group_mounts()])
+        self.reap()
+
     def reap(self) -> None:
         """Collects the ended systemd-nspawn."""
         if self._process is not None:
             self._process.wait(timeout=10)
+
+
+def mount_changes(image: Path, directory: Path) -> None:
+    """Mounts directory/tree: the image's tree as it is, what is written goes to directory/changes.
+
+    Raises CommandFailed.
+    """
+    for name in ("changes", "work"):
+        (directory / name).mkdir(mode=0o755)
+    layers = f"lowerdir={image.absolute()},upperdir={directory / 'changes'},workdir={directory / 'work'}"
+    run(["mount", "-t", "overlay", "-o", layers, "overlay", directory / "tree"])
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes the tree of a node that has ended from the node's directory. Raises CommandFailed."""
+    if (directory / "tree").is_mount():
+        run(["umount", "--recursive", directory / "tree"])
+    for name in ("tree", "changes", "work"):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def nspawn_command(namespace: str, tree: Path) -> list[str]:
@@ -246,12 +277,17 @@ def control_group_mounts(mountinfo: str) -> list[Path]:
     return mounts
 
 
+def read_control_group_mounts() -> list[Path]:
+    """control_group_mounts of this process."""
+    return control_group_mounts(Path("/proc/self/mountinfo").read_text())
+
+
 def make_control_groups(name: str) -> list[Path]:
     """A control group of that name in every hierarchy. Raises CommandFailed.
 
     With --keep-unit two containers would else share the group `/payload`, and one's systemd end the other's services.
     """
-    groups = [mount / name for mount in control_group_mounts(Path("/proc/self/mountinfo").read_text())]
+    groups = [mount / name for mount in read_control_group_mounts()]
     try:
         for group in groups:
             for part in ("loop", "machine"):
@@ -265,11 +301,8 @@ def make_control_groups(name: str) -> list[Path]:
 
 def end_run(name: str) -> None:
     """Ends all processes of a run, removes its control groups and namespaces. Raises CommandFailed if any survives."""
-    mounts = control_group_mounts(Path("/proc/self/mountinfo").read_text())
-    groups = [group for mount in mounts for group in mount.glob(f"{name}-n*")]
-    # The payload first: systemd-nspawn then sees its init's end and removes its own lock files.
-    kill_groups([group / "machine/payload" for group in groups], 10)
-    kill_groups(groups, 10)
+    groups = [group for mount in read_control_group_mounts() for group in mount.glob(f"{name}-n*")]
+    end_groups(groups)
     for group in groups:
         for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
             directory.rmdir()
@@ -278,6 +311,13 @@ def end_run(name: str) -> None:
         run(["ip", "netns", "delete", namespace.name])
     for left in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*"):
         left.rmdir()
+
+
+def end_groups(groups: Sequence[Path]) -> None:
+    """Ends the machines in these control groups. Raises CommandFailed."""
+    # The payload first: systemd-nspawn then sees its init's end and removes its own lock files.
+    kill_groups([group / "machine/payload" for group in groups], 10)
+    kill_groups(groups, 10)
 
 
 def kill_groups(groups: Sequence[Path], seconds: float) -> None:
@@ -307,5 +347,5 @@ def remove_leftovers(directory: Path) -> None:
     if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{6}", name):
         end_run(name)
     for tree in directory.glob("*/tree"):
-        shutil.rmtree(tree, ignore_errors=True)
+        remove_tree(tree.parent)
     state.unlink()

@@ -33,6 +33,7 @@ PACKAGES = {
     "lsattr": "e2fsprogs",
     "ps": "procps",
     "nsenter": "util-linux",
+    "umount": "mount",
     "ip": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",

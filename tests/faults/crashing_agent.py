@@ -1,7 +1,8 @@
 """The agent, killed once before, during and after each of its effects on the world. Runs on a node, as its unit.
 
 The points are not listed anywhere: every command, every file and every change of a database passes the places that
-are wrapped here. POINTS holds what was struck already, so that each start comes further than the one before.
+are wrapped here. POINTS holds what was struck already, so that each start comes further than the one before. The plan
+says whether each effect is struck in all three phases or in one.
 """
 
 import contextlib
@@ -22,18 +23,25 @@ from imagegen_node import cli, system
 
 STATE = Path("/var/lib/imagegen-faults")
 POINTS = STATE / "points.jsonl"
-SEED = STATE / "seed"
+PLAN = json.loads((STATE / "plan.json").read_text())
+PHASES = ("before", "during", "after")
 LONGEST = 4.0  # seconds of a command before it is struck; shorter ones are struck at their end
 READS = ("systemctl show", "virsh")
 CHANGES = ("INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "GRANT", "REVOKE")
 
 struck = [json.loads(line)["point"] for line in POINTS.read_text().splitlines()] if POINTS.exists() else []
-delays = random.Random(f"{SEED.read_text()}/{len(struck)}")
+delays = random.Random(f"{PLAN['seed']}/{len(struck)}")
+
+
+def is_due(point):
+    """Whether this process is to be killed at that point, PHASE EFFECT: never twice."""
+    phase, effect = point.split(" ", 1)
+    planned = PLAN["phases"] == "all" or phase == random.Random(f"{PLAN['seed']}/{effect}").choice(PHASES)
+    return planned and point not in struck and threading.current_thread() is threading.main_thread()
 
 
 def strike(point):
-    """Kills this process at a point where it was not killed before."""
-    if point in struck or threading.current_thread() is not threading.main_thread():
+    if not is_due(point):
         return
     with POINTS.open("a") as stream:
         stream.write(json.dumps({"point": point}) + "\n")
@@ -57,7 +65,7 @@ def run(argv, **options):
         return subprocess.run(argv, **options)
     strike(f"before {name}")
     during = f"during {name}"
-    if during not in struck:
+    if is_due(during):
         given = dict(options)
         text = given.pop("input", None)
         given.pop("capture_output")
