@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit images cluster model faults elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit images cluster test-faults model faults elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -46,8 +46,11 @@ model: set-up-test ## the protocol's model test with new random schedules, for M
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
 	    CI= MODEL_EXAMPLES=500 $(PYTEST) -q tests/unit/test_model.py -k TestCluster || exit 1; done
 
-faults: set-up-test images ## agents killed wherever they touch the world, on real services; SEED repeats a run; needs root
-	$(TIER) faults .venv/bin/python tests/faults/crash_points.py $(SEED)
+test-faults: set-up-test images ## the part of the fault matrix that CI runs; needs root
+	$(TIER) faults .venv/bin/python tests/faults/run_faults.py --fixed
+
+faults: set-up-test images ## the whole fault matrix, 75 minutes at most; goes on where it stopped; SEED=N repeats a run
+	$(TIER) faults .venv/bin/python tests/faults/run_faults.py $(if $(SEED),--seed $(SEED))
 
 elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
 	.venv/bin/python tests/maps.py

@@ -27,6 +27,9 @@ from imagegen.tree import text, write_file
 SECTOR = 512
 MIB = 1 << 20
 SEED_SIZE = 8 * MIB
+# nodelalloc: a new file has its data before it has its name. Otherwise power that is cut at first boot leaves empty
+# files that cloud-init believes to have written (ext4(5), data=ordered and delalloc).
+ROOT_OPTIONS = "errors=remount-ro,nodelalloc"
 
 # Partition types: GRUB manual "BIOS installation", UEFI specification 2.10 table 5.7, Discoverable Partitions.
 BIOS_BOOT = UUID("21686148-6449-6e6f-744e-656564454649")
@@ -181,7 +184,9 @@ def grub_config(root: UUID) -> str:
     UEFI firmware mirrors its own console to the serial port, GRUB must not do it again. systemd.gpt_auto=no: what fstab
     says is mounted, nothing else (systemd would check and mount the ESP at every boot).
     """
-    arguments = f"root=PARTUUID={root} ro systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
+    arguments = (
+        f"root=PARTUUID={root} ro rootflags={ROOT_OPTIONS} systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
+    )
     return f"""\
 if [ "$grub_platform" = pc ]; then
   if serial --unit=0 --speed=115200; then
@@ -210,7 +215,7 @@ def grub_prefix(root: Partition) -> str:
 
 def fstab(root: UUID) -> str:
     """/etc/fstab: the root file system only, by the partition's UUID."""
-    return f"PARTUUID={root} / ext4 errors=remount-ro 0 1\n"
+    return f"PARTUUID={root} / ext4 {ROOT_OPTIONS} 0 1\n"
 
 
 def patch_boot_image(image: bytes, core_lba: int) -> bytes:

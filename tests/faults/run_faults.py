@@ -59,7 +59,6 @@ class Matrix:
         self.rows: list[Row] = []
         self.late: list[str] = []
         self.bring_ups = 0
-        self.dice = random.Random(seed)
 
     def read(self) -> bool:
         """Takes over what an interrupted run of the same images wrote; False when there is none."""
@@ -82,21 +81,24 @@ class Matrix:
         self.bring_ups += 1
         nspawn.remove_leftovers(WORK / "boot")
         cluster = write_cluster(WORK / "cluster.yaml", controllers, computes, cells)
-        return Testbed(cluster, make_secrets(self.dice), unpack_trees())
+        return Testbed(cluster, make_secrets(self.dice("secrets")), unpack_trees())
 
     def wants(self, key: str) -> bool:
-        """Whether that is still to be done; the dice are then those of this key, whatever was done before it."""
+        """Whether that is still to be done."""
         if self.only not in key or key in [row.key for row in self.rows]:
             return False
         if time.monotonic() > self.deadline:
             self.late.append(key)
             return False
-        self.dice = random.Random(f"{self.seed}/{key}")
-        print(f"{key} ...", flush=True)
         return True
+
+    def dice(self, key: str) -> random.Random:
+        """The same for the same seed, whatever was done before."""
+        return random.Random(f"{self.seed}/{key}")
 
     def strike(self, key: str, site: Testbed, do: Callable[[], Outcome]) -> bool:
         """Does it, looks whether the cluster is right afterwards, and keeps the row; whether it is right."""
+        print(f"{key} ...", flush=True)
         begun, faults, happened, wrong = time.monotonic(), 1, "", ""
         try:
             faults, happened = do()
@@ -197,4 +199,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_arguments()))
+    try:
+        sys.exit(main(parse_arguments()))
+    except ImagegenError as error:
+        print(f"the fault matrix cannot run: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -35,9 +35,8 @@ RestartSec=100ms
 class Matrix(Protocol):
     """What a schedule is given: its dice, its sites, and a place for what happened."""
 
-    dice: random.Random
-
     def open_site(self, controllers: int, computes: int, cells: Sequence[str] = ...) -> Testbed: ...
+    def dice(self, key: str) -> random.Random: ...
     def wants(self, key: str) -> bool: ...
     def strike(self, key: str, site: Testbed, do: Callable[[], Outcome]) -> bool: ...
 
@@ -102,7 +101,7 @@ def bring_up(matrix: Matrix, key: str, controllers: int, plan: Callable[[Testbed
     if not matrix.wants(key):
         return
     with matrix.open_site(controllers, 2) as site:
-        events = plan(site, matrix.dice)
+        events = plan(site, matrix.dice(key))
         later = {name for event in events for name in event.starts}
         site.start(*(name for name in site.names if name not in later))
         faults = 1 + sum(event.faults for event in events)
@@ -203,14 +202,16 @@ def full_disk_finding(site: Testbed, name: str) -> str:
 # faults on a cluster that is ready
 
 
-def list_ready_faults(site: Testbed, dice: random.Random) -> dict[str, Callable[[], str]]:
+def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], str]]:
     """Key -> what is done to the ready cluster; each ends when all nodes are ready again."""
 
     def take_away(service: str, how: str) -> str:
         with site.write_flavors():
-            return "; ".join(site.pass_through(away(site, service, how, dice.uniform(1, 3))))
+            seconds = matrix.dice(f"{service} {how}").uniform(1, 3)
+            return "; ".join(site.pass_through(away(site, service, how, seconds)))
 
     def power_cut(*names: str) -> str:
+        dice = matrix.dice(f"{names} killed")
         with site.write_flavors():
             said = site.pass_through([event for name in names for event in killed(site, name, 2, dice.uniform(2, 6))])
         return "; ".join(said)
@@ -230,7 +231,7 @@ def list_ready_faults(site: Testbed, dice: random.Random) -> dict[str, Callable[
 
     def rotate() -> str:
         """Every password and key at once, by new seeds."""
-        site.secrets = make_secrets(dice)
+        site.secrets = make_secrets(matrix.dice(f"secrets after {site.secrets.seed_key}"))
         for name in site.names:
             site.kill(name)
             site.put_seed(name)
@@ -279,7 +280,7 @@ def trouble_ready_cluster(matrix: Matrix, keys: Sequence[str] = ()) -> None:
     left = None
     while left is None or left:
         with matrix.open_site(2, 2) as site:
-            faults = list_ready_faults(site, matrix.dice)
+            faults = list_ready_faults(matrix, site)
             left = [key for key in keys or faults if matrix.wants(key)] if left is None else left
             if not left:
                 return
@@ -304,7 +305,7 @@ def crash_agents(matrix: Matrix, phases: str) -> None:
             texts = {
                 AGENT: (Path(__file__).parent / "crashing_agent.py").read_text(),
                 "etc/systemd/system/imagegen-node.service.d/50-faults.conf": UNIT,
-                f"{STATE}/plan.json": json.dumps({"seed": f"{matrix.dice.random()}/{name}", "phases": phases}),
+                f"{STATE}/plan.json": json.dumps({"seed": matrix.dice(name).random(), "phases": phases}),
             }
             for path, text in texts.items():
                 (machine.tree / path).parent.mkdir(parents=True, exist_ok=True)

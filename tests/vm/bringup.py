@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +58,10 @@ def run_imagegen(
     check: bool = True,
     each_line: Callable[[str], None] = lambda line: None,
     extra: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "imagegen"),
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line amid canaries; `each_line` gets what it says on stderr as it says it."""
-    argv = [sys.executable, "-m", "imagegen", *words]
+    argv = [sys.executable, *program, *words]
     environment = {**os.environ, **ENVIRONMENT_VARIABLES, **(extra or {})}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -1,4 +1,7 @@
-"""One bring-up for the whole tier: a controller and a compute from disk images and seed ISOs, under BIOS."""
+"""One bring-up for the whole tier: a controller and a compute from disk images and seed ISOs, under BIOS.
+
+On a bad day: see bad_day.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
+import bad_day
 import pytest
 from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
 from canaries import CLUSTER_FILE, KEY_COMMENT
@@ -33,13 +37,14 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def booted(cluster_directory: Path) -> Generator[BootedCluster]:
-    """The cluster as `imagegen boot --keep` leaves it; its machines end with the tier."""
+    """The cluster as `imagegen boot --keep` leaves it after a bad day; its machines end with the tier."""
     out = cluster_directory / "out"
     options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
     try:
         done = run_imagegen(
             [*options, "boot", "--backend", "qemu", "--keep", "--timeout", str(BOOT_MINUTES)],
             check=False,
+            program=[bad_day.__file__],
             each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),
         )
         logins = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
+from uuid import uuid5
 
+import bad_day
 import pytest
 from bringup import BOOT_MINUTES, BootedCluster, find_secrets
 from canaries import PLANTED
@@ -12,7 +15,7 @@ from repository import ROOT
 from secret_places import OF_A_COMPUTE, find_misplaced
 from watch import spell_secret
 
-from imagegen.model import Role
+from imagegen.model import NAMESPACE, Role
 from imagegen.secrets import load_secrets
 
 SCAN = (ROOT / "tests/cluster/probes/secrets.py").read_text()
@@ -26,6 +29,31 @@ def test_both_nodes_become_ready_with_nobody_typing(booted: BootedCluster) -> No
     assert {node["name"]: node["state"] for node in nodes} == {"rabbitmq": "ready", "attic-c1": "ready"}
     assert all(node["seconds"] < BOOT_MINUTES * 60 for node in nodes)
     assert set(booted.logins) == {"rabbitmq", "attic-c1"}
+
+
+def test_power_was_cut_three_times(booted: BootedCluster) -> None:
+    """Each cut fell where it was planned, while the node was at work on its first boot."""
+    for node in booted.cluster.nodes:
+        cuts = (booted.directory / node.name / bad_day.CUTS).read_text().splitlines()
+        assert cuts == [text for _, text, _ in bad_day.PLANS[node.role]], node.name
+    assert sum(map(len, bad_day.PLANS.values())) == 3
+
+
+def test_a_clock_that_is_a_year_off_is_set(booted: BootedCluster) -> None:
+    """The compute's hardware clock is a year ahead; with no time server but the first controller it has our time."""
+    said = booted.execute("attic-c1", "journalctl --unit=chrony --output=cat --no-pager | grep 'wrong by'; date +%s")
+    off = float(said.split("wrong by")[1].split()[0])
+    assert abs(abs(off) - bad_day.CLOCK_OFF.total_seconds()) < 86400, said
+    now = time.time()
+    assert abs(int(said.split()[-1]) - now) < 60, said
+    assert "10.20.30.1" in booted.execute("attic-c1", "chronyc -n sources")
+
+
+def test_disks_are_stamped_with_their_machine(booted: BootedCluster) -> None:
+    """By the UUID of the firmware, which QEMU has from the node's MAC."""
+    for node in booted.cluster.nodes:
+        stamp = json.loads(booted.execute(node.name, "cat /var/lib/imagegen/machine.json"))
+        assert stamp == {"node": node.name, "dmi_uuid": str(uuid5(NAMESPACE, f"machine/{node.mac}"))}
 
 
 def test_the_seed_came_from_the_iso(booted: BootedCluster) -> None:

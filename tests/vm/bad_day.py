@@ -1,0 +1,96 @@
+"""`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off.
+
+usage: bad_day.py WORDS...                  as `imagegen WORDS...`
+       bad_day.py --power PLAN QEMU...      runs that QEMU; kills it, and starts it again, as the plan says
+
+What a cut loses: the guest's page cache, and the part of the disk image's own tables that QEMU has not written.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from imagegen import qemu
+from imagegen.model import Node, Role
+
+POLL = 0.2  # seconds
+CUTS = "power.log"
+
+# When power is cut: so many seconds after a file of the node's directory shows a text since the power came.
+PLANS: dict[Role, list[tuple[str, str, float]]] = {
+    Role.CONTROLLER: [
+        ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
+        ("status.jsonl", '"step": "nova-api-schema"', 20.0),  # the longest change of a schema
+    ],
+    Role.COMPUTE: [("status.jsonl", '"step": "wait-messaging"', 2.0)],
+}
+CLOCK_OFF = timedelta(days=365)  # of the compute
+
+node_command = qemu.node_command
+
+
+def spoil(name: str, node: Node, **how: Any) -> list[str]:
+    """The node's QEMU, which keeps writes to itself until they are flushed, at the end of a wire that can be cut."""
+    argv = [word.replace("cache=unsafe", "cache=writeback") for word in node_command(name, node, **how)]
+    assert argv != node_command(name, node, **how)
+    if node.role is Role.COMPUTE:
+        argv += ["-rtc", f"base={datetime.now(UTC) + CLOCK_OFF:%Y-%m-%dT%H:%M:%S}"]
+    plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.role]]
+    return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan]), *argv]
+
+
+def shows(place: Path, start: int, text: str) -> bool:
+    """Whether the file shows the text beyond its first `start` bytes."""
+    if not place.exists():
+        return False
+    with place.open("rb") as stream:
+        stream.seek(start)
+        return text.encode() in stream.read()
+
+
+def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str]) -> int:
+    """Runs the machine; its return code when it ends by itself."""
+    for file, text, seconds in plan:
+        place = Path(file)
+        start = place.stat().st_size if place.exists() else 0
+        process = launch(argv)
+        while not shows(place, start, text):
+            if process.poll() is not None:
+                return process.returncode
+            time.sleep(POLL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        with log.open("a") as stream:
+            stream.write(f"{text}\n")
+    return launch(argv).wait()
+
+
+def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A process that ends when this one is asked to."""
+    process = subprocess.Popen(argv)
+
+    def end(number: int, _: object) -> None:
+        process.terminate()
+        sys.exit(process.wait())
+
+    signal.signal(signal.SIGTERM, end)
+    return process
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--power":
+        log, plan = json.loads(sys.argv[2])
+        sys.exit(cut_power(Path(log), plan, sys.argv[3:]))
+    from imagegen.cli import main
+
+    qemu.node_command = spoil
+    main()
