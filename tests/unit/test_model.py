@@ -168,6 +168,16 @@ def test_services_that_start_too_early_are_seen(tmp_path: Path, monkeypatch: pyt
             run_to_ready(site)
 
 
+def test_work_without_the_lease_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concurrent `api_db sync` is not safe: a controller that believes to hold what another holds is caught."""
+    path = write_cluster(tmp_path / "cluster.yaml", 2, 0, 1)
+    with make_site(tmp_path / "nodes", path, 1) as site:
+        for node in site.nodes.values():
+            monkeypatch.setattr(node.agent["lease"].Lease, "_renew", lambda self, only_held=False: True)
+        with pytest.raises(Broken, match="without the lease"):
+            run_to_ready(site)
+
+
 def test_two_rows_for_a_cell_are_seen(tmp_path: Path) -> None:
     """A second row of the same name is what create_cell's random uuid makes of a race."""
     with make_site(tmp_path / "nodes", write_cluster(tmp_path / "cluster.yaml", 1, 0, 1), 1) as site:

@@ -30,6 +30,7 @@ TICK = 1.0  # seconds of the clock between two looks at units and registrations
 HEARTBEAT = 15.0
 RESTART = 5.0  # seconds until systemd starts an agent that died
 SLOW = ("nova-manage", "keystone-manage", "placement-manage", "cell_mappings.py", "identity_objects.py", "nova-status")
+SHARED = ("nova-manage", "placement-manage", "cell_mappings.py", "identity_objects.py")  # by one controller at a time
 COMMAND_SECONDS = 6.0
 GIVE_UP = 20.0  # real seconds until a thread that does not answer is a defect of the test
 
@@ -58,13 +59,24 @@ class SlowCommands(Commands):
 
     def run(self, argv: list[str], **options: Any) -> Any:
         self.world.reach(f"before {argv[0]}")
-        if any(word in Path(argv[-1] if argv[-1].endswith(".py") else argv[0]).name for word in SLOW):
+        program = Path(argv[-1] if argv[-1].endswith(".py") else argv[0]).name
+        if program in SHARED:
+            self._check_lease(program)
+        if program in SLOW:
             self.world.sleep(COMMAND_SECONDS)
         if argv[0] == "systemctl":
             self._check_start(argv)
         done = super().run(argv, **options)
         self.world.reach(f"after {argv[0]}")
         return done
+
+    def _check_lease(self, program: str) -> None:
+        """Raises Crash, and keeps the reason, when a controller that does not hold the lease begins shared work."""
+        site, name = self.world.site, self.world.node_name
+        rows = site.server.schemas.get("imagegen", {}).get("lease", [])
+        if [row["holder"] for row in rows if row["expires"] >= site.clock] != [name]:
+            site.faults.append(Broken(f"{name} runs {program} without the lease: {rows}"))
+            raise Crash
 
     def _check_start(self, argv: list[str]) -> None:
         """Raises Crash, and keeps the reason, when services of a controller start before schema-ready."""
