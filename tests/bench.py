@@ -1,6 +1,6 @@
 """Measures imagegen, each figure against its peer in the same run, and writes docs/benchmarks.md.
 
-usage: bench.py [build] [seeds] [memory] [boot]     (default: all four)
+usage: bench.py [seeds] [memory] [build] [boot] [discovery]     (default: all)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from statistics import median
 
 import yaml
@@ -24,10 +25,15 @@ from imagegen.secrets import load_secrets
 from imagegen.seeds import seed_tree
 
 CHECKOUT = Path(__file__).parent.parent
+sys.path.insert(0, str(CHECKOUT / "tests/faults"))
+
+from testbed import Testbed, make_secrets, unpack_trees, write_cluster  # noqa: E402
+
 IMAGEGEN = [sys.executable, "-m", "imagegen", "-q"]
 PAGE = CHECKOUT / "docs/benchmarks.md"
 SEEDS = 200
 SEED_ROUNDS = 5
+COMPUTES = 5  # for each kind of discovery
 
 
 def measure(argv: list[str], *, env: dict[str, str] | None = None) -> tuple[float, str]:
@@ -145,11 +151,52 @@ def bench_boot(work: Path) -> list[str]:
     ]
 
 
+PERIODIC = 30  # seconds; what Nova's own discovery is set to where somebody found the usual minutes too long
+
+
+def bench_discovery(work: Path) -> list[str]:
+    """From a compute's first report until a server can be placed there, against the scheduler's periodic discovery.
+
+    Medians of computes that are switched on one after the other in containers.
+    """
+    cluster = write_cluster(work / "discovery.yaml", 1, 2 * COMPUTES)
+    with Testbed(cluster, make_secrets(Random(1)), unpack_trees()) as site:
+        computes = [name for name in site.names if name.startswith("cpt")]
+        site.start("ctl-1")
+        site.wait_ready("ctl-1")
+        ours = [time_compute(site, name) for name in computes[:COMPUTES]]
+        site.ask("ctl-1", "systemctl", "stop", "imagegen-node")
+        setting = f"[scheduler]\ndiscover_hosts_in_cells_interval = {PERIODIC}\n"
+        site.ask("ctl-1", "tee", "/etc/nova/nova.conf.d/90-bench.conf", input=setting)
+        site.ask("ctl-1", "systemctl", "restart", "nova-scheduler")
+        peer = [time_compute(site, name) for name in computes[COMPUTES:]]
+    mine, theirs = (f"{median(times):.1f} s (worst {max(times):.1f})" for times in (ours, peer))
+    return [
+        f"| schedulable after its first report | {mine} | `discover_hosts_in_cells_interval = {PERIODIC}` "
+        f"| {theirs} | {median(ours) / median(peer):.2f} |"
+    ]
+
+
+def time_compute(site: Testbed, name: str) -> float:
+    """Switches the compute on; the seconds that schedulable.py prints."""
+    given = {
+        "auth_url": site.cluster.services.auth_url,
+        "address": str(site.node("ctl-1").address),
+        "password": site.secrets.identity_admin,
+    }
+    program = [sys.executable, str(CHECKOUT / "tests/faults/schedulable.py"), name]
+    site.start(name)
+    argv = site.in_network(program)
+    done = subprocess.run(argv, input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
 BENCHES: dict[str, Callable[[Path], list[str]]] = {
     "seeds": bench_seeds,
     "memory": bench_memory,
     "build": bench_build,
     "boot": bench_boot,
+    "discovery": bench_discovery,
 }
 
 

@@ -184,6 +184,10 @@ class Testbed:
             return "its boot"
         return "ready" if document["state"] == "ready" else f"{document['step']} ({document['state']})"
 
+    def in_network(self, argv: Sequence[str]) -> list[str]:
+        """A command of this machine, with the cluster's network instead of this machine's."""
+        return ["nsenter", f"--net={NAMESPACES / self.network.hub}", *argv]
+
     # waiting
 
     def wait(self, what: str, look: Callable[[], T], seconds: float) -> T:
@@ -334,16 +338,8 @@ class Writer:
             "password": site.secrets.identity_admin,
         }
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    "nsenter",
-                    f"--net={NAMESPACES / site.network.hub}",
-                    sys.executable,
-                    Path(__file__).parent / "writer.py",
-                ],
-                stdin=subprocess.PIPE,
-                stdout=output,
-            )
+            program = [sys.executable, str(Path(__file__).parent / "writer.py")]
+            self.process = subprocess.Popen(site.in_network(program), stdin=subprocess.PIPE, stdout=output)
         assert self.process.stdin
         self.process.stdin.write(json.dumps(given).encode())
         self.process.stdin.close()

@@ -8,18 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import Any
+
+from api import observe
 
 PAUSE = 0.5  # seconds
 PATIENCE = 10.0  # seconds for one request; what was not acknowledged by then counts as not made
-
-place = Path(__file__).parents[2] / "imagegen/data/observe.py"
-spec = spec_from_file_location("observe", place)
-assert spec and spec.loader
-observe: Any = module_from_spec(spec)
-spec.loader.exec_module(observe)
 
 
 def main() -> None:
