@@ -286,9 +286,9 @@ def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any
         if known.get(step) != s.get("state"):
             rc = f", return code {s['rc']}" if s.get("rc") else ""
             lines.append(progress_line(name, step, s.get("state"), f"{s.get('seconds') or 0:.1f} s{rc}"))
-    now = [after.get(key, "") for key in ("step", "state", "detail")]
+    step, state, detail = now = [after.get(key, "") for key in ("step", "state", "detail")]
     if now != [before.get(key, "") for key in ("step", "state", "detail")]:
-        lines.append(progress_line(name, *now))
+        lines.append(progress_line(name, step, state, f"for {detail}" if state == "waiting" else detail))
     return lines
 
 

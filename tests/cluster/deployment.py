@@ -47,6 +47,7 @@ network:
 services:
   image: {{endpoint: "http://10.73.8.70:9292/{canary}"}}
 ssh_authorized_keys: ["{ssh_key}"]
+status: {{url: "http://10.73.8.65:8099/status"}}
 cells: [cell1, oost]
 nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-A7-10-0A, address: 10.73.8.100}}
@@ -197,6 +198,11 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float, pause: flo
 def stop_agent(node: RunningNode) -> None:
     """Stops the agent; what it said last stays."""
     node.ask("systemctl", "stop", "imagegen-node.service")
+
+
+def wait_ready(node: RunningNode) -> None:
+    """Waits until a node that does something says that it is ready, whatever it said before."""
+    wait_for(f"{node.name} to be ready again", lambda: node.status().get("state") == "ready", READY_SECONDS)
 
 
 def start_agent(node: RunningNode) -> dict[str, Any]:

@@ -5,6 +5,9 @@ conftest.py puts this file last.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +62,43 @@ def test_the_watch_for_commands_sees_one(deployment: Deployment) -> None:
     with watch_opened([node.tree / "usr/bin/nova-manage", node.tree / "usr/bin/keystone-manage"]) as opened:
         node.execute(["nova-manage", "--version"])
     assert set(opened) == {str(node.tree / "usr/bin/nova-manage")}
+
+
+LISTENER = """
+import http.server, sys
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        sys.stdout.write(self.rfile.read(int(self.headers["Content-Length"])).decode() + "\\n")
+        sys.stdout.flush()
+        self.send_response(204)
+        self.end_headers()
+
+http.server.HTTPServer(("", 8099), Listener).serve_forever()
+"""
+
+
+def test_the_status_is_posted_to_whoever_listens(deployment: Deployment, tmp_path: Path) -> None:
+    """The seeds name a URL where nobody listened during the bring-up, which held up no node; now somebody does."""
+    posted = tmp_path / "posted"
+    with posted.open("wb") as output:
+        argv = ["nsenter", f"--net=/run/netns/{deployment.hub}", sys.executable, "-c", LISTENER]
+        listener = subprocess.Popen(argv, stdout=output, stderr=subprocess.DEVNULL)
+    try:
+        for node in deployment.nodes.values():
+            stop_agent(node)
+            start_agent(node)
+
+        def all_posted() -> bool:
+            documents = [json.loads(line) for line in posted.read_text().splitlines()]
+            ready = {document["node"] for document in documents if document["state"] == "ready"}
+            return ready == set(deployment.nodes)
+
+        wait_for("every node's status to arrive", all_posted, 60)
+    finally:
+        listener.terminate()
+        listener.wait(timeout=30)
+    assert deployment.secrets.database_nova not in posted.read_text()
 
 
 def read_cells(controller: RunningNode) -> str:

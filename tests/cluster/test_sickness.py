@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for
+from deployment import Deployment, RunningNode, start_agent, stop_agent, wait_for, wait_ready
 
 STRANGER = "11111111-2222-4333-8444-555555555555"
 
@@ -129,7 +129,7 @@ def test_the_agent_stops_before_it_would_do_harm(deployment: Deployment, name: s
         execute_sql(controller, undo)
     rc, said = retry(controller, step)
     assert rc == 0, said
-    wait_for("the controller to be ready again", lambda: controller.status().get("state") == "ready", READY_SECONDS)
+    wait_ready(controller)
     assert controller.ask("mariadb", "--batch", "--execute=SELECT * FROM nova_api.cell_mappings") == rows
 
 
@@ -140,7 +140,7 @@ def test_a_stale_row_is_cured_by_a_retry(deployment: Deployment) -> None:
     execute_sql(controller, SICKNESSES["cell0 with a queue"][0])
     rc, said = retry(controller, "cells")
     assert rc == 0, said
-    wait_for("the controller to be ready again", lambda: controller.status().get("state") == "ready", READY_SECONDS)
+    wait_ready(controller)
     assert (
         controller.ask("mariadb", "--batch", "--execute=SELECT uuid, transport_url FROM nova_api.cell_mappings") == rows
     )

@@ -78,12 +78,12 @@ def pair(first: Sequence[dict[str, Any] | None], second: Sequence[dict[str, Any]
 def test_watching_ends_when_all_are_ready() -> None:
     """Each node's seconds count until that node was ready, not until the last one was."""
     results, lines = watch(
-        pair([{}, document("ready")], [{}, document("waiting", "peer", "for it"), document("ready")])
+        pair([{}, document("ready")], [{}, document("waiting", "peer", "its peer"), document("ready")])
     )
     assert [(r.name, r.state, r.seconds) for r in results] == [("linux-node1", "ready", 1), ("linux-node2", "ready", 2)]
     assert [line.split() for line in lines] == [
         ["linux-node1", "ready"],
-        ["linux-node2", "peer", "waiting", "for", "it"],
+        ["linux-node2", "peer", "waiting", "for", "its", "peer"],
         ["linux-node2", "ready"],
     ]
 
