@@ -35,6 +35,10 @@ def main_pids(node: RunningNode) -> dict[str, str]:
     return kept
 
 
+def list_workers(node: RunningNode) -> list[Path]:
+    return [node.tree / path for path in WORKERS if (node.tree / path).exists()]
+
+
 def identity(node: RunningNode) -> list[bytes]:
     return [node.execute(["cat", path]).stdout for path in IDENTITY]
 
@@ -42,7 +46,7 @@ def identity(node: RunningNode) -> list[bytes]:
 def test_a_restarted_agent_finds_nothing_to_do(deployment: Deployment) -> None:
     """Ready again, by reading only: no manage command starts, no daemon restarts, no file of the seed changes."""
     for node in deployment.nodes.values():
-        workers = [node.tree / path for path in WORKERS if (node.tree / path).exists()]
+        workers = list_workers(node)
         pids, before = main_pids(node), identity(node)
         rows = read_cells(deployment.controller)
         with watch_opened(workers) as opened:
@@ -120,13 +124,19 @@ def reboot(node: RunningNode) -> int:
 
 @pytest.mark.item(18, 25)
 def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
-    """All nodes rebooted at once: services come back by themselves, each node is who it was, Nova knows no other."""
+    """All nodes rebooted at once: services come back by themselves, each node is who it was, Nova knows no other.
+
+    And nothing is done again: no manage command starts, which are also what would import Nova.
+    """
     before = {name: identity(node) for name, node in deployment.nodes.items()}
     rows = read_cells(deployment.controller)
-    for node in deployment.nodes.values():
-        reboot(node)
-    for node in deployment.nodes.values():
-        wait_for(f"{node.name} to be ready after its reboot", partial(is_ready, node), READY_SECONDS)
+    workers = [path for node in deployment.nodes.values() for path in list_workers(node)]
+    with watch_opened(workers) as opened:
+        for node in deployment.nodes.values():
+            reboot(node)
+        for node in deployment.nodes.values():
+            wait_for(f"{node.name} to be ready after its reboot", partial(is_ready, node), READY_SECONDS)
+    assert opened == []
     for name, node in deployment.nodes.items():
         assert identity(node) == before[name], name
         assert node.execute(["systemctl", "is-system-running"]).stdout.decode().strip() == "running", name
