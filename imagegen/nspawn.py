@@ -301,12 +301,7 @@ def make_control_groups(name: str) -> list[Path]:
 
 def end_run(name: str) -> None:
     """Ends all processes of a run, removes its control groups and namespaces. Raises CommandFailed if any survives."""
-    groups = [group for mount in read_control_group_mounts() for group in mount.glob(f"{name}-n*")]
-    end_groups(groups)
-    for group in groups:
-        for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-            directory.rmdir()
-        group.rmdir()
+    end_groups([group for mount in read_control_group_mounts() for group in mount.glob(f"{name}-n*")])
     for namespace in NAMESPACES.glob(f"{name}-*"):
         run(["ip", "netns", "delete", namespace.name])
     for left in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*"):
@@ -314,10 +309,16 @@ def end_run(name: str) -> None:
 
 
 def end_groups(groups: Sequence[Path]) -> None:
-    """Ends the machines in these control groups. Raises CommandFailed."""
+    """Ends the machines in these control groups, and removes the groups: in one that was killed a kernel may go on to
+    kill what systemd starts later. Raises CommandFailed.
+    """
     # The payload first: systemd-nspawn then sees its init's end and removes its own lock files.
     kill_groups([group / "machine/payload" for group in groups], 10)
     kill_groups(groups, 10)
+    for group in groups:
+        for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+            directory.rmdir()
+        group.rmdir()
 
 
 def kill_groups(groups: Sequence[Path], seconds: float) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 KERNEL = {"/proc", "/sys", "/dev"}  # no files of ours; processes are looked at apart
 SEED = Path("/var/lib/cloud/seed/nocloud/user-data")
+NODE = Path("/etc/imagegen/node.json")  # of the seed, written at the first boot
+MARGIN = 600 * 10**9  # nanoseconds between the first thing that a boot writes and this
 
 
 def list_files():
@@ -28,10 +30,12 @@ def list_files():
                     yield path
 
 
-def boot_time():
-    """When this machine's kernel started, in nanoseconds since the epoch."""
-    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-    return int(line.split()[1]) * 10**9
+def seed_time():
+    """Before the seed came, in nanoseconds since the epoch, by the earliest clock that this machine has had."""
+    if SEED.exists():
+        return SEED.stat().st_ctime_ns
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    return min(int(boot.split()[1]) * 10**9, NODE.stat().st_ctime_ns) - MARGIN
 
 
 def run_grep(spellings, before, after, stdin):
@@ -60,7 +64,7 @@ def describe(path, secrets):
 def search_files(everything, secrets):
     """Counts of files, and path -> description of those that hold a secret."""
     # A file whose inode has not changed since before the seed came cannot hold what the seed brought.
-    since = SEED.stat().st_ctime_ns if SEED.exists() else boot_time()
+    since = seed_time()
     paths = list(list_files())
     changed = [os.fsencode(path) for path in paths if path.stat().st_ctime_ns >= since]
     with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files
