@@ -63,8 +63,8 @@ def test_a_clock_that_is_far_off_is_waited_for(world: World, ahead: float, said:
     world.later(100, lambda: setattr(world, "clock_ahead", 2.0))
     world.answer_as_nova()
     assert world.run_compute()["state"] == "ready"
-    assert any(f"this node's clock is {said} Keystone's" in text for text in details(world, "wait-identity"))
-    early = [document for document in world.documents if document["step"] == "wait-identity"]
+    assert any(f"this node's clock is {said} Keystone's" in text for text in details(world, "compute-id"))
+    early = [document for document in world.documents if document["step"] == "compute-id"]
     assert {document["state"] for document in early} <= {"working", "waiting"}
 
 
@@ -115,9 +115,8 @@ def test_a_new_seed_restarts_nova_compute(world: World) -> None:
 
 
 def test_a_compute_id_in_place_is_kept(world: World) -> None:
-    """The seed's own: nothing is asked and nothing written."""
+    """The seed's own: nothing is written."""
     world.put("/var/lib/nova/compute_id", world.node["compute_id"] + "\n")
-    world.remote_control_plane = False
     assert world.compute().place_compute_id() == "in place"
 
 

@@ -302,9 +302,9 @@ def test_an_image_without_migrations_is_an_error(world: World, tmp_path: Path, m
 
 def test_other_errors_than_a_missing_table_come_through(world: World) -> None:
     """A syntax error is not an empty table."""
-    world.server.faults.append(("SELECT name FROM due", ProgrammingError(1064, "syntax")))
+    world.server.faults.append(("SELECT name FROM done", ProgrammingError(1064, "syntax")))
     with pytest.raises(ProgrammingError):
-        database.read_due(world.node["database"])
+        database.read_done(world.node["database"])
 
 
 # the lease

@@ -164,6 +164,8 @@ def test_services_that_start_too_early_are_seen(tmp_path: Path, monkeypatch: pyt
     with make_site(tmp_path / "nodes", path, 1) as site:
         for node in site.nodes.values():
             monkeypatch.setattr(node.agent["controller"].Controller, "check_schemas", lambda self: "")
+            monkeypatch.setattr(node.agent["controller"], "find_missing_identity", lambda node: "")
+            monkeypatch.setattr(node.agent["upgrade"], "is_done", lambda node, work: True)
         with pytest.raises(Broken, match="before schema-ready"):
             run_to_ready(site)
 

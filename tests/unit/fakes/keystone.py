@@ -28,7 +28,12 @@ class Keystone:
 
     def add_endpoint(self, service_id: int, interface: str, url: str, region: str) -> None:
         endpoint = SimpleNamespace(
-            service_id=service_id, interface=interface, url=url, region_id=region, is_enabled=True
+            id=len(self.endpoints) + 1,
+            service_id=service_id,
+            interface=interface,
+            url=url,
+            region_id=region,
+            is_enabled=True,
         )
         self.endpoints.append(endpoint)
 

@@ -19,6 +19,7 @@ class Server:
         self.up = False
         self.schemas: dict[str, dict[str, Rows]] = {}
         self.users: dict[str, dict[str, Any]] = {}
+        self.threads: dict[str, list[int]] = {}  # schema -> connections that somebody else has to it
         self.changes: list[str] = []  # statements that change something, without the lease's
         self.before_change: Callable[[], None] = lambda: None
         self.faults: list[tuple[str, Exception]] = []  # (start of a statement, what it raises once)
@@ -141,6 +142,10 @@ class Connection:
             row.update(holder=holder, expires=self.server.now() + seconds)
         return len(rows)
 
+    def give_back(self, name: str, holder: str) -> None:
+        rows = self.table("lease")
+        rows[:] = [row for row in rows if (row["name"], row["holder"]) != (name, holder)]
+
     def take_new(self, name: str, holder: str, seconds: int) -> int:
         if any(row["name"] == name for row in self.table("lease")):
             return 0
@@ -150,15 +155,15 @@ class Connection:
     def read_clock(self) -> None:
         self.result = [(self.server.now(),)]
 
-    def read_due(self) -> None:
-        self.result = [(row["name"],) for row in self.table("due")]
+    def read_done(self) -> None:
+        self.result = [(row["name"],) for row in self.table("done")]
 
-    def add_due(self, name: str) -> None:
-        if {"name": name} not in self.table("due"):
-            self.table("due").append({"name": name})
+    def add_done(self, name: str) -> None:
+        if {"name": name} not in self.table("done"):
+            self.table("done").append({"name": name})
 
-    def strike_due(self, name: str) -> None:
-        self.table("due")[:] = [row for row in self.table("due") if row["name"] != name]
+    def strike_done(self, name: str) -> None:
+        self.table("done")[:] = [row for row in self.table("done") if row["name"] != name]
 
     # Nova's and the others' rows
 
@@ -170,15 +175,46 @@ class Connection:
         rows = sorted(self.table("cell_mappings"), key=lambda row: (row["name"] or "", row["uuid"]))
         self.result = [tuple(row[key] for key in keys) for row in rows]
 
-    def read_unmarked(self) -> None:
-        rows = self.table("compute_nodes")
-        self.result = [(row["host"],) for row in rows if not row["mapped"] and not row["deleted"]]
+    def read_unmapped(self) -> None:
+        hosts = {row["host"] for row in self.server.rows("nova_api", "host_mappings")}
+        rows = [row for row in self.table("compute_nodes") if row["host"] not in hosts and not row["deleted"]]
+        self.result = [(row["host"], row["mapped"]) for row in sorted(rows, key=lambda row: str(row["host"]))]
+
+    def read_elsewhere(self, uuid: str) -> None:
+        mapped = {row["host"]: row["cell"] for row in self.server.rows("nova_api", "host_mappings") if "cell" in row}
+        rows = [row for row in self.table("compute_nodes") if mapped.get(row["host"], uuid) != uuid]
+        self.result = [(row["host"], mapped[row["host"]]) for row in rows if not row["deleted"]]
 
     def read_old_computes(self, oldest: int) -> None:
-        self.result = [(row["host"], row["version"]) for row in self.table("services") if row["version"] < oldest]
+        self.result = [
+            (row["host"], row["version"])
+            for row in self.table("services")
+            if row["version"] < oldest and not row.get("forced_down")
+        ]
 
-    def read_mapped(self, hosts: list[str]) -> None:
-        self.result = [(row["host"],) for row in self.table("host_mappings") if row["host"] in hosts]
+    # a schema whose first sync was cut off
+
+    def show_tables(self) -> None:
+        assert self.schema is not None
+        self.result = [(name,) for name in self.server.schemas[self.schema]]
+
+    def read_two(self, name: str) -> None:
+        self.result = [(1,) for _ in self.table(name)[:2]]
+
+    def read_threads(self, schema: str) -> None:
+        self.result = [(thread,) for thread in self.server.threads.get(schema, [])]
+
+    def kill(self, thread: int) -> None:
+        for threads in self.server.threads.values():
+            if thread in threads:
+                threads.remove(thread)
+
+    def drop_table(self, name: str) -> None:
+        assert self.schema is not None
+        self.server.schemas[self.schema].pop(name, None)
+
+    def do_nothing(self) -> None:
+        pass
 
 
 # (statement, method, whether it counts as a change)
@@ -195,16 +231,23 @@ STATEMENTS: tuple[tuple[str, Callable[..., int | None], bool], ...] = (
     (r"UPDATE lease SET holder = %s, expires = .+ WHERE name = %s AND .+", Connection.take_over, False),
     (r"INSERT IGNORE INTO lease .+", Connection.take_new, False),
     (r"SELECT UNIX_TIMESTAMP\(NOW\(6\)\)", Connection.read_clock, False),
-    (r"SELECT name FROM due", Connection.read_due, False),
-    (r"INSERT IGNORE INTO due .+", Connection.add_due, True),
-    (r"DELETE FROM due WHERE name = %s", Connection.strike_due, True),
+    (r"DELETE FROM lease WHERE name = %s AND holder = %s", Connection.give_back, False),
+    (r"SELECT name FROM done", Connection.read_done, False),
+    (r"INSERT IGNORE INTO done .+", Connection.add_done, True),
+    (r"DELETE FROM done WHERE name = %s", Connection.strike_done, True),
+    (r"SHOW TABLES", Connection.show_tables, False),
+    (r"SELECT 1 FROM `(\w+)` LIMIT 2", Connection.read_two, False),
+    (r"SELECT id FROM information_schema\.processlist .+", Connection.read_threads, False),
+    (r"KILL %s", Connection.kill, True),
+    (r"SET FOREIGN_KEY_CHECKS = 0", Connection.do_nothing, False),
+    (r"DROP TABLE IF EXISTS `(\w+)`", Connection.drop_table, True),
     (r"SELECT version_num FROM alembic_version", Connection.read_versions, False),
     (r"SELECT name, uuid, .+ FROM cell_mappings ORDER BY name, uuid", Connection.read_cells, False),
-    (r"SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host", Connection.read_unmarked, False),
+    (r"SELECT c\.host, c\.mapped FROM compute_nodes c LEFT JOIN .+", Connection.read_unmapped, False),
+    (r"SELECT c\.host, m\.uuid FROM compute_nodes c JOIN .+", Connection.read_elsewhere, False),
     (
-        r"SELECT host, version FROM services WHERE `binary` = 'nova-compute' AND deleted = 0 AND version < %s",
+        r"SELECT host, version FROM services WHERE `binary` = 'nova-compute' AND deleted = 0 AND .+ AND version < %s",
         Connection.read_old_computes,
         False,
     ),
-    (r"SELECT host FROM host_mappings WHERE host IN %s", Connection.read_mapped, False),
 )

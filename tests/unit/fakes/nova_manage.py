@@ -17,6 +17,7 @@ Answer = tuple[int, str, str]  # return code, stdout, stderr
 DONE: Answer = (0, "", "")
 CELL0_UUID = "00000000-0000-0000-0000-000000000000"
 API_TABLES = ("cell_mappings", "host_mappings")
+HALF_MADE = "half_made"  # a table that a sync left which was cut off in its first revision
 MAIN_TABLES = ("compute_nodes", "services")
 
 
@@ -69,7 +70,9 @@ class NovaManage:
                 return 1, "ERROR: Could not access cell0.\nHas the nova_api database been created?", ""
             for row in self._rows():
                 if row["uuid"] == CELL0_UUID:
-                    self._sync(schema_of(row["database_connection"]), "nova", MAIN_TABLES)
+                    done = self._sync(schema_of(row["database_connection"]), "nova", MAIN_TABLES)
+                    if done != DONE:
+                        return done
         return self._sync(schema_of(self.configuration.database), "nova", MAIN_TABLES)
 
     def _db_online_data_migrations(self, options: dict[str, str]) -> Answer:
@@ -78,6 +81,8 @@ class NovaManage:
         return DONE
 
     def _sync(self, schema: str, kind: str, tables: Sequence[str]) -> Answer:
+        if HALF_MADE in self.server.schemas[schema]:
+            return 255, "", "(pymysql.err.OperationalError) (1050, \"Table 'half_made' already exists\")"
         rows = self.server.schemas[schema].setdefault("alembic_version", [])
         rows[:] = [{"version_num": head} for head in self.heads[kind]]
         for table in tables:
@@ -143,7 +148,8 @@ class NovaManage:
         found = []
         for cell in cells:
             for compute in self.server.rows(schema_of(cell["database_connection"]), "compute_nodes"):
-                if not compute["mapped"] and compute["host"] not in [host["host"] for host in hosts]:
+                marked = compute["mapped"] and "--by-service" not in options
+                if not marked and compute["host"] not in [host["host"] for host in hosts]:
                     hosts.append({"host": compute["host"], "cell": cell["uuid"]})
                     compute["mapped"] = 1
                     found.append(compute["host"])

@@ -69,3 +69,10 @@ class Identity:
 
     def update_endpoint(self, endpoint: SimpleNamespace, **values: Any) -> None:
         vars(endpoint).update(values)
+
+    def delete_service(self, service: SimpleNamespace) -> None:
+        keystone.services.remove(service)
+        keystone.endpoints[:] = [item for item in keystone.endpoints if item.service_id != service.id]
+
+    def delete_endpoint(self, endpoint: SimpleNamespace) -> None:
+        keystone.endpoints.remove(endpoint)

@@ -11,8 +11,8 @@ import re
 import urllib.error
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from email.message import Message
-from email.utils import formatdate
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -304,10 +304,14 @@ class World:
             if not self.works(unit):
                 return 500, {}
         if path == "/v3":
-            return {"version": {}}, {"Date": formatdate(self.clock, usegmt=True)}
+            return {"version": {}}, {}
         if path == "/v3/auth/tokens":
             body = self.keystone.answer_login(json.loads(request.data))
-            return (401, {}) if body is None else (body, {"X-Subject-Token": "token"})
+            if body is None:
+                return 401, {}
+            issued = datetime.fromtimestamp(self.clock, UTC)
+            body["token"]["issued_at"] = f"{issued:%Y-%m-%dT%H:%M:%S.%fZ}"
+            return body, {"X-Subject-Token": "token"}
         assert request.get_header("X-auth-token") == "token"
         if path == "/v2.1/os-services":
             return {"services": self.list_services()}, {}
@@ -382,7 +386,7 @@ class World:
     def state(self) -> Any:
         """What a run leaves behind, to be compared: schemas, users, Keystone, the broker."""
         schemas = {
-            name: {table: rows for table, rows in tables.items() if table not in ("lease", "due") and rows}
+            name: {table: rows for table, rows in tables.items() if table not in ("lease", "done") and rows}
             for name, tables in self.server.schemas.items()
         }
         users = {name: (u["password"], sorted(u["rights"])) for name, u in self.server.users.items()}

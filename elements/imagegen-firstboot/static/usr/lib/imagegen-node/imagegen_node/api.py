@@ -6,8 +6,10 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from datetime import datetime, timezone
 from typing import Any
 
+from imagegen_node.clock import describe_skew
 from imagegen_node.steps import Waiting
 
 # Straight to the address, whatever proxy the environment names.
@@ -66,6 +68,8 @@ class Session:
         )
         self._token = next(value for name, value in headers.items() if name.lower() == "x-subject-token")
         self._catalog: list[dict[str, Any]] = answer["token"]["catalog"]
+        issued = datetime.strptime(answer["token"]["issued_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
+        self.issued = issued.replace(tzinfo=timezone.utc).timestamp()  # by Keystone's clock, seconds since 1970
         self.roles = {role["name"] for role in answer["token"]["roles"]}
 
     def endpoints(self, service_type: str, region: str) -> dict[str, list[str]]:
@@ -90,9 +94,17 @@ class Session:
 
 
 def open_nova_session(node: dict[str, Any]) -> Session:
-    """A session of the service user nova, as node.json names it. Raises Waiting until Keystone takes its password."""
+    """A session of the service user nova, as node.json names it.
+
+    Raises Waiting until Keystone takes its password, and while this node's clock is another than Keystone's: tokens
+    would be expired here, and Nova would call this node's services down. chrony steps the clock when it can.
+    """
     user = next(entry for entry in node["identity"]["users"] if entry["name"] == "nova")
     try:
-        return Session(node["auth_url"], "nova", user["password"])
+        session = Session(node["auth_url"], "nova", user["password"])
     except Unauthorized as error:
         raise Waiting("Keystone to take the password of user nova, which a controller sets") from error
+    skew = describe_skew(session.issued, "Keystone's")
+    if skew:
+        raise Waiting(f"the right time: {skew}; see chronyc sources")
+    return session

@@ -40,7 +40,7 @@ after a new seed:       reboot
 after an edited file:   cloud-init clean --reboot (writes the seed's files again)
 """
 STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
-DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 it cannot be examined: not as root, or no role yet"
+DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 cannot examine: not as root, no role yet, no such FILE"
 RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 no such step, or not as root"
 
 
@@ -55,6 +55,9 @@ def run_role() -> int:
         facts.update(metadata.read_facts())
         status.role = metadata.check_role(facts)
         node.update(metadata.read_node())
+        if metadata.restore_files(facts, node):
+            node.clear()
+            node.update(metadata.read_node())
         status.secrets = find_secrets(node)
         if node.get("status_url"):
             status.post_to(node["status_url"])
@@ -62,23 +65,22 @@ def run_role() -> int:
 
     run_step(Step("role", find_role), status, retry.nap)
     try:
-        start_role(facts, node, status)
+        make_role(facts, node, status).run()
     except Exception as error:  # systemd starts the agent again; meanwhile the status must not say `working`
         status.fail(f"the agent ended: {type(error).__name__}: {error}", None)
         raise
     return 0
 
 
-def start_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> None:
-    """Runs the role. Its modules are imported only here: `imagegen-node status` must work whatever they need."""
+def make_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> Any:
+    """The role, to be run. Its modules are imported only here: `imagegen-node status` must work whatever they need."""
     if status.role == "controller":
         from imagegen_node.controller import Controller
 
-        Controller(facts, node, status, retry.nap).run()
-    else:
-        from imagegen_node.compute import Compute
+        return Controller(facts, node, status, retry.nap)
+    from imagegen_node.compute import Compute
 
-        Compute(facts, node, status, retry.nap).run()
+    return Compute(facts, node, status, retry.nap)
 
 
 def read_status() -> dict[str, Any]:
@@ -111,11 +113,11 @@ def examine_node(as_json: bool, expect: str | None) -> int:
     from imagegen_node.doctor import Patient, examine
 
     try:
-        facts, node = metadata.read_facts(), metadata.read_node()
-    except (Refused, Waiting, PermissionError) as error:
+        facts, node, names = metadata.read_facts(), metadata.read_node(), read_names(expect)
+    except (Refused, Waiting, OSError) as error:
         print(f"this node cannot be examined: {error}", file=sys.stderr)
         return 3
-    findings = examine(Patient(facts, node, read_names(expect)))
+    findings = examine(Patient(facts, node, names))
     secrets = find_secrets(node)
     told = [{"what": mask(finding.what, secrets), "cure": mask(finding.cure, secrets)} for finding in findings]
     if as_json:
@@ -135,14 +137,23 @@ def read_names(place: str | None) -> list[str]:
     return text.split()
 
 
+def list_step_names() -> list[str]:
+    """Every step of this node's role, begun or not. Raises Refused and Waiting where there is no role yet."""
+    facts, node = metadata.read_facts(), metadata.read_node()
+    return list(make_role(facts, node, Status(node["node"], facts["role"])).list_step_names())
+
+
 def retry_step(step: str) -> int:
     """Has the agent try a step again, waits for the outcome and prints it; returns a code of RETRY_CODES."""
     document = read_status()
     if not document:
         return 3
-    names = [entry["name"] for entry in document["steps"]]
+    try:
+        names = list_step_names()
+    except (Refused, Waiting, PermissionError):  # no role yet, or nobody who may see it
+        names = [entry["name"] for entry in document["steps"]]
     if step not in names:
-        print("there is no step {} here; begun so far: {}".format(step, ", ".join(names)), file=sys.stderr)
+        print("there is no step {} here; there are: {}".format(step, ", ".join(names)), file=sys.stderr)
         return 3
     try:
         print(retry.ask(step, document), file=sys.stderr)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from email.utils import parsedate_to_datetime
 
-# Seconds. Nova calls a service down whose last report is 60 seconds away, by whichever clock; a header has whole ones.
+# Seconds. Nova calls a service down whose last report is 60 seconds away, by whichever clock.
 MOST_SKEW = 15.0
 
 
@@ -16,9 +15,3 @@ def describe_skew(theirs: float, whose: str) -> str:
         return ""
     side = "ahead of" if skew > 0 else "behind"
     return f"this node's clock is {abs(skew):.0f} seconds {side} {whose}"
-
-
-def describe_dated(headers: dict[str, str], whose: str) -> str:
-    """As describe_skew, by the Date header of an HTTP answer; empty when it has none."""
-    date = next((value for name, value in headers.items() if name.lower() == "date"), "")
-    return describe_skew(parsedate_to_datetime(date).timestamp(), whose) if date else ""

@@ -34,6 +34,10 @@ class Compute:
         self.status.ready("")
         self.status.close(self.sleep)
 
+    def list_step_names(self) -> list[str]:
+        """Every step of this node, in the order in which they run."""
+        return ["role", *(step.name for step in self.list_steps())]
+
     def list_steps(self) -> list[Step]:
         node = self.node
         return [
@@ -53,18 +57,10 @@ class Compute:
         wanted = self.node["compute_id"]
         if wanted is None:
             return "this release has none"
-        there = COMPUTE_ID.read_text().strip() if COMPUTE_ID.exists() else None
-        if there == wanted:
-            return "in place"
         session = open_nova_session(self.node)
+        if COMPUTE_ID.exists():
+            return check_compute_id(self.node, session)
         known = find_hypervisor(self.node, session).get("id")
-        if there is not None:
-            if there != known:
-                raise Refused(
-                    f"{COMPUTE_ID} holds {there!r}, the seed says {wanted}: this disk was another node's, or the node "
-                    "was renamed. Give the node its own disk, or its old name"
-                )
-            return "in place, older than the seed"
         service = find_service(self.node, session)
         if service and not known:
             raise Refused(
@@ -97,6 +93,19 @@ class Compute:
         if not is_mapped(self.node, open_nova_session(self.node)):
             raise Waiting("a controller to map this host (registered, unmapped)")
         return "hypervisor listed"
+
+
+def check_compute_id(node: dict[str, Any], session: Session) -> str:
+    """Raises Refused when the compute_id that is there is neither the seed's nor the one that Nova knows."""
+    there, wanted = COMPUTE_ID.read_text().strip(), node["compute_id"]
+    if wanted in (there, None):
+        return "in place"
+    if there != find_hypervisor(node, session).get("id"):
+        raise Refused(
+            f"{COMPUTE_ID} holds {there!r}, the seed says {wanted}: this disk was another node's, or the node "
+            "was renamed. Give the node its own disk, or its old name"
+        )
+    return "in place, older than the seed"
 
 
 def find_service(node: dict[str, Any], session: Session) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Controller:
         self.sleep = sleep
         self.lease = Lease(node["database"], node["node"])
         self.leads = False
-        self.upgraded = False
+        self.paused = False  # the step that is tried again has given the lease back meanwhile
 
     def run(self) -> None:
         """Makes the node ready, then stays: keeps the lease and maps new computes."""
@@ -78,7 +78,8 @@ class Controller:
     def share_work(self) -> None:
         """The work that one controller does for all: by the holder of the lease; the others wait for what it makes."""
         while True:
-            run_step(Step("lease", self.take_lease_or_see_schemas), self.status, self.sleep)
+            self.paused = False
+            run_step(Step("lease", self.take_lease_or_see_work_done), self.status, self.sleep)
             if not self.leads:
                 return
             try:
@@ -86,43 +87,63 @@ class Controller:
                 return
             except LeaseLost:
                 continue
+            finally:
+                self.lease.release()
 
-    def take_lease_or_see_schemas(self) -> str:
+    def take_lease_or_see_work_done(self) -> str:
+        """Raises Waiting while another holds the lease and has not done all of it: if it dies, this node goes on."""
         self.leads = self.lease.take()
         if self.leads:
             return "held by this node"
         self.check_schemas()
-        return "held by another, and the schemas are there"
+        if not upgrade.is_done(self.node, upgrade.MIGRATIONS):
+            raise Waiting("another controller to migrate data online")
+        missing = find_missing_identity(self.node)
+        if missing:
+            raise Waiting(f"another controller to make, in Keystone, {missing}")
+        return "held by another, which has done its work"
 
     def under_lease(self, step: Step) -> Step:
-        """The step, of which every try first makes sure that this node still holds the lease."""
+        """The step, of which every try holds the lease. Between two tries another may have it: it may be able to."""
 
         def run_held() -> str | None:
-            self.lease.check()
-            return step.run()
+            if not self.paused:
+                self.lease.check()
+            elif not self.lease.take():
+                raise LeaseLost("the lease, which another controller has taken")
+            self.paused = False
+            try:
+                return step.run()
+            except Exception:
+                self.lease.release()
+                self.paused = True
+                raise
 
         return Step(step.name, run_held)
 
     def list_shared_steps(self) -> list[Step]:
-        sync = partial(backing.sync_schema, self.node)
+        sync_placement = ["placement-manage", "db", "sync"]
         return [
-            Step("placement-schema", lambda: sync("placement", ["placement-manage", "db", "sync"], "placement")),
-            Step("nova-api-schema", lambda: sync("nova_api", ["nova-manage", "api_db", "sync"], "nova")),
+            Step("placement-schema", lambda: backing.sync_schema(self.node, "placement", sync_placement, "placement")),
+            Step("nova-api-schema", lambda: upgrade.sync_api(self.node)),
             Step("cells", lambda: cells.map_cells(self.node)),
-            Step("nova-schema", self.sync_nova),
+            Step("nova-schema", lambda: upgrade.sync_nova(self.node)),
             Step("service-users", self.ensure_identity),
         ]
 
     def list_service_steps(self) -> list[Step]:
-        steps = [
+        return [
             Step("wait-schemas", self.check_schemas),
             Step("compute-versions", lambda: upgrade.check_computes(self.node)),
             Step("services", self.start_services),
             Step("verify", self.verify),
+            Step("upgrade-check", self.check_upgrade),
         ]
-        if self.upgraded:
-            steps.append(Step("upgrade-check", self.check_upgrade))
-        return steps
+
+    def list_step_names(self) -> list[str]:
+        """Every step of this node, in the order in which they run."""
+        before, shared, after = self.list_local_steps(), self.list_shared_steps(), self.list_service_steps()
+        return ["role", *(step.name for step in before), "lease", *(step.name for step in [*shared, *after])]
 
     def check_schemas(self) -> str:
         """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row a cell."""
@@ -133,14 +154,9 @@ class Controller:
         cells.check_mapped(self.node)
         return ""
 
-    def sync_nova(self) -> str:
-        done = upgrade.sync_nova(self.node)
-        self.upgraded = self.upgraded or bool(done)
-        return ", ".join(done) or "at head"
-
     def ensure_identity(self) -> str:
         """Service users and endpoints; nothing is spawned when the services' own logins show them all."""
-        missing = self.find_missing_identity()
+        missing = find_missing_identity(self.node)
         if not missing:
             return "all there"
         identity = self.node["identity"]
@@ -148,26 +164,10 @@ class Controller:
             raise Waiting(f"Keystone, which is outside this cluster, to have {missing}")
         wanted = {"auth_url": self.node["auth_url"], "region": self.node["region"], **identity}
         text = run([sys.executable, str(HERE / "identity_objects.py")], input=json.dumps(wanted))
-        missing = self.find_missing_identity()
+        missing = find_missing_identity(self.node)
         if missing:
             raise Waiting(f"Keystone to have {missing}")
         return ", ".join(text.splitlines())
-
-    def find_missing_identity(self) -> str:
-        """The first thing that Keystone lacks: a user's password or roles, a service's three URLs. Empty: nothing."""
-        identity, region = self.node["identity"], self.node["region"]
-        for user in identity["users"]:
-            try:
-                session = Session(self.node["auth_url"], user["name"], user["password"])
-            except Unauthorized:
-                return "user {} with the seed's password and a role in project service".format(user["name"])
-            if not set(user["roles"]) <= session.roles:
-                return "user {} with the roles {}".format(user["name"], ", ".join(user["roles"]))
-        for service in identity["services"]:
-            wanted = {interface: [service["url"]] for interface in INTERFACES}
-            if session.endpoints(service["type"], region) != wanted:
-                return "each endpoint of {} in {} exactly once, at {}".format(service["type"], region, service["url"])
-        return ""
 
     def start_services(self) -> str:
         start_units(list_units(self.node))
@@ -177,7 +177,7 @@ class Controller:
 
     def verify(self) -> str:
         """Raises Waiting until Keystone has the endpoints and this node's conductor and scheduler are up and read."""
-        missing = self.find_missing_identity()
+        missing = find_missing_identity(self.node)
         if missing:
             raise Waiting(f"Keystone to have {missing}")
         services = open_nova_session(self.node).compute(self.node["region"], "/os-services")["services"]
@@ -194,14 +194,26 @@ class Controller:
         return "conductor and scheduler up"
 
     def check_upgrade(self) -> str:
-        """nova-status upgrade check: 0 and 1 (warnings) pass, 2 fails - also while computes are there but unmapped."""
-        self.map_hosts()
-        run(["nova-status", "upgrade", "check"], user="nova", ok=(0, 1))
-        return ""
+        """Once a release, by one controller. Computes that wait for their mapping would fail it."""
+        if upgrade.is_done(self.node, upgrade.CHECK):
+            return "done before"
+        if not self.lease.take():
+            raise Waiting("the lease, to make the upgrade check that another controller may be at")
+        try:
+            discovery.map_new_hosts(self.node)
+            upgrade.check_upgrade(self.node)
+        finally:
+            self.lease.release()
+        return "done"
 
     def map_hosts(self) -> list[str]:
-        """Maps computes that no cell mapping knows yet, if this node holds the lease."""
-        return discovery.map_new_hosts(self.node) if self.lease.take() else []
+        """Maps computes that have no mapping yet, unless another controller is at work."""
+        if not discovery.find_unmapped(self.node) or not self.lease.take():
+            return []
+        try:
+            return discovery.map_new_hosts(self.node)
+        finally:
+            self.lease.release()
 
     def watch(self) -> None:
         """Maps computes as they come, for ever. Trouble stands in the status of the ready node until it is over."""
@@ -217,9 +229,27 @@ class Controller:
                 if mapped or trouble:
                     self.status.ready("mapped " + ", ".join(mapped) if mapped else "")
                 pause, trouble = DISCOVERY_PAUSE, False
+            self.status.flush()
             self.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - two that collided once do not meet again
 
 
 def list_units(node: dict[str, Any]) -> Units:
     """Placement's and Nova's units on a controller: one more conductor for each cell that is not its own."""
     return {**SERVICES, **{f"nova-conductor@{cell}.service": NOVA_FILES for cell in cells.further_cells(node)}}
+
+
+def find_missing_identity(node: dict[str, Any]) -> str:
+    """The first thing that Keystone lacks: a user's password or roles, a service's three URLs. Empty: nothing."""
+    identity, region = node["identity"], node["region"]
+    for user in identity["users"]:
+        try:
+            session = Session(node["auth_url"], user["name"], user["password"])
+        except Unauthorized:
+            return "user {} with the seed's password and a role in project service".format(user["name"])
+        if not set(user["roles"]) <= session.roles:
+            return "user {} with the roles {}".format(user["name"], ", ".join(user["roles"]))
+    for service in identity["services"]:
+        wanted = {interface: [service["url"]] for interface in INTERFACES}
+        if session.endpoints(service["type"], region) != wanted:
+            return "each endpoint of {} in {} exactly once, at {}".format(service["type"], region, service["url"])
+    return ""

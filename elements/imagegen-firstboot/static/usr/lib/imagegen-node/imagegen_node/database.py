@@ -10,7 +10,7 @@ from typing import Any
 
 import pymysql
 
-from imagegen_node.steps import Waiting
+from imagegen_node.steps import Refused, Waiting
 
 SOCKET = Path("/run/mysqld/mysqld.sock")
 PACKAGES = Path("/usr/lib/python3/dist-packages")
@@ -24,6 +24,8 @@ REVISIONS = {
 AGENT_SCHEMA = "imagegen"
 ACCESS_DENIED = (1045, 1698)  # wrong password, wrong authentication plugin
 NO_SUCH_TABLE = 1146
+MOST_ROWS = 1  # of a table in a schema that nobody uses yet: Keystone's first migration makes its root domain
+OTHERS = "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()"
 
 
 @contextmanager
@@ -150,18 +152,47 @@ def fetch_rows(connection: Any, query: str, values: tuple[Any, ...] = ()) -> lis
         return list(cursor.fetchall())
 
 
-def read_due(database: dict[str, Any]) -> set[str]:
-    """The names of work that was begun for the whole cluster and is not done, whoever began it."""
+def drop_unfinished(database: dict[str, Any], schema: str) -> None:
+    """Empties a schema whose first sync was cut off: it has tables and no version, and the sync would stop at them.
+
+    Nothing has used it, because services start at the head. Who may still be at work in it is disconnected first.
+    Raises Refused for tables that hold data.
+    """
+    with connect_schema(database, schema) as connection, connection.cursor() as cursor:
+        tables = [row[0] for row in fetch_rows(connection, "SHOW TABLES")]
+        if not set(tables) - {"alembic_version"}:
+            return
+        some = {name: fetch_rows(connection, f"SELECT 1 FROM `{name}` LIMIT 2") for name in tables}  # noqa: S608
+        full = [name for name, rows in some.items() if len(rows) > MOST_ROWS]
+        if full or "migrate_version" in tables:
+            raise Refused(
+                "schema {} has tables and no version of alembic's, and {}: it was not made here. Give the cluster an "
+                "empty schema, or bring this one to a release that has versions".format(
+                    schema, "data in " + ", ".join(full) if full else "an older release's version"
+                )
+            )
+        for (thread,) in fetch_rows(connection, OTHERS, (schema,)):
+            try:
+                cursor.execute("KILL %s", (thread,))
+            except pymysql.err.MySQLError:  # it has ended meanwhile
+                continue
+        cursor.execute("SET FOREIGN_KEY_CHECKS = 0")
+        for name in tables:
+            cursor.execute(f"DROP TABLE IF EXISTS `{name}`")
+
+
+def read_done(database: dict[str, Any]) -> set[str]:
+    """The names of work for the whole cluster that was finished, whoever did it."""
     with connect_schema(database, AGENT_SCHEMA) as connection:
-        return {row[0] for row in fetch_rows(connection, "SELECT name FROM due")}
+        return {row[0] for row in fetch_rows(connection, "SELECT name FROM done")}
 
 
-def set_due(database: dict[str, Any], name: str, due: bool) -> None:
+def set_done(database: dict[str, Any], name: str, done: bool) -> None:
     """Writes down, or strikes out, work of which the other schemas do not show whether it is done."""
     with connect_schema(database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE IF NOT EXISTS due (name VARCHAR(64) NOT NULL PRIMARY KEY) ENGINE=InnoDB")
+        cursor.execute("CREATE TABLE IF NOT EXISTS done (name VARCHAR(64) NOT NULL PRIMARY KEY) ENGINE=InnoDB")
         cursor.execute(
-            "INSERT IGNORE INTO due (name) VALUES (%s)" if due else "DELETE FROM due WHERE name = %s", (name,)
+            "INSERT IGNORE INTO done (name) VALUES (%s)" if done else "DELETE FROM done WHERE name = %s", (name,)
         )
 
 

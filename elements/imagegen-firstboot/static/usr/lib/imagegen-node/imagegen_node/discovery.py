@@ -4,39 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
+from imagegen_node.cells import CELL0
 from imagegen_node.database import connect_schema, fetch_rows, schema_of
 from imagegen_node.system import run
 
-NOT_MARKED = "SELECT host FROM compute_nodes WHERE mapped = 0 AND deleted = 0 ORDER BY host"
-MAPPED = "SELECT host FROM host_mappings WHERE host IN %s"
+# What Nova marks as mapped may have no mapping all the same: a compute service that was deleted and came back.
+UNMAPPED = (
+    "SELECT c.host, c.mapped FROM compute_nodes c LEFT JOIN nova_api.host_mappings h ON h.host = c.host "
+    "WHERE c.deleted = 0 AND h.id IS NULL ORDER BY c.host"
+)
+ELSEWHERE = (
+    "SELECT c.host, m.uuid FROM compute_nodes c JOIN nova_api.host_mappings h ON h.host = c.host "
+    "JOIN nova_api.cell_mappings m ON m.id = h.cell_id WHERE c.deleted = 0 AND m.uuid <> %s ORDER BY c.host"
+)
+
+
+def read_hosts(node: dict[str, Any], query: str, of_cell: bool = False) -> dict[str, list[tuple[Any, ...]]]:
+    """cell uuid -> rows of that query in the cell's schema, cells without any left out. One cheap query a cell."""
+    found = {}
+    for cell in node["cells"]:
+        if cell["name"] != CELL0:
+            with connect_schema(node["database"], schema_of(cell)) as connection:
+                rows = fetch_rows(connection, query, (cell["uuid"],) if of_cell else ())
+            if rows:
+                found[cell["uuid"]] = rows
+    return found
 
 
 def find_unmapped(node: dict[str, Any]) -> dict[str, list[str]]:
-    """cell uuid -> hosts that nova-compute registered and discovery has not mapped. One cheap query a cell.
+    """cell uuid -> hosts that nova-compute registered and no controller has mapped."""
+    return {uuid: [row[0] for row in rows] for uuid, rows in read_hosts(node, UNMAPPED).items()}
 
-    Nova leaves compute_nodes.mapped at 0 when a mapping of that host is there already: such hosts are mapped.
-    """
-    found = {}
-    for cell in node["cells"]:
-        if cell["name"] != "cell0":
-            with connect_schema(node["database"], schema_of(cell)) as connection:
-                found[cell["uuid"]] = [row[0] for row in fetch_rows(connection, NOT_MARKED)]
-    hosts = [host for names in found.values() for host in names]
-    if not hosts:
-        return {}
-    with connect_schema(node["database"], "nova_api") as connection:
-        mapped = {row[0] for row in fetch_rows(connection, MAPPED, (hosts,))}
-    left = {uuid: [host for host in names if host not in mapped] for uuid, names in found.items()}
-    return {uuid: names for uuid, names in left.items() if names}
+
+def find_elsewhere(node: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(host, uuid of the cell where it registered, uuid of the cell to which it is mapped) where these differ."""
+    found = read_hosts(node, ELSEWHERE, of_cell=True)
+    return [(host, uuid, mapped) for uuid, rows in found.items() for host, mapped in rows]
 
 
 def map_new_hosts(node: dict[str, Any]) -> list[str]:
     """Runs discover_hosts for the cells that have something new; the hosts that are mapped now.
 
-    Return code 2 is a mapping that somebody else made meanwhile, safe to try again (Train and later).
+    Return code 2 is a mapping that somebody else made meanwhile, safe to try again (Train and later). Hosts that Nova
+    marks as mapped are found by their service only. What failed in one cell is raised when the others were looked at.
     """
-    found = find_unmapped(node)
-    for uuid in found:
-        run(["nova-manage", "cell_v2", "discover_hosts", "--cell_uuid", uuid], user="nova", ok=(0, 2))
+    failed: list[Exception] = []
+    found = read_hosts(node, UNMAPPED)
+    for uuid, rows in found.items():
+        marked = ["--by-service"] if any(mapped for _, mapped in rows) else []
+        try:
+            run(["nova-manage", "cell_v2", "discover_hosts", "--cell_uuid", uuid, *marked], user="nova", ok=(0, 2))
+        except Exception as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
     left = {host for hosts in find_unmapped(node).values() for host in hosts} if found else set()
-    return [host for hosts in found.values() for host in hosts if host not in left]
+    return [host for rows in found.values() for host, _ in rows if host not in left]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node import backing, cells, clock, compute, controller, discovery, machine, metadata, upgrade
-from imagegen_node.api import fetch, is_up, open_nova_session
-from imagegen_node.database import connect_schema, fetch_rows, read_schema_state, schema_of
-from imagegen_node.system import read_units
+from imagegen_node.api import Session, is_up, open_nova_session
+from imagegen_node.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
+from imagegen_node.system import check_port, read_units
 
 LEAST_FREE = 0.05  # of a file system's space, and of its inodes
 PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
@@ -83,6 +83,9 @@ def check_databases(patient: Patient) -> Iterator[Finding]:
         ((theirs,),) = fetch_rows(connection, "SELECT UNIX_TIMESTAMP(NOW(6))")
     if skew := clock.describe_skew(float(theirs), "the database server's"):
         yield Finding(skew, STEP_CLOCK)
+    for work in (upgrade.MIGRATIONS, upgrade.CHECK):
+        if not upgrade.is_done(patient.node, work):
+            yield Finding(f"{upgrade.name_work(work)} was not finished", AGAIN.format("lease"))
 
 
 def check_messaging(patient: Patient) -> Iterator[Finding]:
@@ -91,9 +94,21 @@ def check_messaging(patient: Patient) -> Iterator[Finding]:
 
 
 def check_identity(patient: Patient) -> Iterator[Finding]:
-    _, headers = fetch(patient.node["auth_url"])
-    if skew := clock.describe_dated(headers, "Keystone's"):
+    backing.check_identity(patient.node)
+    if "database" in patient.node:
+        if missing := controller.find_missing_identity(patient.node):
+            yield Finding(f"Keystone lacks {missing}", AGAIN.format("service-users"))
+        return
+    user = next(entry for entry in patient.node["identity"]["users"] if entry["name"] == "nova")
+    session = Session(patient.node["auth_url"], user["name"], user["password"])
+    if skew := clock.describe_skew(session.issued, "Keystone's"):
         yield Finding(skew, STEP_CLOCK)
+
+
+def check_cache(patient: Patient) -> Iterator[Finding]:
+    if cache := patient.node.get("cache"):
+        check_port(cache["host"], cache["port"], "memcached")
+    yield from ()
 
 
 def check_schemas(patient: Patient) -> Iterator[Finding]:
@@ -102,7 +117,10 @@ def check_schemas(patient: Patient) -> Iterator[Finding]:
         "behind": "the holder of the lease upgrades it: " + AGAIN.format("lease") + " on each controller",
         "ahead": "a newer release made it: boot this node from the image of that release",
     }
-    for schema in ("placement", "nova_api", *map(schema_of, patient.node["cells"])):
+    for entry in patient.node["database"]["schemas"]:
+        schema = entry["name"]
+        if schema == AGENT_SCHEMA:
+            continue
         with connect_schema(patient.node["database"], schema) as connection:
             state = read_schema_state(connection, schema)
         if state != "head":
@@ -134,8 +152,12 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
         discover = f"as user nova: nova-manage cell_v2 discover_hosts --cell_uuid {uuid}"
         yield Finding(
             "registered and not mapped: {}".format(", ".join(hosts)),
-            f"the holder of the lease maps them within seconds; if not: its journalctl -u imagegen-node, or {discover}",
+            f"a controller maps them within seconds; if not: journalctl -u imagegen-node on each, or {discover}",
         )
+    for host, here, there in discovery.find_elsewhere(patient.node):
+        what = f"{host} registered in the cell {here} and is mapped to the cell {there}, where it was before"
+        cure = f"when no instance is left there, as user nova: nova-manage cell_v2 delete_host --cell_uuid {there} "
+        yield Finding(what, cure + f"--host {host}; its new cell's mapping is made by itself")
     oldest = upgrade.read_oldest_compute()
     for host, version in upgrade.find_old_computes(patient.node, oldest):
         what = f"{host} runs nova-compute of version {version}, and below {oldest} this Nova's services do not start"
@@ -152,7 +174,12 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
 
 
 def check_units(patient: Patient) -> Iterator[Finding]:
-    wanted = controller.list_units(patient.node) if patient.facts["role"] == "controller" else compute.UNITS
+    wanted = dict(compute.UNITS)
+    if patient.facts["role"] == "controller":
+        hosted = [backing.HOSTED[service] for service in patient.node["hosts"] if service in backing.HOSTED]
+        wanted = {
+            unit: files for units in (*hosted, controller.list_units(patient.node)) for unit, files in units.items()
+        }
     for unit, state in read_units(list(wanted)).items():
         if state["ActiveState"] != "active":
             what = "{} is {ActiveState} ({SubState})".format(unit, **state)
@@ -161,6 +188,8 @@ def check_units(patient: Patient) -> Iterator[Finding]:
 
 def check_service(patient: Patient) -> Iterator[Finding]:
     session = open_nova_session(patient.node)
+    if compute.COMPUTE_ID.exists():
+        compute.check_compute_id(patient.node, session)
     service = compute.find_service(patient.node, session)
     if not is_up(service):
         cure = "journalctl -u nova-compute -n 50; then " + AGAIN.format("compute-service")
@@ -169,7 +198,14 @@ def check_service(patient: Patient) -> Iterator[Finding]:
         yield Finding("this node is registered and not mapped", "imagegen-node doctor on a controller")
 
 
-UNIT_STEPS = {"libvirtd.service": "libvirt", "nova-compute.service": "compute-service"}
+UNIT_STEPS = {
+    "libvirtd.service": "libvirt",
+    "nova-compute.service": "compute-service",
+    "mariadb.service": "database",
+    "rabbitmq-server.service": "messaging",
+    "memcached.service": "cache",
+    "keystone.service": "identity",
+}
 LOCAL: tuple[tuple[str, str, Check], ...] = (
     ("files", "a new seed, then reboot", check_files),
     ("machine", "see what it says", check_machine),
@@ -181,6 +217,7 @@ LOCAL: tuple[tuple[str, str, Check], ...] = (
 CHECKS: dict[str, tuple[tuple[str, str, Check], ...]] = {
     "controller": (
         *LOCAL,
+        ("cache", "on its node: systemctl status memcached", check_cache),
         ("database", "on its node: imagegen-node doctor; systemctl status mariadb", check_databases),
         ("schemas", "first the database", check_schemas),
         ("cells", "first the database and its schemas", check_cells),

@@ -63,14 +63,23 @@ def takes_password(auth_url: str, entry: dict[str, Any]) -> bool:
 def ensure_service(keystone: Any, entry: dict[str, Any], region: str) -> list[str]:
     """The service by type, with its name, and its three endpoints with the wanted URL."""
     changes: list[str] = []
-    service = next(iter(keystone.services(type=entry["type"])), None)
+    # Two of a kind are what two controllers make that both saw none; of the same both keep the same.
+    service, *more = sorted(keystone.services(type=entry["type"]), key=lambda item: str(item.id)) or [None]
+    for surplus in more:
+        if surplus.name == entry["name"]:
+            keystone.delete_service(surplus)
+            changes.append("second service {} deleted".format(entry["name"]))
     if service is None:
         service = keystone.create_service(name=entry["name"], type=entry["type"], is_enabled=True)
         changes.append("service {}".format(entry["name"]))
     elif (service.name, service.is_enabled) != (entry["name"], True):
         keystone.update_service(service, name=entry["name"], is_enabled=True)
         changes.append("name of service {}".format(entry["name"]))
-    there = {item.interface: item for item in keystone.endpoints(service_id=service.id) if item.region_id == region}
+    there: dict[str, Any] = {}
+    for item in sorted(keystone.endpoints(service_id=service.id), key=lambda e: (e.url != entry["url"], str(e.id))):
+        if item.region_id == region and there.setdefault(item.interface, item) is not item and item.url == entry["url"]:
+            keystone.delete_endpoint(item)
+            changes.append("second {} endpoint of {} deleted".format(item.interface, entry["name"]))
     for interface in ("public", "internal", "admin"):
         if interface not in there:
             keystone.create_endpoint(service_id=service.id, interface=interface, url=entry["url"], region_id=region)

@@ -1,4 +1,4 @@
-"""The lease: one controller at a time works on what all share.
+"""The lease: one controller at a time works on what all share, and holds it only while it works.
 
 A row with a unique key, its expiry by the database's clock. Not GET_LOCK: MariaDB refuses that under Galera.
 """
@@ -29,6 +29,7 @@ TAKE_OVER = (
     " OR expires > UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
 )
 TAKE_NEW = "INSERT IGNORE INTO lease (name, holder, expires) VALUES (%s, %s, UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
+GIVE_BACK = "DELETE FROM lease WHERE name = %s AND holder = %s"
 # Lost races that the server reports as an error: duplicate key, lock wait timeout, deadlock (Galera at commit).
 LOST_RACE = (1062, 1205, 1213)
 
@@ -51,6 +52,18 @@ class Lease:
             self._heartbeat = threading.Thread(target=self._keep, daemon=True)
             self._heartbeat.start()
         return True
+
+    def release(self) -> None:
+        """Lets another have it at once. While the database is away it runs out by itself."""
+        with self._lock:
+            if not self._until:
+                return
+            self._until = 0.0
+            try:
+                with connect_schema(self._database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
+                    cursor.execute(GIVE_BACK, (NAME, self._holder))
+            except (Waiting, pymysql.err.MySQLError):
+                return
 
     def check(self) -> None:
         """Raises LeaseLost when the lease was lost meanwhile, even if it is free again; Waiting as take() does."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_node.steps import Refused, Waiting
+from imagegen_node.system import run
 
 ROLES = ("controller", "compute")
 INSTANCE_DATA = Path("/run/cloud-init/instance-data.json")
@@ -97,6 +98,18 @@ def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
         elif not hmac.compare_digest(digest, entry["sha256-HMAC"]):
             wrong.append(f"{path} differs from its seed")
     return wrong
+
+
+def restore_files(facts: dict[str, Any], node: dict[str, Any]) -> bool:
+    """Has cloud-init write the seed's files again if one differs; True if it did.
+
+    By itself it writes them once for each instance-id: not after somebody edited one, and not when a node gets back a
+    seed that it has had before.
+    """
+    if not find_wrong_files(facts.get("files") or [], node["files_key"]):
+        return False
+    run(["cloud-init", "single", "--name", "write_files", "--frequency", "always"])
+    return True
 
 
 def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:

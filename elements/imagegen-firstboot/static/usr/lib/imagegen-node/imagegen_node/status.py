@@ -137,6 +137,11 @@ class Status:
     def ready(self, detail: str) -> None:
         self._say("ready", "", detail)
 
+    def flush(self) -> None:
+        """Gives devices that were not there, or full, what they have not taken yet."""
+        self._console.flush()
+        self._port.flush()
+
     def close(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Lets the devices take what they have not taken yet; for an agent that ends."""
         for outlet in (self._console, self._port):
@@ -150,8 +155,7 @@ class Status:
     def _say(self, state: str, step: str, detail: str) -> None:
         detail = " ".join(mask(detail, self.secrets).split())[:LONGEST_DETAIL]
         if (state, step, detail) == (self.state, self.step, self.detail):
-            self._console.flush()
-            self._port.flush()
+            self.flush()
             return
         if state != self.state:
             self.since = self._now()

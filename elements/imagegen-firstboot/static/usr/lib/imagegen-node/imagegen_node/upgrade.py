@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
-from imagegen_node.backing import read_state
+from imagegen_node.backing import read_state, sync_schema
 from imagegen_node.cells import CELL0, configuration_of, further_cells
-from imagegen_node.database import PACKAGES, connect_schema, fetch_rows, read_due, schema_of, set_due
+from imagegen_node.database import PACKAGES, connect_schema, fetch_rows, read_done, schema_of, set_done
+from imagegen_node.metadata import IMAGE_FILE
 from imagegen_node.steps import CommandFailed, Refused, Waiting
 from imagegen_node.system import run
 
 MIGRATIONS = "online_data_migrations"
+CHECK = "upgrade_check"
 SERVICE_VERSIONS = PACKAGES / "nova/objects/service.py"
-OLD_COMPUTES = "SELECT host, version FROM services WHERE `binary` = 'nova-compute' AND deleted = 0 AND version < %s"
+# Nova leaves out the same: what is deleted, and what an operator forced down (nova/db/main/api.py, minimum version).
+OLD_COMPUTES = (
+    "SELECT host, version FROM services "
+    "WHERE `binary` = 'nova-compute' AND deleted = 0 AND COALESCE(forced_down, 0) = 0 AND version < %s"
+)
 
 
-def sync_nova(node: dict[str, Any]) -> list[str]:
-    """`db sync` for every cell that is not at the head, then migrations after an upgrade; what each cell was before."""
-    cells = {schema_of(cell): cell for cell in node["cells"]}
-    before = {schema: read_state(node, schema) for schema in cells}
-    old = [schema for schema, state in before.items() if state != "head"]
-    if "behind" in before.values():
-        set_due(node["database"], MIGRATIONS, True)
-    own = {schema for schema, cell in cells.items() if cell["name"] in (CELL0, node["cell"])}
-    if own & set(old):
-        run(["nova-manage", "db", "sync"], user="nova")  # reaches cell0 and [database]
-    for schema in old:
-        if schema not in own:
-            run(["nova-manage", *options_for(cells[schema]["name"]), "db", "sync", "--local_cell"], user="nova")
-        after = read_state(node, schema)
-        if after != "head":
-            raise Waiting(f"schema {schema} at its head; it is {after} after `nova-manage db sync`")
-    if MIGRATIONS in read_due(node["database"]):
+def name_work(work: str) -> str:
+    """Work that each release needs once, as it is written down when it is done."""
+    return "{} of {release}".format(work, **json.loads(IMAGE_FILE.read_text()))
+
+
+def is_done(node: dict[str, Any], work: str) -> bool:
+    return name_work(work) in read_done(node["database"])
+
+
+def note_work(node: dict[str, Any]) -> None:
+    """Before the schemas are touched: what this release needs anew because one of them is older."""
+    states = {read_state(node, schema) for schema in ("nova_api", *map(schema_of, node["cells"]))}
+    if "behind" in states:
+        for work in (MIGRATIONS, CHECK):
+            set_done(node["database"], name_work(work), False)
+    if states == {"absent"}:  # there are no data to migrate
+        set_done(node["database"], name_work(MIGRATIONS), True)
+
+
+def sync_api(node: dict[str, Any]) -> str:
+    """`api_db sync`, unless the schema is at its head."""
+    note_work(node)
+    return sync_schema(node, "nova_api", ["nova-manage", "api_db", "sync"], "nova")
+
+
+def sync_nova(node: dict[str, Any]) -> str:
+    """`db sync` for every cell that is not at the head, then online_data_migrations unless this release had them."""
+    note_work(node)
+    said = []
+    for cell in node["cells"]:
+        if cell["name"] in (CELL0, node["cell"]):
+            argv = ["nova-manage", "db", "sync"]  # reaches cell0 and [database]
+        else:
+            argv = ["nova-manage", *options_for(cell["name"]), "db", "sync", "--local_cell"]
+        said.append("{} {}".format(schema_of(cell), sync_schema(node, schema_of(cell), argv, "nova")))
+    if not is_done(node, MIGRATIONS):
         migrate_online([])
         for cell in further_cells(node):
             migrate_online(options_for(cell))
-        set_due(node["database"], MIGRATIONS, False)
-    return [f"{schema} was {before[schema]}" for schema in old]
+        set_done(node["database"], name_work(MIGRATIONS), True)
+        said.append("data migrated")
+    return ", ".join(said)
 
 
 def options_for(cell: str) -> list[str]:
@@ -63,6 +90,12 @@ def read_oldest_compute() -> int:
     name = re.search(r"^OLDEST_SUPPORTED_SERVICE_VERSION = ['\"](\w+)['\"]", text, re.M)
     version = name and re.search(rf"^    ['\"]{name.group(1)}['\"]: (\d+),", text, re.M)
     return int(version.group(1)) if version else 0
+
+
+def check_upgrade(node: dict[str, Any]) -> None:
+    """nova-status upgrade check: 0 and 1 (warnings) pass, 2 fails - also while computes are there but unmapped."""
+    run(["nova-status", "upgrade", "check"], user="nova", ok=(0, 1))
+    set_done(node["database"], name_work(CHECK), True)
 
 
 def find_old_computes(node: dict[str, Any], oldest: int) -> list[tuple[str, int]]:
