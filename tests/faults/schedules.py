@@ -184,6 +184,8 @@ def fill_at_first_boot(matrix: Matrix) -> None:
 
 def no_room(site: Testbed, name: str) -> bool:
     """Whether the node's /var is full, and its agent past its first steps."""
+    if site.machines[name].leader() is None or not site.status(name):
+        return False
     done = site.machines[name].execute(["df", "--output=avail", "--block-size=1M", "/var"])
     words = done.stdout.split()
     return done.returncode == 0 and int(words[-1]) < 2 and len(site.status(name).get("steps", [])) > 5
