@@ -12,6 +12,7 @@ import yaml
 from fakes import nova, pymysql
 from fakes.commands import Crash
 from fakes.mariadb import right_on
+from fakes.nova_manage import HALF_MADE
 from fakes.pymysql import OperationalError
 from fakes.status import STATUS_SCHEMA
 from fakes.world import World, make_secrets
@@ -516,6 +517,34 @@ def test_an_older_schema_is_brought_to_its_head_and_its_data_migrated(ready: Wor
     ]
 
 
+@pytest.mark.parametrize("schema", ["nova_api", "nova", "nova_cell0"])
+def test_a_first_sync_that_was_cut_off_is_repaired(world: World, schema: str) -> None:
+    """Tables and no version: no sync would go on from there. Who is still at work in the schema is disconnected."""
+    world.server.schemas[schema] = {HALF_MADE: [], "alembic_version": []}
+    world.server.threads[schema] = [7]
+    assert world.run_controller()["state"] == "ready"
+    assert HALF_MADE not in world.server.schemas[schema]
+    assert world.server.threads[schema] == []
+
+
+def test_a_schema_with_data_and_no_version_is_let_be(world: World) -> None:
+    """It is somebody's: the node refuses and drops nothing."""
+    world.server.schemas["nova_api"] = {HALF_MADE: [{}, {}]}
+    last = world.run_controller(200)
+    assert (last["state"], last["step"]) == ("failed", "nova-api-schema")
+    assert "schema nova_api has tables and no version of alembic's, and data in half_made" in last["detail"]
+    assert world.server.schemas["nova_api"][HALF_MADE] == [{}, {}]
+
+
+def test_an_upgrade_that_was_cut_off_is_explained(ready: World) -> None:
+    """Half of one change is there, which MariaDB cannot take back: nobody guesses."""
+    ready.server.rows("nova", "alembic_version")[:] = [{"version_num": "m2"}]
+    ready.commands.fail("nova-manage db sync", 255, "(1060, \"Duplicate column name 'x'\")", times=9)
+    last = ready.run_controller(100)
+    assert (last["state"], last["step"]) == ("failed", "nova-schema")
+    assert "cut off in the middle of one change" in last["detail"] and "Duplicate column name" in last["detail"]
+
+
 def test_the_data_of_every_cell_is_migrated(two_cells: World) -> None:
     """online_data_migrations works on [database] only: it runs once more with each further cell's."""
     assert two_cells.run_controller()["state"] == "ready"
@@ -624,6 +653,19 @@ def test_a_changed_administrator_is_bootstrapped_again(ready: World, change: Cal
     assert ready.keystone.state() == before
 
 
+def test_what_two_controllers_made_at_once_is_made_one(ready: World) -> None:
+    """A second service of ours with endpoints, and a second endpoint at our URL: Keystone has no key against them."""
+    before = ready.keystone.state()
+    url = "http://192.168.56.11:8774/v2.1"
+    second = ready.keystone.add_service("nova", "compute")
+    for interface in ("public", "internal"):
+        ready.keystone.add_endpoint(second.id, interface, url, "RegionOne")
+    first = next(item for item in ready.keystone.services if item.type == "compute")
+    ready.keystone.add_endpoint(first.id, "admin", url, "RegionOne")
+    assert ready.run_controller()["state"] == "ready"
+    assert ready.keystone.state() == before
+
+
 def test_two_endpoints_of_one_kind_are_named(ready: World) -> None:
     """Which of the two is right, the agent cannot know: it says what it waits for."""
     service = next(item for item in ready.keystone.services if item.type == "compute")
@@ -673,6 +715,23 @@ def test_who_does_not_hold_the_lease_waits_for_the_cells(ready: World) -> None:
     assert last["detail"] == "cell mappings as the seed describes them; not yet: cell1"
 
 
+def test_who_does_not_hold_the_lease_waits_for_all_of_the_work(ready: World) -> None:
+    """Not for schemas only: a holder that dies before the service users are made is replaced too."""
+    other_holds(ready, 45)
+    user = ready.keystone.users.pop("placement")
+    assert ready.run_controller()["state"] == "ready"
+    assert "identity_objects.py" in ready.commands.log
+    assert ready.keystone.users["placement"]["password"] == user["password"]
+
+
+def test_the_lease_is_held_for_work_only(ready: World) -> None:
+    """A ready controller, and one that cannot go on, leave it to others."""
+    assert ready.server.rows("imagegen", "lease") == []
+    ready.server.rows("nova_api", "alembic_version")[:] = [{"version_num": "fromthefuture"}]
+    assert ready.run_controller(100)["state"] == "failed"
+    assert ready.server.rows("imagegen", "lease") == []
+
+
 def test_a_holder_that_died_is_replaced_when_its_lease_expires(ready: World) -> None:
     """By the database's clock; the work goes on from what is there."""
     other_holds(ready, 45)
@@ -717,6 +776,16 @@ def test_a_compute_that_comes_late_is_mapped(ready: World) -> None:
     assert ready.commands.log == [f"nova-manage cell_v2 discover_hosts --cell_uuid {cell}"]
     assert ready.documents[-1]["detail"] == "mapped linux-node2"
     assert ready.documents[-1]["state"] == "ready"
+
+
+def test_a_compute_whose_mapping_was_deleted_is_mapped_again(ready: World) -> None:
+    """`openstack compute service delete` takes the mapping; Nova's own mark stays when the compute comes back."""
+    agent = ready.controller()
+    ready.register_compute("linux-node2")
+    ready.server.rows("nova", "compute_nodes")[0]["mapped"] = 1
+    ready.watch(agent, 10)
+    assert [row["host"] for row in ready.server.rows("nova_api", "host_mappings")] == ["linux-node2"]
+    assert ready.commands.log[-1].endswith(" --by-service")
 
 
 def test_a_mapping_that_another_made_meanwhile_is_tried_again(ready: World) -> None:
