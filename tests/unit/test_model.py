@@ -91,6 +91,15 @@ class Cluster(RuleBasedStateMachine):
         self.site.run(seconds)
         node.crash_in = None
 
+    @precondition(lambda self: not self.site.lost)
+    @rule(number=st.integers(0, 9))
+    def lose_for_good(self, number: int) -> None:
+        """A node that hosts nothing burns down, whatever it was at: the others must do without it."""
+        name = self.pick(number)
+        if name != self.site.host_of("database").node_name:
+            self.site.power_off(name)
+            self.site.lost.add(name)
+
     @rule(service=st.sampled_from(SERVICES), seconds=st.floats(1, 120))
     def take_away(self, service: str, seconds: float) -> None:
         self.site.away[service] = self.site.clock + seconds
