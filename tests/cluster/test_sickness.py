@@ -111,7 +111,7 @@ def retry(node: RunningNode, step: str) -> tuple[int, str]:
     ("name", "step", "words"),
     [
         ("duplicate cell", "cells", f"delete_cell --cell_uuid {STRANGER}"),
-        ("schema ahead", "nova-schema", "boot the newer image"),
+        ("schema ahead", "nova-api-schema", "boot the newer image"),
         ("old compute", "compute-versions", "c-3 (version"),
     ],
 )

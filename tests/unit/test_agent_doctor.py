@@ -127,7 +127,7 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     ),
     "changed file": (
         lambda world: world.put("/etc/nova/nova.conf.d/50-imagegen.conf", "[DEFAULT]\n"),
-        ("50-imagegen.conf differs from its seed", "cloud-init clean --reboot"),
+        ("50-imagegen.conf differs from its seed", "a reboot (writes the seed's files again)"),
     ),
     "copied disk": (
         lambda world: world.put("/var/lib/imagegen/machine.json", '{"node": "linux-node1", "dmi_uuid": "other"}'),

@@ -61,12 +61,20 @@ def describe(path, secrets):
     return [owner, f"{stat.S_IMODE(found.st_mode):04o}", find_names(path.read_bytes(), secrets)]
 
 
+def change_time(path):
+    """Of the inode, in nanoseconds since the epoch; 0 for a file that is gone by now, as a session's are."""
+    try:
+        return path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def search_files(everything, secrets):
     """Counts of files, and path -> description of those that hold a secret."""
     # A file whose inode has not changed since before the seed came cannot hold what the seed brought.
     since = seed_time()
     paths = list(list_files())
-    changed = [os.fsencode(path) for path in paths if path.stat().st_ctime_ns >= since]
+    changed = [os.fsencode(path) for path in paths if change_time(path) >= since]
     with tempfile.TemporaryFile() as listed:  # it has no name, so it is not among the files
         listed.write(b"\0".join(changed))
         listed.seek(0)

@@ -37,7 +37,7 @@ files:
 the agent's log:        journalctl -u imagegen-node
 what cloud-init did:    /var/log/cloud-init.log
 after a new seed:       reboot
-after an edited file:   cloud-init clean --reboot (writes the seed's files again)
+after an edited file:   reboot (the seed's files are written again)
 """
 STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
 DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 cannot examine: not as root, no role yet, no such FILE"

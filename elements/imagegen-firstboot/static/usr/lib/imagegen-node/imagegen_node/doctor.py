@@ -53,7 +53,10 @@ def examine(patient: Patient) -> list[Finding]:
 
 def check_files(patient: Patient) -> Iterator[Finding]:
     for wrong in metadata.find_wrong_files(patient.facts.get("files") or [], patient.node["files_key"]):
-        yield Finding(wrong, "cloud-init clean --reboot (writes the seed's files again), or a new seed and a reboot")
+        yield Finding(
+            wrong,
+            "a reboot (writes the seed's files again); if it comes back: a new seed, and a look at /var/log/cloud-init.log",
+        )
 
 
 def check_machine(patient: Patient) -> Iterator[Finding]:
