@@ -55,7 +55,7 @@ def check_files(patient: Patient) -> Iterator[Finding]:
     for wrong in metadata.find_wrong_files(patient.facts.get("files") or [], patient.node["files_key"]):
         yield Finding(
             wrong,
-            "a reboot (writes the seed's files again); if it comes back: a new seed, and a look at /var/log/cloud-init.log",
+            "a reboot (writes the seed's files again); if that does not help: /var/log/cloud-init.log",
         )
 
 
