@@ -25,6 +25,7 @@ from imagegen.secrets import load_secrets
 from imagegen.seeds import seed_tree
 
 CHECKOUT = Path(__file__).parent.parent
+# The tests are no package: each directory finds its own modules on the path.
 sys.path.insert(0, str(CHECKOUT / "tests/faults"))
 
 from testbed import Testbed, make_secrets, unpack_trees, write_cluster  # noqa: E402

@@ -58,7 +58,6 @@ class Matrix:
         self.place, self.seed, self.images, self.only, self.deadline = place, seed, images, only, deadline
         self.rows: list[Row] = []
         self.late: list[str] = []
-        self.bring_ups = 0
 
     def read(self) -> bool:
         """Takes over what an interrupted run of the same images wrote; False when there is none."""
@@ -78,7 +77,6 @@ class Matrix:
         self.write({"seed": self.seed, "images": self.images})
 
     def open_site(self, controllers: int, computes: int, cells: Sequence[str] = ("cell1",)) -> Testbed:
-        self.bring_ups += 1
         nspawn.remove_leftovers(WORK / "boot")
         cluster = write_cluster(WORK / "cluster.yaml", controllers, computes, cells)
         return Testbed(cluster, make_secrets(self.dice("secrets")), unpack_trees())

@@ -162,6 +162,7 @@ def drop_unfinished(database: dict[str, Any], schema: str) -> None:
         tables = [row[0] for row in fetch_rows(connection, "SHOW TABLES")]
         if not set(tables) - {"alembic_version"}:
             return
+        # Names that the server itself has just listed.
         some = {name: fetch_rows(connection, f"SELECT 1 FROM `{name}` LIMIT 2") for name in tables}  # noqa: S608
         full = [name for name, rows in some.items() if len(rows) > MOST_ROWS]
         if full or "migrate_version" in tables:

@@ -43,14 +43,13 @@ def note_work(node: dict[str, Any]) -> None:
 
 
 def sync_api(node: dict[str, Any]) -> str:
-    """`api_db sync`, unless the schema is at its head."""
+    """`api_db sync`, unless the schema is at its head. Comes before every other change of Nova's schemas."""
     note_work(node)
     return sync_schema(node, "nova_api", ["nova-manage", "api_db", "sync"], "nova")
 
 
 def sync_nova(node: dict[str, Any]) -> str:
     """`db sync` for every cell that is not at the head, then online_data_migrations unless this release had them."""
-    note_work(node)
     said = []
     for cell in node["cells"]:
         if cell["name"] in (CELL0, node["cell"]):
