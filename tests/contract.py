@@ -31,6 +31,9 @@ class Installation(Protocol):
     def drop_tables(self) -> None:
         """Leaves the schemas as they were created: empty."""
 
+    def forget_version(self) -> None:
+        """Leaves the API schema as a first sync does that was cut off: with tables, without a version."""
+
     def has_tables(self, url: str) -> bool:
         """Whether Nova's main tables are in the schema of that URL."""
 
@@ -39,6 +42,12 @@ class Installation(Protocol):
 
     def map_host(self, cell: str) -> None:
         """Puts a host mapping into that cell, past nova-manage."""
+
+    def add_marked_compute(self) -> None:
+        """Puts a compute into [database] which Nova marks as mapped, and which has no host mapping."""
+
+    def count_mapped_hosts(self) -> int:
+        """The rows of host_mappings."""
 
 
 def create(nova: Installation, queue: str | None = None, database: str | None = None) -> int:
@@ -55,6 +64,16 @@ def the_order_of_syncs(nova: Installation) -> None:
     assert nova.run("db", "sync") == 0
     assert nova.has_tables(nova.database)
     assert not nova.has_tables(nova.database_cell0)
+
+
+def a_cut_off_sync_stays_cut_off(nova: Installation) -> None:
+    """Tables without a version make every later sync end with 255: the agent empties such a schema first."""
+    nova.drop_tables()
+    assert nova.run("api_db", "sync") == 0
+    nova.forget_version()
+    assert nova.run("api_db", "sync") == nova.run("api_db", "sync") == 255
+    nova.drop_tables()
+    assert nova.run("api_db", "sync") == 0
 
 
 def cell0_by_default_is_broken(nova: Installation) -> None:
@@ -109,6 +128,17 @@ def discovery_codes(nova: Installation) -> None:
     assert nova.run("cell_v2", "discover_hosts", "--cell_uuid", STRANGER) == 255
 
 
+def discovery_believes_its_own_mark(nova: Installation) -> None:
+    """A compute that is marked and has no mapping is missed with 0, --by-service finds it: the agent says so then."""
+    assert create(nova) == 0
+    nova.add_marked_compute()
+    words = ("cell_v2", "discover_hosts", "--cell_uuid", nova.cells()[0][0])
+    assert nova.run(*words) == 0
+    assert nova.count_mapped_hosts() == 0
+    assert nova.run(*words, "--by-service") == 0
+    assert nova.count_mapped_hosts() == 1
+
+
 def delete_cell_codes(nova: Installation) -> None:
     """What the advice for a duplicate row says: 1 not found, 2 it has hosts, 0 deleted."""
     assert create(nova) == 0
@@ -135,11 +165,13 @@ def whatever_is_unexpected_is_255(nova: Installation) -> None:
 
 CONTRACT: tuple[Callable[[Installation], None], ...] = (
     the_order_of_syncs,
+    a_cut_off_sync_stays_cut_off,
     cell0_by_default_is_broken,
     create_cell_compares_urls,
     templates_defeat_the_comparison,
     update_cell_fills_in,
     discovery_codes,
+    discovery_believes_its_own_mark,
     delete_cell_codes,
     migration_codes,
     whatever_is_unexpected_is_255,

@@ -146,11 +146,12 @@ def test_a_stale_row_is_cured_by_a_retry(deployment: Deployment) -> None:
     )
 
 
-def test_an_unmapped_compute_is_mapped_within_seconds(deployment: Deployment) -> None:
-    """Discovery notices by its cheap query, and runs discover_hosts for that cell only."""
+@pytest.mark.parametrize("marked", [0, 1])
+def test_an_unmapped_compute_is_mapped_within_seconds(deployment: Deployment, marked: int) -> None:
+    """Discovery notices by its cheap query, also where Nova still marks as mapped what was deleted and came back."""
     controller = deployment.controller
     execute_sql(controller, "DELETE FROM nova_api.host_mappings WHERE host = 'c-3'")
-    execute_sql(controller, "UPDATE nova_oost.compute_nodes SET mapped = 0")
+    execute_sql(controller, f"UPDATE nova_oost.compute_nodes SET mapped = {marked}")
     query = "SELECT COUNT(*) FROM nova_api.host_mappings WHERE host = 'c-3'"
     count = ("mariadb", "--batch", "--skip-column-names", f"--execute={query}")
     wait_for("c-3 to be mapped again", lambda: controller.ask(*count).strip() == "1", 60)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,8 @@ sys.path.insert(0, "/usr/lib/imagegen-node")
 
 import pymysql
 from imagegen_node import cli, system
+from imagegen_node.database import connect_root, fetch_rows
+from imagegen_node.steps import Waiting
 
 STATE = Path("/var/lib/imagegen-faults")
 POINTS = STATE / "points.jsonl"
@@ -58,6 +61,21 @@ def name_command(argv):
     return " ".join([Path(words[0]).name, *words[1:4]])
 
 
+def count_tables():
+    """Of every schema; None on a node that does not host the database."""
+    try:
+        with connect_root() as connection:
+            return fetch_rows(connection, "SELECT COUNT(*) FROM information_schema.tables")[0][0]
+    except Waiting:
+        return None
+
+
+def wait_for_table(process, before):
+    """Until a sync has made its first table: from then on to be cut off leaves something behind."""
+    while process.poll() is None and count_tables() == before:
+        time.sleep(0.01)
+
+
 def run(argv, **options):
     """subprocess.run, with three points."""
     name = name_command(argv)
@@ -70,9 +88,13 @@ def run(argv, **options):
         text = given.pop("input", None)
         given.pop("capture_output")
         given["stdin"] = subprocess.PIPE if text is not None else subprocess.DEVNULL
+        tables = count_tables() if "sync" in name else None
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **given)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(text, timeout=delays.uniform(0, LONGEST))
+        if tables is not None:
+            wait_for_table(process, tables)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(text, timeout=delays.uniform(0, LONGEST))
         strike(during)
     done = subprocess.run(argv, **options)
     strike(f"after {name}")

@@ -239,6 +239,12 @@ def test_computes_that_are_too_old_are_named_before_services_start(two_cells: Wo
     assert two_cells.run_controller()["state"] == "ready"
 
 
+def test_an_old_compute_that_was_forced_down_is_let_be(ready: World) -> None:
+    """Nova leaves it out of its minimum: an operator said that it is gone."""
+    ready.server.rows("nova", "services").append({"host": "old-1", "version": 65, "forced_down": 1})
+    assert ready.run_controller()["state"] == "ready"
+
+
 # crashes
 
 
@@ -803,6 +809,27 @@ def test_a_host_with_a_mapping_is_not_discovered_for_ever(ready: World) -> None:
     ready.server.rows("nova_api", "host_mappings").append({"host": "linux-node2"})
     ready.watch(ready.controller(), 30)
     assert ready.commands.log == []
+
+
+def test_a_cell_that_fails_does_not_keep_the_others_waiting(two_cells: World) -> None:
+    """The computes of the second cell are mapped while discovery in the first fails; the trouble is said."""
+    assert two_cells.run_controller()["state"] == "ready"
+    two_cells.register_compute("one-1")
+    two_cells.server.rows("nova_cell2", "compute_nodes").append({"host": "two-1", "mapped": 0, "deleted": 0})
+    first = find_row(two_cells, "cell1")["uuid"]
+    two_cells.commands.fail(f"nova-manage cell_v2 discover_hosts --cell_uuid {first}", 255, "boom", times=99)
+    two_cells.watch(two_cells.controller(), 60)
+    assert [row["host"] for row in two_cells.server.rows("nova_api", "host_mappings")] == ["two-1"]
+    assert two_cells.documents[-1]["detail"].startswith("discovery failed: nova-manage cell_v2 discover_hosts")
+
+
+def test_a_console_that_was_full_gets_its_line_later(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ready controller says nothing for days: what a device did not take is given to it again each round."""
+    agent = ready.controller()
+    flushed = []
+    monkeypatch.setattr(agent.status, "flush", lambda: flushed.append(ready.clock))
+    ready.watch(agent, 30)
+    assert len(flushed) >= 30 / (1.2 * 3)
 
 
 def test_discovery_that_fails_is_said_and_ends_by_itself(ready: World) -> None:

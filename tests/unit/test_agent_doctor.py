@@ -78,6 +78,25 @@ def age_compute(world: World) -> None:
     world.server.rows("nova", "services").append({"host": COMPUTE, "version": 61})
 
 
+def unstamp_keystone(world: World) -> None:
+    world.server.rows("keystone", "alembic_version")[:] = [{"version_num": "k1"}]
+
+
+def lose_endpoint(world: World) -> None:
+    world.keystone.endpoints.pop()
+
+
+def leave_undone(work: str) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.server.rows("imagegen", "done").remove({"name": f"{work} of 2025.1"})
+
+    return change
+
+
+def misplace_compute(world: World) -> None:
+    world.server.rows("nova_api", "host_mappings")[0]["cell"] = "another-cell"
+
+
 def shift_clock(seconds: float) -> Callable[[World], None]:
     return lambda world: setattr(world.server, "now", lambda: world.clock - seconds)
 
@@ -110,6 +129,26 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     ),
     "compute down": (lose_compute, (f"nova-compute on {COMPUTE} is down", f"delete id-of-{COMPUTE}")),
     "old compute": (age_compute, (f"{COMPUTE} runs nova-compute of version 61", f"upgrade {COMPUTE}")),
+    "misplaced compute": (
+        misplace_compute,
+        (
+            f"{COMPUTE} registered in the cell",
+            "mapped to the cell another-cell",
+            "delete_host --cell_uuid another-cell",
+        ),
+    ),
+    "Keystone's schema behind": (unstamp_keystone, ("schema keystone is behind", "retry lease")),
+    "an endpoint lost": (lose_endpoint, ("Keystone lacks each endpoint of", "retry service-users")),
+    "migrations not finished": (
+        leave_undone("online_data_migrations"),
+        ("online_data_migrations of 2025.1 was not finished", "retry lease"),
+    ),
+    "upgrade check not made": (leave_undone("upgrade_check"), ("upgrade_check of 2025.1 was not", "retry lease")),
+    "cache away": (stop("memcached.service"), ("cache: memcached", "systemctl status memcached")),
+    "database server failed": (
+        stop("mariadb.service"),
+        ("mariadb.service is failed", "journalctl -u mariadb.service", "retry database"),
+    ),
     "clock ahead": (shift_clock(90), ("clock is 90 seconds ahead of the database server's", "chronyc makestep")),
     "clock behind": (shift_clock(-3600), ("clock is 3600 seconds behind the database server's", "chronyc makestep")),
     "unit down": (
@@ -201,7 +240,19 @@ def test_a_compute_that_is_not_up_or_not_mapped_says_so(ready_compute: World) ->
     assert "nova-compute.service is failed" in found and "retry compute-service" in found
 
 
+def test_a_compute_with_another_id_is_told(ready_compute: World) -> None:
+    """nova-compute would not start again with it."""
+    ready_compute.put("/var/lib/nova/compute_id", "11111111-2222-4333-8444-555555555555\n")
+    assert any("was another node's" in line for line in look(ready_compute))
+
+
 # the command
+
+
+def test_a_list_of_computes_that_is_not_there_is_told(healthy: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Like every other reason not to examine: one line, 3."""
+    assert cli.main(["doctor", "--expect", str(healthy.at("/nowhere"))]) == 3
+    assert "cannot be examined: [Errno 2] No such file or directory" in capsys.readouterr().err
 
 
 def test_the_command_masks_and_counts(

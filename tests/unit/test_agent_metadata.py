@@ -100,6 +100,25 @@ def test_a_refused_role_is_failed_in_the_status_until_it_is_mended(
     ]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_the_seeds_files_are_written_again_when_one_differs(
+    again: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cloud-init writes them once for an instance-id, so an old seed that comes back would change nothing."""
+    edited = world.at("/etc/nova/nova.conf.d/50-imagegen.conf")
+    if again:
+        edited.write_text("[DEFAULT]\n")
+        world.put("/etc/imagegen/node.json", json.dumps({**world.node, "status_url": "http://192.0.2.1/of-before"}))
+    posted: list[str] = []
+    monkeypatch.setattr("imagegen_node.status.Status.post_to", lambda self, url: posted.append(url))
+    monkeypatch.setattr("imagegen_node.controller.Controller.run", lambda self: None)
+    assert cli.main(["run"]) == 0
+    written = ["cloud-init single --name write_files --frequency always"]
+    assert world.commands.log == (written if again else [])
+    assert posted == []
+    assert metadata.check_files(world.facts, world.node) == f"{len(world.facts['files'])} files as the seed promised"
+
+
 def patient(run_step: Callable[..., None], world: World) -> Callable[..., None]:
     """run_step on the world's clock."""
     return lambda step, status, sleep: run_step(step, status, world.sleep)

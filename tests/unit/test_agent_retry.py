@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes.world import World
 from imagegen_node import cli, retry
 from imagegen_node.status import Status
 from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
@@ -43,6 +44,12 @@ class Agent:
         self.clock += seconds
         if self.next:
             self.write(self.next.pop(0))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The node on which the command runs."""
+    return World(tmp_path / "node", monkeypatch)
 
 
 @pytest.fixture
@@ -161,6 +168,17 @@ def test_an_unknown_step_is_named_with_the_known_ones(agent: Agent, capsys: pyte
     assert cli.main(["retry", "cell"]) == 3
     assert "no step cell here; there are: files" in capsys.readouterr().err
     assert agent.asked == []
+
+
+@pytest.mark.parametrize("role", ["controller", "compute"])
+def test_every_step_of_the_role_may_be_named(role: str, world: World, agent: Agent) -> None:
+    """Also one that is not begun, and one of the shared work that another controller has done."""
+    world.make_node("linux-node1" if role == "controller" else "linux-node2")
+    agent.write(document("waiting", "wait-database", "x", entry("wait-database", "waiting")))
+    step = {"controller": "nova-schema", "compute": "mapped"}[role]
+    agent.next = [document("working", step, "", entry(step, "working")), document("ready", "", "", entry(step, "done"))]
+    assert cli.main(["retry", step]) == 0
+    assert agent.asked == [["systemctl", "restart", "imagegen-node.service"]]
 
 
 def test_who_may_not_ask_the_agent_is_told(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from contract import CONTRACT, Installation
 from fakes.mariadb import Server
-from fakes.nova_manage import Configuration, NovaManage, schema_of
+from fakes.nova_manage import HALF_MADE, Configuration, NovaManage, schema_of
 from fakes.world import heads_of
 
 PASSWORD = "p%40ss%2Fw"
@@ -41,6 +41,10 @@ class FakeInstallation:
     def drop_tables(self) -> None:
         self.server.schemas = {"contract_api": {}, "contract": {}, "contract_zero": {}}
 
+    def forget_version(self) -> None:
+        self.server.rows("contract_api", "alembic_version").clear()
+        self.server.rows("contract_api", HALF_MADE)
+
     def has_tables(self, url: str) -> bool:
         return "compute_nodes" in self.server.schemas[schema_of(url)]
 
@@ -50,6 +54,12 @@ class FakeInstallation:
 
     def map_host(self, cell: str) -> None:
         self.server.rows("contract_api", "host_mappings").append({"host": "h", "cell": cell})
+
+    def add_marked_compute(self) -> None:
+        self.server.rows("contract", "compute_nodes").append({"host": "c", "mapped": 1, "deleted": 0})
+
+    def count_mapped_hosts(self) -> int:
+        return len(self.server.rows("contract_api", "host_mappings"))
 
 
 @pytest.mark.parametrize("clause", CONTRACT, ids=lambda clause: clause.__name__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,65 @@ def test_work_without_the_lease_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setattr(node.agent["lease"].Lease, "_renew", lambda self, only_held=False: True)
         with pytest.raises(Broken, match="without the lease"):
             run_to_ready(site)
+
+
+def cut_holder_off(site: Site, command: str, lost: bool) -> None:
+    """The second controller holds the lease and dies inside that command; or after it, and for good."""
+    first, second = site.nodes.values()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first.agent["lease"].Lease, "_renew", lambda self, only_held=False: False)
+        for name in site.nodes:
+            site.power_on(name)
+        seen = second.commands.log if lost else second.commands.begun
+        for _ in range(600):
+            site.run(0.5)
+            if command in seen:
+                break
+        assert command in seen
+        site.power_off("controller-1")
+    if lost:
+        site.lost.add("controller-1")
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_who_takes_half_of_the_work_for_all_of_it_is_seen(
+    planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder is lost after the schemas, before Keystone's objects. Who waits for schemas only never gets ready."""
+    path = write_cluster(tmp_path / "cluster.yaml", 2, 0, 1)
+    with make_site(tmp_path / "nodes", path, 1) as site:
+        if planted:
+            module = site.nodes["controller-0"].agent["controller"]
+            take = module.Controller.take_lease_or_see_work_done
+
+            def see_schemas(agent: Any) -> str:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(module, "find_missing_identity", lambda node: "")
+                    return str(take(agent))
+
+            monkeypatch.setattr(module.Controller, "take_lease_or_see_work_done", see_schemas)
+        cut_holder_off(site, "nova-manage db sync", lost=True)
+        with pytest.raises(Broken, match="waiting verify") if planted else nullcontext():
+            run_to_ready(site)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_first_sync_that_is_never_repaired_is_seen(
+    planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power is cut inside a sync. Without a look at what it left every later sync fails, and a node says so."""
+    path = write_cluster(tmp_path / "cluster.yaml", 2, 0, 1)
+    with make_site(tmp_path / "nodes", path, 1) as site:
+        if planted:
+            for node in site.nodes.values():
+                monkeypatch.setattr(node.agent["backing"], "drop_unfinished", lambda database, schema: None)
+        cut_holder_off(site, "nova-manage api_db sync", lost=False)
+        with pytest.raises(Broken, match="nova") if planted else nullcontext():
+            run_to_ready(site)
+        said = [document for node in site.nodes.values() for document in node.documents]
+        failed = [document["detail"] for document in said if document["state"] == "failed"]
+        assert bool(failed) == planted
+        assert all("nova-manage api_db sync ended with 255" in detail for detail in failed)
 
 
 def test_two_rows_for_a_cell_are_seen(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ class Commands:
 
         return self.world.units.setdefault(name, Unit())
 
+    # cloud-init
+
+    def write_files(self, *_: Any) -> Answer:
+        self.world.make_node(self.world.node_name)
+        return DONE
+
     # the backing services
 
     def import_definitions(self, words: list[str], *_: Any) -> Answer:
@@ -168,6 +174,7 @@ class Commands:
 
 
 COMMANDS: dict[str, Callable[..., Answer]] = {
+    "cloud-init single --name write_files --frequency always": Commands.write_files,
     "systemctl show": Commands.show_units,
     "systemctl start --no-block": Commands.start_units,
     "systemctl restart --no-block": Commands.restart_units,

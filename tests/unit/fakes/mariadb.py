@@ -21,10 +21,12 @@ class Server:
         self.users: dict[str, dict[str, Any]] = {}
         self.threads: dict[str, list[int]] = {}  # schema -> connections that somebody else has to it
         self.changes: list[str] = []  # statements that change something, without the lease's
+        self.before_connect: Callable[[], None] = lambda: None
         self.before_change: Callable[[], None] = lambda: None
         self.faults: list[tuple[str, Exception]] = []  # (start of a statement, what it raises once)
 
     def connect(self, **options: Any) -> Connection:
+        self.before_connect()
         if not self.up:
             raise OperationalError(2003, "Can't connect to MySQL server ([Errno 111] Connection refused)")
         schema = options.get("database")

@@ -59,12 +59,17 @@ class SlowCommands(Commands):
 
     world: SiteNode
 
+    def __init__(self, world: SiteNode) -> None:
+        super().__init__(world)
+        self.begun: list[str] = []  # those that take their time
+
     def run(self, argv: list[str], **options: Any) -> Any:
         self.world.reach(f"before {argv[0]}")
         program = Path(argv[-1] if argv[-1].endswith(".py") else argv[0]).name
         if program in SHARED:
             self._check_lease(program)
         if program in SLOW:
+            self.begun.append(" ".join(Path(word).name for word in argv))
             try:
                 self.world.sleep(COMMAND_SECONDS)
             except Crash:
@@ -266,7 +271,14 @@ class Site:
         for name, node in self.nodes.items():
             node.make_node(name)
         monkeypatch.setattr(amqp, "broker", self)
+        self.server.before_connect = self._refuse_the_dead
         self.server.before_change = self._reach_change
+
+    def _refuse_the_dead(self) -> None:
+        """Raises Crash: what Python still runs of an agent that dies (finally) never reaches the database."""
+        node = self.current
+        if node and node.thread is threading.current_thread() and (node.dying or not node.powered):
+            raise Crash
 
     def _reach_change(self) -> None:
         if self.current is not None:

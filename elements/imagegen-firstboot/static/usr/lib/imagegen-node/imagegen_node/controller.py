@@ -15,7 +15,7 @@ from imagegen_node.api import INTERFACES, Session, Unauthorized, is_up, open_nov
 from imagegen_node.database import schema_of
 from imagegen_node.lease import Lease
 from imagegen_node.status import Status
-from imagegen_node.steps import LeaseLost, Sleep, Step, Waiting, run_step, run_steps
+from imagegen_node.steps import TRIES, LeaseLost, Refused, Sleep, Step, Waiting, run_step, run_steps
 from imagegen_node.system import Units, check_port, run, start_units
 
 HERE = Path(__file__).parent
@@ -104,7 +104,8 @@ class Controller:
         return "held by another, which has done its work"
 
     def under_lease(self, step: Step) -> Step:
-        """The step, of which every try holds the lease. Between two tries another may have it: it may be able to."""
+        """The step, of which every try holds the lease. While it waits or has failed, another may have the lease."""
+        errors: list[Exception] = []
 
         def run_held() -> str | None:
             if not self.paused:
@@ -114,9 +115,12 @@ class Controller:
             self.paused = False
             try:
                 return step.run()
-            except Exception:
-                self.lease.release()
-                self.paused = True
+            except Exception as error:
+                errors.append(error)
+                # Handed over earlier, a command that always fails would never make a node say so.
+                if isinstance(error, (Waiting, Refused)) or len(errors) >= TRIES:
+                    self.lease.release()
+                    self.paused = True
                 raise
 
         return Step(step.name, run_held)
