@@ -208,15 +208,14 @@ def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], s
     """Key -> what is done to the ready cluster; each ends when all nodes are ready again."""
 
     def take_away(service: str, how: str) -> str:
-        with site.write_flavors():
-            seconds = matrix.dice(f"{service} {how}").uniform(1, 3)
-            return "; ".join(site.pass_through(away(site, service, how, seconds)))
+        seconds = matrix.dice(f"{service} {how}").uniform(1, 3)
+        return write_through(site, lambda: away(site, service, how, seconds))
 
     def power_cut(*names: str) -> str:
         dice = matrix.dice(f"{names} killed")
-        with site.write_flavors():
-            said = site.pass_through([event for name in names for event in killed(site, name, 2, dice.uniform(2, 6))])
-        return "; ".join(said)
+        return write_through(
+            site, lambda: [event for name in names for event in killed(site, name, 2, dice.uniform(2, 6))]
+        )
 
     def wrong_password(name: str, secret: str, step: str) -> str:
         """The node gets a seed with one wrong password, says so, and gets the right one."""
@@ -272,6 +271,14 @@ def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], s
         "/var full on ctl-1": partial(fill, "ctl-1"),
         "/var full on cpt-2": partial(fill, "cpt-2"),
     }
+
+
+def write_through(site: Testbed, plan: Callable[[], list[Event]]) -> str:
+    """Does what is planned while a client writes: what Nova has acknowledged must be there at the end."""
+    before = len(site.kept)
+    with site.write_flavors():
+        said = site.pass_through(plan())
+    return "; ".join([*said, f"{len(site.kept) - before} flavors written"])
 
 
 SERVICE_FAULTS = [(service, how) for service in ("database", "messaging", "identity") for how in ("stopped", "frozen")]

@@ -34,6 +34,7 @@ POLL = 0.5  # seconds
 COMMAND_SECONDS = 120.0
 READY_SECONDS = 900.0  # after the last fault; a step that failed is tried again every 30 seconds
 CHECK_SECONDS = 300.0  # until the cluster is right from outside: a service that reports late, an expired token
+WRITE_SECONDS = 120.0  # until Nova takes a write again, once all nodes are ready
 VAR_MIB = 1536
 FILLER = "filler"
 MIB = 1 << 20
@@ -79,7 +80,8 @@ def make_secrets(dice: random.Random) -> Secrets:
 
 def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[str] = ("cell1",)) -> Cluster:
     """A cluster of so many nodes, ctl-1 and so on; the last compute belongs to the last cell."""
-    lines = ["name: faults", "network: {cidr: 10.44.0.0/24}", f"cells: [{', '.join(cells)}]", "nodes:"]
+    network = "network: {cidr: 10.44.0.0/24, gateway: 10.44.0.1}"  # the gateway is where the tests ask from
+    lines = ["name: faults", network, f"cells: [{', '.join(cells)}]", "nodes:"]
     for role, prefix, count, low in ((Role.CONTROLLER, "ctl", controllers, 10), (Role.COMPUTE, "cpt", computes, 20)):
         for number in range(1, count + 1):
             cell = cells[-1] if role is Role.COMPUTE and number == count else cells[0]
@@ -324,7 +326,7 @@ class Testbed:
 
 
 class Writer:
-    """A client of Nova's API in the cluster's network."""
+    """A client of Nova's API in the cluster's network: it has written when the context begins and at its end."""
 
     def __init__(self, site: Testbed) -> None:
         self.site = site
@@ -343,9 +345,26 @@ class Writer:
         assert self.process.stdin
         self.process.stdin.write(json.dumps(given).encode())
         self.process.stdin.close()
+        try:
+            self.wait_for_more()
+        except BaseException:
+            self.close()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait_for_more()
+        finally:
+            self.close()
+
+    def wait_for_more(self) -> None:
+        """Until Nova has acknowledged one more."""
+        there = self.log.stat().st_size
+        self.site.wait("Nova to take a flavor", lambda: self.log.stat().st_size > there, WRITE_SECONDS)
+
+    def close(self) -> None:
         self.process.terminate()
         self.process.wait(timeout=30)
         self.site.kept += self.log.read_text().split()
