@@ -20,6 +20,7 @@ from imagegen.elements import content_id, elements_tree, in_house_elements, role
 from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
 from imagegen.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.model import Cluster, Role
+from imagegen.netboot import compress_raw, copy_kernel, pack_squashfs
 from imagegen.releases import Release, find_release
 from imagegen.resources import PACKAGE, data_directory
 from imagegen.signals import end_on_signals
@@ -39,10 +40,14 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "tar": {"owners": "numeric"},
     "raw": {"table": "gpt", "root": "ext4", "firmware": ["bios", "uefi"]},
     "qcow2": {"compression": "zstd"},
+    "raw.zst": {"table": "gpt"},
+    "squashfs": {"compression": "zstd"},
+    "vmlinuz": {},
+    "initrd": {"boot": "imagegen"},
 }
 """The formats of an image in the order of their making, and the settings that are part of its content id."""
 
-BUILDERS = ("build.py", "dib.py", "disk.py")
+BUILDERS = ("build.py", "dib.py", "disk.py", "netboot.py")
 BASE_SECONDS = 86400  # a bootstrapped base is used again for a day; dib upgrades it first in any case
 KEPT_IMAGES = 3  # of each role in the cache
 
@@ -216,28 +221,37 @@ def fill_stage(
         yield
         seconds[name] = round(monotonic() - begun, 1)
 
-    tar, raw, qcow2 = (stage / plan.file_name(format) for format in FORMATS)
+    files = {format: stage / plan.file_name(format) for format in FORMATS}
     built = old.get("built") or datetime.now(UTC).isoformat(timespec="seconds")
-    if not tar.is_file():
+    if not files["tar"].is_file():
         seconds |= build_tree(plan, work, mirrors, proxies, tell).seconds
     packages = old.get("packages")
-    wants_qcow2 = "qcow2" in plan.formats and not qcow2.is_file()
-    wants_raw = not raw.is_file() and ("raw" in plan.formats or wants_qcow2)
+    due = {format for format in plan.formats if not files[format].is_file()}
+    needs_raw = not files["raw"].is_file() and due & {"raw", "qcow2", "raw.zst"}
     tree = work / "tree"
     if packages is None:
-        packages = read_packages(read_from_tar(tar, "./var/lib/dpkg/status"))
-    if wants_raw:
+        packages = read_packages(read_from_tar(files["tar"], "./var/lib/dpkg/status"))
+    if needs_raw or due & {"squashfs", "vmlinuz", "initrd"}:
         with phase("unpack"):
-            unpack(tar, tree)
+            unpack(files["tar"], tree)
+    if "squashfs" in due:
+        with phase("squashfs"):
+            pack_squashfs(tree, files["squashfs"])
+    if due & {"vmlinuz", "initrd"}:
+        copy_kernel(tree, files["vmlinuz"], files["initrd"])
+    if needs_raw:
         with phase("disk"):
-            assemble_disk(tree, raw, content_id=plan.content_id, report=lambda detail: tell("disk", detail))
+            assemble_disk(tree, files["raw"], content_id=plan.content_id, report=lambda detail: tell("disk", detail))
     run.run(["rm", "-rf", "--one-file-system", tree])
-    if wants_qcow2:
+    if "qcow2" in due:
         with phase("qcow2"):
-            convert_qcow2(raw, qcow2)
+            convert_qcow2(files["raw"], files["qcow2"])
+    if "raw.zst" in due:
+        with phase("raw.zst"):
+            compress_raw(files["raw"], files["raw.zst"])
     with phase("checksums"):
-        files = digest_files(sorted(path for path in (tar, raw, qcow2) if path.is_file()))
-    manifest = {**describe_image(plan), "built": built, "files": files, "packages": packages, "seconds": seconds}
+        digests = digest_files(sorted(path for path in files.values() if path.is_file()))
+    manifest = {**describe_image(plan), "built": built, "files": digests, "packages": packages, "seconds": seconds}
     write_file(stage / "manifest.json", text(write_json(manifest)))
     tell("built", f"image {plan.id}, {sum(seconds.values()):.0f} seconds")
 

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from imagegen import __version__
-from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, Problem
+from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, MachineLacks, Problem
 
 if TYPE_CHECKING:
     from imagegen.model import Cluster, Node, Role
     from imagegen.secrets import Secrets
 
+IPXE = Path("/usr/lib/ipxe")  # Debian's package ipxe
 DEFAULT_CLUSTER = Path("cluster.yaml")
 MAX_PROBLEMS = 100
 ROLES = ("controller", "compute")  # model.Role and build.FORMATS; importing them here would cost every start
-FORMATS = ("tar", "raw", "qcow2")
+FORMATS = ("tar", "raw", "qcow2", "raw.zst", "squashfs", "vmlinuz", "initrd")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Report = Callable[..., None]
@@ -254,6 +255,39 @@ def boot(settings: Settings, names: tuple[str, ...], backend: str, timeout: floa
     return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep)
 
 
+@cli.command(short_help="Make the files of the nodes' network boot.")
+@_common
+@click.pass_obj
+def pxe(settings: Settings) -> Outcome:
+    """Write pxe/: iPXE scripts, hard links to the built images, and configurations of dnsmasq and nginx.
+
+    Nothing in it is secret, and any web and TFTP server can give it out. A node boots its image to its disk
+    (`deploy: {mode: deploy}`, the default) or live from memory.
+
+    \b
+    Examples:
+      imagegen pxe
+      dnsmasq --conf-file=out/pxe/dnsmasq.conf
+    """
+    from imagegen.pxe import LOADERS, find_images, link_files, pxe_tree
+    from imagegen.store import link_file
+    from imagegen.tree import write_tree
+
+    cluster = _load_own_cluster(settings)
+    images = find_images(cluster, settings.out)
+    root = settings.out.absolute() / "pxe"
+    tree = pxe_tree(cluster, images, root)
+    loaders = {f"ipxe/{name}": IPXE / name for name in LOADERS if (IPXE / name).is_file()}
+    if not loaders:
+        raise MachineLacks("iPXE's boot files are missing", f"install the package ipxe: they belong in {IPXE}")
+    write_tree(tree, root)
+    for path, source in {**link_files(images.values()), **loaders}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        link_file(source, root / path)
+    rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
+    return Outcome([os.fspath(settings.out / "pxe")], nodes=rows)
+
+
 @cli.command(short_help="Print the cluster file's JSON schema, for editors.")
 @_common
 @click.pass_obj
@@ -432,14 +466,20 @@ def _load_cluster(settings: Settings) -> Cluster:
     return load_cluster(settings.cluster or DEFAULT_CLUSTER)
 
 
-def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
-    """The cluster file and its secrets. Raises BadInput, and BadUsage when there is no cluster file."""
+def _load_own_cluster(settings: Settings) -> Cluster:
+    """The cluster file. Raises BadInput, and BadUsage when there is none."""
     from imagegen.cluster import load_cluster
-    from imagegen.secrets import load_secrets, secrets_warnings
 
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
         raise BadUsage(f"there is no {DEFAULT_CLUSTER}", "run imagegen init first, or name a cluster file with -c")
-    cluster = load_cluster(settings.cluster or DEFAULT_CLUSTER)
+    return load_cluster(settings.cluster or DEFAULT_CLUSTER)
+
+
+def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
+    """The cluster file and its secrets. Raises as _load_own_cluster()."""
+    from imagegen.secrets import load_secrets, secrets_warnings
+
+    cluster = _load_own_cluster(settings)
     secrets = load_secrets(cluster.secrets_path)
     for warning in secrets_warnings(cluster.secrets_path):
         click.echo(f"Warning: {warning}", err=True)

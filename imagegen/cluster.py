@@ -66,6 +66,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         network=network,
         services=_build_services(data.get("services", {}), built),
         status_url=data.get("status", {}).get("url"),
+        pxe_url=data["pxe"]["url"].rstrip("/") if "pxe" in data else None,
         ssh_authorized_keys=tuple(data.get("ssh_authorized_keys", [])),
         secrets_path=directory / data.get("secrets", "secrets.yaml"),
         cells=cells,

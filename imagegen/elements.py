@@ -14,8 +14,8 @@ from imagegen.releases import Release, package_installs, package_map
 from imagegen.tree import File, Tree, text
 
 ROLE_ELEMENTS: Mapping[Role, tuple[str, ...]] = {
-    Role.CONTROLLER: ("nova-controller",),
-    Role.COMPUTE: ("nova-compute",),
+    Role.CONTROLLER: ("imagegen-deploy", "nova-controller"),
+    Role.COMPUTE: ("imagegen-deploy", "nova-compute"),
 }
 """What a role's generated element depends on; the rest follows through element-deps."""
 

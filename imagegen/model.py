@@ -91,6 +91,7 @@ class Cluster:
     network: Network
     services: Services
     status_url: str | None
+    pxe_url: str | None
     ssh_authorized_keys: tuple[str, ...]
     secrets_path: Path
     cells: tuple[str, ...]

@@ -76,9 +76,9 @@ def dump_yaml(value: object) -> str:
 
 @cache
 def environment() -> Environment:
-    """The Jinja environment of userdata_templates/: unknown names are errors; filters are url, oslo, json and yaml."""
+    """The Jinja environment of both template directories: unknown names are errors; filters url, oslo, json, yaml."""
     made = Environment(
-        loader=FileSystemLoader(data_directory("userdata_templates")),
+        loader=FileSystemLoader([data_directory(name) for name in ("userdata_templates", "pxe_templates")]),
         undefined=StrictUndefined,
         auto_reload=False,
         autoescape=False,  # noqa: S701 - these are configuration files, quoted by the filters below

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ELEMENTS = ROOT / "elements"
 AGENT = ELEMENTS / "imagegen-firstboot/static/usr/lib/imagegen-node"
+NETWORK_BOOT = ELEMENTS / "imagegen-deploy/static/usr/lib/imagegen-deploy"
 
 
 def read_ignored(root: Path) -> tuple[str, ...]:

@@ -288,16 +288,35 @@ class FakeMachine:
         self.ran.append("qcow2")
         target.write_text("qcow2")
 
+    def compress_raw(self, raw: Path, target: Path) -> None:
+        self.ran.append("raw.zst")
+        target.write_text(f"compressed {raw.read_text()}")
+
+    def pack_squashfs(self, tree: Path, target: Path) -> None:
+        self.ran.append("squashfs")
+        assert tree.is_dir()
+        target.write_text("squashfs")
+
+    def copy_kernel(self, tree: Path, vmlinuz: Path, initrd: Path) -> None:
+        assert tree.is_dir()
+        vmlinuz.write_text("kernel")
+        initrd.write_text("initramfs")
+
     def run(self, argv: list[Any], **options: Any) -> None:
         if argv[0] == "rm":
             shutil.rmtree(argv[-1], ignore_errors=True)
+
+
+FAKED = ("run_dib", "read_from_tar", "unpack", "assemble_disk", "convert_qcow2")
+FAKED += ("compress_raw", "pack_squashfs", "copy_kernel")
+FORMATS = ("tar", "raw", "qcow2", "raw.zst", "squashfs", "vmlinuz", "initrd")
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """Builds run on the fake machine."""
     fake = FakeMachine()
-    for name in ("run_dib", "read_from_tar", "unpack", "assemble_disk", "convert_qcow2"):
+    for name in FAKED:
         monkeypatch.setattr(build, name, getattr(fake, name))
     monkeypatch.setattr(build, "check_machine", lambda out, cache, count: None)
     monkeypatch.setattr(build, "find_proxies", lambda environ: {})
@@ -321,16 +340,16 @@ def test_a_build_leaves_images_sums_manifest_and_current(tmp_path: Path, machine
     """Everything of the contract is in OUT/images/ROLE, and nothing else."""
     plan, _, images = start(tmp_path)
     place = tmp_path / "out/images/controller"
-    names = [f"controller-{plan.id}.{format}" for format in ("tar", "raw", "qcow2")]
+    names = [f"controller-{plan.id}.{format}" for format in FORMATS]
     assert sorted(path.name for path in place.iterdir()) == sorted([*names, "SHA256SUMS", "manifest.json", "current"])
     assert (place / "current").read_text() == f"{plan.id}\n"
     assert [(image.format, image.path.name, image.id) for image in images] == [
-        (format, name, plan.id) for format, name in zip(("tar", "raw", "qcow2"), names, strict=True)
+        (format, name, plan.id) for format, name in zip(FORMATS, names, strict=True)
     ]
     manifest = read_manifest(place)
     assert manifest["content_id"] == plan.content_id
     assert manifest["packages"] == {"nova-api": "2:31.0.0-6"}
-    assert manifest["seconds"].keys() == {"root", "unpack", "disk", "qcow2", "checksums"}
+    assert manifest["seconds"].keys() == {"root", "unpack", "squashfs", "disk", "qcow2", "raw.zst", "checksums"}
     assert "imagegen-role-controller" in manifest["inputs"]["elements"]
     assert "mirror.example" not in json.dumps(manifest)
     assert (place / "SHA256SUMS").read_text() == checksums(manifest["files"])
@@ -345,7 +364,7 @@ def test_a_second_build_is_a_no_op_that_says_so(tmp_path: Path, machine: FakeMac
     assert machine.ran == []
     assert [report.phase for report in reports] == ["reused"]
     assert "ago" in reports[0].detail
-    assert len(images) == 3
+    assert len(images) == len(FORMATS)
 
 
 def test_what_another_build_made_meanwhile_is_reused(
@@ -367,7 +386,7 @@ def test_what_another_build_made_meanwhile_is_reused(
     _, reports, images = start(tmp_path)
     assert machine.ran == []
     assert [report.phase for report in reports] == ["waiting", "reused"]
-    assert len(images) == 3
+    assert len(images) == len(FORMATS)
 
 
 def test_refresh_builds_again(tmp_path: Path, machine: FakeMachine) -> None:
@@ -394,8 +413,10 @@ def test_a_missing_format_is_made_from_the_cached_tar(tmp_path: Path, machine: F
     assert [image.format for image in images] == ["tar"]
     assert machine.ran == ["dib"]
     _, _, images = start(tmp_path)
-    assert machine.ran == ["dib", "unpack", "disk", "qcow2"]
-    assert [image.format for image in images] == ["tar", "raw", "qcow2"]
+    assert machine.ran == ["dib", "unpack", "squashfs", "disk", "qcow2", "raw.zst"]
+    assert [image.format for image in images] == list(FORMATS)
+    _, _, images = start(tmp_path, formats=["vmlinuz"], name="kernel")
+    assert [image.format for image in images] == ["tar", "vmlinuz"]
 
 
 def test_an_image_that_was_written_to_is_not_reused(tmp_path: Path, machine: FakeMachine) -> None:
@@ -436,7 +457,7 @@ def test_a_build_that_ends_early_leaves_nothing(
     assert list((tmp_path / "cache").rglob("*.qcow2")) == []
     assert not (tmp_path / "cache/work").exists()
     assert not (tmp_path / "out/images").exists()
-    assert len(start(tmp_path)[2]) == 3
+    assert len(start(tmp_path)[2]) == len(FORMATS)
 
 
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path, machine: FakeMachine) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import jsonschema
 import pytest
+from netboot_images import make_images, make_loaders
 
 from imagegen import cli, errors, model
 from imagegen.cli import run_command
@@ -24,7 +25,7 @@ from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
 from imagegen.resources import PACKAGE
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
-COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "schema")
+COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "pxe", "schema")
 CANARY = "Canary-p@ss/w:r%d"
 
 
@@ -275,7 +276,7 @@ def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output)
     assert workers["build"] == (
         (model.Role.CONTROLLER, model.Role.COMPUTE),
         Path("out"),
-        ("tar", "raw", "qcow2"),
+        cli.FORMATS,
         False,
     )
 
@@ -333,8 +334,12 @@ def test_a_boot_that_failed_still_ends_with_the_verdict(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_json_of_every_command_follows_the_schema(command: str, workers: dict[str, Any], output: Output) -> None:
+def test_the_json_of_every_command_follows_the_schema(
+    command: str, workers: dict[str, Any], output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`schema` is JSON already and prints just that."""
+    make_images(Path("out"))
+    monkeypatch.setattr(cli, "IPXE", make_loaders(Path("ipxe")))
     if command != "init":
         run_command(["init", "-q"])
     output()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repository import AGENT, ROOT
+from repository import AGENT, NETWORK_BOOT, ROOT
 
 # Lowest first. A module imports only from the rows before its own.
 ROWS = (
@@ -16,7 +16,7 @@ ROWS = (
     {"document"},
     {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch"},
     {"cluster", "disk", "iso", "manifest", "mirrors"},
-    {"elements", "seeds", "external", "qemu", "nspawn", "store"},
+    {"elements", "seeds", "external", "netboot", "pxe", "qemu", "nspawn", "store"},
     {"dib", "verify"},
     {"build", "boot"},
     {"cli"},
@@ -87,8 +87,8 @@ def find_module_faults(module: str, source: str) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def find_agent_faults(module: str, source: str) -> list[str]:
-    """What the source of an agent's module breaks: imports that a node does not have, syntax newer than Python 3.9."""
+def find_agent_faults(module: str, source: str, own: tuple[str, ...] = ("imagegen_node",)) -> list[str]:
+    """What the source of a node's module breaks: imports that a node does not have, syntax newer than Python 3.9."""
     try:
         tree = ast.parse(source, feature_version=(3, 9))
     except SyntaxError as error:
@@ -98,7 +98,7 @@ def find_agent_faults(module: str, source: str) -> list[str]:
     for line, name in imports:
         package = name.partition(".")[0]
         standard = package in sys.stdlib_module_names and package not in NEWER_THAN_3_9
-        if not standard and package != "imagegen_node" and module not in AGENT_PACKAGES.get(package, ()):
+        if not standard and package not in own and module not in AGENT_PACKAGES.get(package, ()):
             faults.append(f"{line}: {module} imports {package}")
     annotated = any(getattr(node, "annotation", None) or getattr(node, "returns", None) for node in ast.walk(tree))
     if annotated and "__future__.annotations" not in [name for _, name in imports]:
@@ -133,6 +133,15 @@ def test_the_agent_imports_only_what_a_node_has() -> None:
     modules = sorted(AGENT.rglob("*.py"))
     assert len(modules) > 5
     faults = [f"{path.name}:{fault}" for path in modules for fault in find_agent_faults(path.stem, path.read_text())]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_network_boot_imports_the_agent_and_nothing_else() -> None:
+    """What it imports lies in the initramfs."""
+    modules = sorted(NETWORK_BOOT.rglob("*.py"))
+    assert len(modules) > 5
+    own = ("imagegen_node", "imagegen_deploy")
+    faults = [f"{path.name}:{f}" for path in modules for f in find_agent_faults(path.stem, path.read_text(), own)]
     assert not faults, "\n".join(faults)
 
 

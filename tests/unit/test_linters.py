@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from repository import AGENT, ELEMENTS, ROOT, find_scripts, walk_files
+from repository import AGENT, ELEMENTS, NETWORK_BOOT, ROOT, find_scripts, walk_files
 
 # The environment's own tools before the machine's.
 TOOL_PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
@@ -109,6 +109,12 @@ def test_mypy_finds_nothing_in_the_agent() -> None:
     """The agent is typed strictly as well; what comes with the image's packages is not there to be read."""
     assert list(AGENT.glob("*/*.py"))
     expect_clean(lint_mypy("--ignore-missing-imports", "--package", "imagegen_node", cwd=AGENT))
+
+
+@pytest.mark.allow_process("mypy")
+def test_mypy_finds_nothing_in_the_network_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYPYPATH", str(AGENT))
+    expect_clean(lint_mypy("--ignore-missing-imports", "--package", "imagegen_deploy", cwd=NETWORK_BOOT))
 
 
 @pytest.mark.allow_process("shellcheck")

@@ -117,6 +117,10 @@ class Status:
         self.steps.append({"name": step, "state": "working", "seconds": 0.0, "rc": None})
         self._say("working", step, "")
 
+    def tell(self, detail: str) -> None:
+        """How far the step is."""
+        self._say("working", self.step, detail)
+
     def wait(self, detail: str, rc: int | None = None) -> None:
         self._mark("waiting", rc)
         self._say("waiting", self.step, detail)

@@ -1,0 +1,164 @@
+"""The machine's disks: which one the node's root_device hints select, and what is on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+from urllib.parse import unquote
+
+from imagegen_node.steps import Refused
+from imagegen_node.system import run
+
+from imagegen_deploy.gpt import HEAD, NONE, SECTOR, read_table
+from imagegen_deploy.mark import Mark, read_mark
+
+BLOCK_DEVICES = Path("/sys/block")
+DEVICES = Path("/dev")
+NO_DISKS = re.compile(r"^(loop|ram|zram|dm-|md|sr|fd|nbd|mtdblock)")
+SEED_LABELS = ("cidata", "CIDATA", "config-2", "CONFIG-2")
+STAMP = "imagegen-{}"  # the name of a deployed disk's root partition, with the content id
+GIB = 1 << 30
+
+# Where each of Ironic's hints is found (ironic-python-agent, hardware.py): udev's properties, all of them count.
+PROPERTIES = {
+    "model": ("ID_MODEL",),
+    "vendor": ("ID_VENDOR",),
+    "serial": ("ID_SERIAL_SHORT", "ID_SERIAL", "ID_SCSI_SERIAL"),
+    "wwn": ("ID_WWN",),
+    "wwn_with_extension": ("ID_WWN_WITH_EXTENSION",),
+    "wwn_vendor_extension": ("ID_WWN_VENDOR_EXTENSION",),
+}
+OPERATORS: dict[str, Callable[[str, str], bool]] = {
+    "s==": lambda value, wanted: value == wanted,
+    "s!=": lambda value, wanted: value != wanted,
+    "s>=": lambda value, wanted: value >= wanted,
+    "s<=": lambda value, wanted: value <= wanted,
+    "s>": lambda value, wanted: value > wanted,
+    "s<": lambda value, wanted: value < wanted,
+    "<in>": lambda value, wanted: wanted in value,
+    "<all-in>": lambda value, wanted: all(word in value for word in wanted.split()),
+    "<or>": lambda value, wanted: value in [word.strip() for word in wanted.split("<or>")],
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One whole disk, and by hint name what may be asked of it, in lower case."""
+
+    path: Path
+    size: int  # bytes
+    sector: int  # bytes
+    facts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def sectors(self) -> int:
+        return self.size // SECTOR
+
+    def __str__(self) -> str:
+        told = " ".join(self.facts.get("model", ())[:1] + self.facts.get("serial", ())[:1])
+        return f"{self.path} ({self.size / GIB:.1f} GiB{', ' if told else ''}{told})"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is on a disk. `kind`: blank, begun (our deployment, cut off), deployed (this image), foreign."""
+
+    kind: str
+    text: str = ""
+    mark: Mark | None = None
+
+
+def list_disks() -> list[Disk]:
+    """Every disk that could be deployed to: writable, not removable, no medium that carries a seed."""
+    found = []
+    for entry in sorted(BLOCK_DEVICES.iterdir()):
+        size = int(read_fact(entry / "size") or 0) * 512
+        if NO_DISKS.match(entry.name) or not size or "1" in (read_fact(entry / "ro"), read_fact(entry / "removable")):
+            continue
+        path = DEVICES / entry.name
+        if probe(path).get("LABEL") in SEED_LABELS:
+            continue
+        found.append(
+            Disk(path, size, int(read_fact(entry / "queue/logical_block_size") or 512), read_facts(entry, path))
+        )
+    return found
+
+
+def read_fact(path: Path) -> str:
+    """One line of sysfs; empty when it is not there."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def read_facts(entry: Path, path: Path) -> dict[str, tuple[str, ...]]:
+    """By hint name what the disk says of itself."""
+    text = run(["udevadm", "info", "--query=property", f"--name={path}"], ok=(0, 1, 2, 4))
+    udev = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    facts = {hint: [udev[name] for name in names if udev.get(name)] for hint, names in PROPERTIES.items()}
+    facts["serial"] += [read_fact(entry / "serial"), read_fact(entry / "device/serial")]
+    facts["model"] += [read_fact(entry / "device/model")]
+    facts["vendor"] += [read_fact(entry / "device/vendor")]
+    links = udev.get("DEVLINKS", "").split()
+    facts["by_path"] = [link for link in links if "/by-path/" in link]
+    facts["name"] = [str(path), *links]
+    facts["hctl"] = [Path(os.path.realpath(entry / "device")).name]
+    facts["rotational"] = ["true" if read_fact(entry / "queue/rotational") == "1" else "false"]
+    facts["size"] = [str(int(read_fact(entry / "size") or 0) * 512 // GIB)]
+    return {hint: tuple(dict.fromkeys(value.lower() for value in values if value)) for hint, values in facts.items()}
+
+
+def choose_disk(disks: list[Disk], hints: dict[str, str]) -> Disk:
+    """The one disk that every hint fits. Raises Refused when that is none, or more than one."""
+    fitting = [disk for disk in disks if all(fits(disk, hint, wanted) for hint, wanted in hints.items())]
+    asked = " ".join(f"{hint}={value}" for hint, value in sorted(hints.items()))
+    there = ", ".join(map(str, disks)) or "none"
+    if not fitting:
+        what = f"no disk fits root_device {asked}" if hints else "there is no disk"
+        raise Refused(f"{what}; there are: {there}")
+    if len(fitting) > 1:
+        what = f"root_device {asked} fits {len(fitting)} disks" if hints else f"there are {len(fitting)} disks"
+        raise Refused(f"{what}: {', '.join(map(str, fitting))}. Name one of them by root_device in the cluster file")
+    return fitting[0]
+
+
+def fits(disk: Disk, hint: str, wanted: str) -> bool:
+    """Whether one hint fits, by Ironic's operators; without one: equal (for `size` in whole GiB)."""
+    operator, _, rest = wanted.strip().partition(" ")
+    if operator not in OPERATORS:
+        operator, rest = "s==", wanted
+    value = unquote(rest).strip().lower()
+    return any(OPERATORS[operator](fact, value) for fact in disk.facts.get(hint, ()))
+
+
+def probe(path: Path) -> dict[str, str]:
+    """What blkid sees on a whole disk, by its names (TYPE, PTTYPE, LABEL); empty: nothing it knows."""
+    text = run(["blkid", "--probe", "--output", "export", str(path)], ok=(0, 2, 8))
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def examine(disk: Disk, image: str) -> Content:
+    """What is on the disk, seen by who wants to deploy the image with that id."""
+    with disk.path.open("rb") as stream:
+        head = stream.read(1 << 20)
+    if mark := read_mark(head):
+        return Content("begun", f"a deployment of {mark.image} to {mark.node} that was cut off", mark)
+    table = read_table(head[:HEAD])
+    if table is not None:
+        names = [partition.name for partition in table.partitions if partition.type != NONE]
+        if STAMP.format(image) in names:
+            return Content("deployed")
+        if names:
+            return Content("foreign", f"a partition table with {', '.join(name or 'no name' for name in names)}")
+        return Content("blank")
+    seen = probe(disk.path)
+    if seen.get("PTTYPE") == "dos" and "TYPE" not in seen and head[446:510] == bytes(64):
+        return Content("blank")
+    if seen:
+        kinds = [seen[key] for key in ("TYPE", "PTTYPE", "LABEL") if key in seen]
+        return Content("foreign", f"something that blkid calls {', '.join(kinds) or 'ambiguous'}")
+    return Content("blank")

@@ -1,0 +1,158 @@
+"""A node that lives in memory: the image's tree from a squashfs, and whatever changes in RAM, until it is switched off.
+
+If the node names a local disk, its instances and what tells it from other machines are kept there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagegen_node.status import Status, write_atomically
+from imagegen_node.steps import Refused, Sleep, Step, run_steps
+from imagegen_node.system import run
+
+from imagegen_deploy.disks import Disk, choose_disk, list_disks, probe
+from imagegen_deploy.network import lower_interface, raise_interface
+from imagegen_deploy.plan import Plan
+from imagegen_deploy.seed import Claim
+from imagegen_deploy.stream import PROGRESS, Download
+
+MEMORY = Path("/proc/meminfo")
+PLACE = Path("/run/imagegen/live")
+ROOT = Path("/root")  # where the initramfs goes on from
+SEED = Path("var/lib/cloud/seed/nocloud")
+SPARE = 512 << 20  # bytes of memory beside the image
+LABEL = "imagegen-data"
+# What outlives a boot where there is a disk for it: instances, and what two machines must never share.
+KEPT = ("var/lib/nova", "var/lib/imagegen", "etc/ssh", "etc/iscsi", "etc/nvme", "etc/machine-id")
+FSTAB = "# Live: the root file system is in memory.\n"
+
+
+class LiveBoot:
+    """One boot of one node."""
+
+    def __init__(self, plan: Plan, status: Status, sleep: Sleep = time.sleep) -> None:
+        self.plan = plan
+        self.status = status
+        self.sleep = sleep
+        self.disk: Disk | None = None
+        self.claim = Claim(plan)
+
+    def run(self) -> None:
+        """Leaves the node's root file system at ROOT."""
+        steps = [Step("network", lambda: raise_interface(self.plan))]
+        if self.plan.root_device:
+            steps.append(Step("disk", self.find_disk))
+        steps += [
+            Step("image", self.fetch_image),
+            Step("seed", self.fetch_seed),
+            Step("root", self.mount_root),
+        ]
+        run_steps(steps, self.status, self.sleep)
+        lower_interface(self.plan)
+
+    def find_disk(self) -> str:
+        """The disk for what is kept, with our file system on it. Raises Refused for one that must not be touched."""
+        run(["udevadm", "settle", "--timeout=30"])
+        disk = choose_disk(list_disks(), self.plan.root_device)
+        seen = probe(disk.path)
+        self.disk = disk
+        if seen.get("LABEL") == LABEL:
+            return f"{disk}: kept"
+        if seen and not self.plan.wipe:
+            raise Refused(
+                f"{disk} holds what blkid calls {seen.get('TYPE') or seen.get('PTTYPE')}, and is left as it is. To "
+                f"overwrite it: `deploy: {{wipe: true}}` for {self.plan.node} in the cluster file, then `imagegen pxe`"
+            )
+        run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, str(disk.path)])
+        return f"{disk}: new"
+
+    def fetch_image(self) -> str:
+        """The squashfs in memory, checked. Raises Refused when it is not the right one or does not fit."""
+        PLACE.mkdir(parents=True, exist_ok=True)
+        if not PLACE.is_mount():
+            run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=0700", "tmpfs", str(PLACE)])
+        begun = said = time.monotonic()
+        download = Download(self.plan.image, self.plan.sha256, self.status.wait, self.sleep)
+        with (PLACE / "image").open("wb") as stream:
+            for block in download.blocks():
+                if download.total + SPARE > read_memory():
+                    raise Refused(
+                        f"the image takes {download.total >> 20} MiB of memory, and this machine has "
+                        f"{read_memory() >> 20} MiB; live nodes need {SPARE >> 20} MiB besides"
+                    )
+                stream.write(block)
+                if time.monotonic() > said + PROGRESS:
+                    said = time.monotonic()
+                    self.status.tell(download.describe())
+        return f"{download.total >> 20} MiB in {said - begun:.0f} s"
+
+    def fetch_seed(self) -> str:
+        """The seed, where one is given out: each boot claims one."""
+        seed = self.claim.take()
+        return f"{len(seed)} bytes" if seed else "none is given out here: a medium labelled cidata may have one"
+
+    def mount_root(self) -> str:
+        """The tree with a writable layer over it, the seed where cloud-init looks for it, what is kept in its place."""
+        lower, upper, work = (PLACE / name for name in ("lower", "upper", "work"))
+        for path in (lower, upper, work):
+            path.mkdir(exist_ok=True)
+        if not lower.is_mount():
+            mount_image(PLACE / "image", "squashfs", lower)
+        if not ROOT.is_mount():
+            layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+            run(["mount", "-t", "overlay", "-o", layers, "overlay", str(ROOT)])
+        write_atomically(ROOT / "etc/fstab", FSTAB)
+        if seed := self.claim.take():
+            unpack_seed(seed)
+        if self.disk is not None:
+            keep(self.disk, PLACE / "data", KEPT)
+        return "in memory" + (f", instances and identity on {self.disk}" if self.disk else "")
+
+
+def unpack_seed(seed: bytes) -> None:
+    """Into the overlay, which is memory: the ISO's bytes lie nowhere else."""
+    medium, image = PLACE / "seed", PLACE / "seed.iso"
+    medium.mkdir(exist_ok=True)
+    image.write_bytes(seed)
+    loop = mount_image(image, "iso9660", medium)
+    for source in sorted(medium.iterdir()):
+        write_atomically(ROOT / SEED / source.name, source.read_text(), 0o600)
+    run(["umount", str(medium)])
+    run(["losetup", "-d", loop])
+    image.unlink()
+
+
+def read_memory() -> int:
+    """All of this machine's, in bytes."""
+    fields = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+    return int(fields["MemTotal"].split()[0]) << 10
+
+
+def mount_image(image: Path, kind: str, place: Path) -> str:
+    """Mounts a file, read-only; returns the loop device."""
+    loop = run(["losetup", "-f"]).strip()
+    run(["losetup", "-r", loop, str(image)])
+    run(["mount", "-t", kind, "-o", "ro", loop, str(place)])
+    return loop
+
+
+def keep(disk: Disk, place: Path, paths: Sequence[str]) -> None:
+    """Puts the disk's copies of these paths over the image's; at first the image's own are copied to it."""
+    place.mkdir(exist_ok=True)
+    if not place.is_mount():
+        run(["mount", "-t", "ext4", str(disk.path), str(place)])
+    for path in paths:
+        mine, theirs = place / path, ROOT / path
+        if not theirs.exists():
+            continue
+        if not mine.exists():
+            beside = mine.with_name(f".{mine.name}.new")
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            run(["rm", "-rf", str(beside)])
+            run(["cp", "-a", str(theirs), str(beside)])
+            beside.rename(mine)
+        if not theirs.is_mount():
+            run(["mount", "-o", "bind", str(mine), str(theirs)])

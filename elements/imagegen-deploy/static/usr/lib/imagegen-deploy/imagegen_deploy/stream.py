@@ -1,0 +1,112 @@
+"""Downloads that go on where they broke off, and are checked while they stream."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, Callable
+
+from imagegen_node.steps import Refused
+
+BLOCK = 1 << 20  # bytes
+TIMEOUT = 30.0  # seconds without a byte
+FIRST_PAUSE = 1.0  # seconds between two tries
+LONGEST_PAUSE = 15.0
+PROGRESS = 10.0  # seconds between two words about how far it is
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Changed(Exception):
+    """The file at the URL became another one while it was read."""
+
+
+class Download:
+    """The bytes of one URL. `say` is told what a broken download waits for; `sleep` is slept meanwhile."""
+
+    def __init__(self, url: str, sha256: str, say: Callable[[str], None], sleep: Callable[[float], object]) -> None:
+        self.url = url
+        self.sha256 = sha256
+        self.done = 0  # bytes
+        self.total = 0  # bytes; 0: not known yet
+        self._say = say
+        self._sleep = sleep
+        self._digest = hashlib.sha256()
+
+    def blocks(self) -> Iterator[bytes]:
+        """Every block, in order; only when this ends without an exception they were the right ones.
+
+        Raises Refused when their sha256 is another, or when the file changed on the way.
+        """
+        pause = FIRST_PAUSE
+        while not self.total or self.done < self.total:
+            before = self.done
+            try:
+                with self._open() as answer:
+                    yield from self._read(answer)
+                reason = "the server closed the connection"
+            except Changed as error:
+                raise Refused(f"{self.url} changed while it was read: {error}") from error
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            if self.total and self.done >= self.total:
+                break
+            pause = FIRST_PAUSE if self.done > before else min(2 * pause, LONGEST_PAUSE)
+            self._say(f"{self.url}: {reason}; {self.describe()}")
+            self._sleep(pause)
+        found = self._digest.hexdigest()
+        if found != self.sha256:
+            raise Refused(
+                f"{self.url} has the sha256 {found}, and the node's script says {self.sha256}: it was damaged, or is "
+                "of another build than the script. Run `imagegen pxe` again"
+            )
+
+    def describe(self) -> str:
+        """How far it is."""
+        if not self.total:
+            return "nothing read yet"
+        return f"{self.done >> 20} of {self.total >> 20} MiB ({100 * self.done // self.total} %)"
+
+    def _open(self) -> Any:
+        """The answer from where we are on."""
+        headers = {"Range": f"bytes={self.done}-"} if self.done else {}
+        request = urllib.request.Request(self.url, headers=headers)  # noqa: S310 - the URL is the node script's
+        answer = OPENER.open(request, timeout=TIMEOUT)
+        total, skip = self._place(answer)
+        if self.total not in (0, total):
+            answer.close()
+            raise Changed(f"it had {self.total} bytes and has {total}")
+        self.total = total
+        while skip:  # a server that knows no ranges
+            got = answer.read(min(skip, BLOCK))
+            if not got:
+                raise OSError("the server closed the connection")
+            skip -= len(got)
+        return answer
+
+    def _place(self, answer: Any) -> tuple[int, int]:
+        """(size of the whole, bytes before those that we want). Raises OSError when the answer does not say."""
+        if answer.status == 206:
+            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            if found and int(found.group(1)) == self.done:
+                return int(found.group(2)), 0
+            raise OSError("the server gives another range than was asked for")
+        length = answer.headers.get("Content-Length")
+        if length is None:
+            raise OSError("the server does not tell the file's size")
+        return int(length), self.done
+
+    def _read(self, answer: Any) -> Iterator[bytes]:
+        while True:
+            try:
+                block = answer.read(BLOCK)
+            except http.client.IncompleteRead as error:
+                block = error.partial
+            if not block:
+                return
+            self._digest.update(block)
+            self.done += len(block)
+            yield block

@@ -1,0 +1,153 @@
+"""What a machine's network boot takes: iPXE scripts, the images' files, and configurations of dnsmasq and nginx.
+
+Nothing here is secret, and nothing of ours has to run: any web server and any TFTP server can give it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from imagegen.disk import ROOT_OPTIONS
+from imagegen.errors import BadUsage
+from imagegen.manifest import checksums, read_manifest
+from imagegen.model import Cluster, Node, Role
+from imagegen.render import render_template
+from imagegen.tree import Tree, text
+
+PORT = 8080
+CONSOLES = "console=tty0 console=ttyS0,115200"
+LOADERS = ("undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe-arm64.efi")
+"""iPXE's own files, for firmware that is no iPXE; the last is not in every distro's package."""
+
+SUFFIXES = {"deploy": ("vmlinuz", "initrd", "raw.zst"), "live": ("vmlinuz", "initrd", "squashfs")}
+
+
+@dataclass(frozen=True)
+class NetbootImage:
+    """A built image: where its files are, and of each its sha256 and size in bytes."""
+
+    name: str  # ROLE-ID
+    directory: Path
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def id(self) -> str:
+        return self.name.rpartition("-")[2]
+
+    def file_name(self, suffix: str) -> str:
+        return f"{self.name}.{suffix}"
+
+
+def choose_url(cluster: Cluster) -> str:
+    """Where the nodes find the tree, without a slash at its end. Raises BadUsage when the cluster file does not say."""
+    if cluster.pxe_url:
+        return cluster.pxe_url
+    if cluster.network.gateway is None:
+        raise BadUsage(
+            "the cluster file does not say where the nodes find what they boot",
+            "give it `pxe: {url: http://ADDRESS:8080}`, the address being this machine's in the nodes' network",
+        )
+    return f"http://{cluster.network.gateway}:{PORT}"
+
+
+def find_images(cluster: Cluster, out: Path) -> dict[Role, NetbootImage]:
+    """The current image of each role. Raises BadUsage that names `build` for what is missing."""
+    found, missing = {}, []
+    for role in cluster.roles:
+        directory = out / "images" / role
+        manifest = read_manifest(directory)
+        image = NetbootImage(f"{role}-{manifest.get('id', '')}", directory, manifest.get("files", {}))
+        modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
+        wanted = {"raw", *(suffix for mode in modes for suffix in SUFFIXES[mode])}
+        if lacking := sorted(s for s in wanted if not (directory / image.file_name(s)).is_file()):
+            missing.append(f"{role} ({', '.join(lacking)})")
+        found[role] = image
+    if missing:
+        raise BadUsage(
+            f"{out / 'images'} lacks images for the network boot: {'; '.join(missing)}", "run imagegen build"
+        )
+    return found
+
+
+def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
+    """Path in the tree -> built file that belongs there."""
+    suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
+    return {
+        f"images/{image.file_name(suffix)}": image.directory / image.file_name(suffix)
+        for image in images
+        for suffix in suffixes
+        if image.file_name(suffix) in image.files
+    }
+
+
+def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) -> Tree:
+    """Every text of the tree that lies at `root`, by path. Same input, same bytes. Raises BadUsage."""
+    base = choose_url(cluster)
+    url = urlsplit(base)
+    network = cluster.network
+    values: dict[str, object] = {
+        "cluster": cluster.name,
+        "base": base,
+        "root": root,
+        "host": url.hostname,
+        "port": url.port or 80,
+        "network": network.cidr.network_address,
+        "netmask": network.cidr.netmask,
+        "gateway": network.gateway,
+        "dns": network.dns,
+        "nodes": cluster.nodes,
+    }
+    names = ("boot.ipxe", "dnsmasq.conf", "dnsmasq-proxy.conf", "nginx.conf")
+    tree = {name: text(render_template(f"{name}.j2", values)) for name in names}
+    for node in cluster.nodes:
+        chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
+        tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
+        if node.serial:
+            tree[f"serial/{node.serial.replace('/', '%2F')}.ipxe"] = chain
+        tree[f"nodes/{node.name}.ipxe"] = text(node_script(cluster, node, images[node.role]))
+    files = {path.name: image.files[path.name] for image in images.values() for path in link_files([image]).values()}
+    tree["images/SHA256SUMS"] = text(checksums(files))
+    return dict(sorted(tree.items()))
+
+
+def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """The iPXE script of one node."""
+    base = choose_url(cluster)
+    values = {"base": base, "node": node.name, "role": node.role, "mode": node.deploy.mode, "image": image.name}
+    return render_template("node.ipxe.j2", {**values, "arguments": kernel_arguments(cluster, node, image)})
+
+
+def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """The kernel's command line, as the initramfs of the image reads it (elements/imagegen-deploy)."""
+    base = choose_url(cluster)
+    name = image.file_name(SUFFIXES[node.deploy.mode][-1])
+    given = {
+        "mode": node.deploy.mode,
+        "node": node.name,
+        "role": node.role,
+        "mac": node.mac,
+        "address": f"{node.address}/{cluster.network.cidr.prefixlen}",
+        "gateway": cluster.network.gateway,
+        "url": base,
+        "image": f"{base}/images/{name}",
+        "sha256": image.files[name]["sha256"],
+        "size": image.files[image.file_name("raw")]["size"],
+        "id": image.id,
+        **{f"root_device.{hint}": _hint(value) for hint, value in sorted(node.root_device.items())},
+        "wipe": "1" if node.deploy.wipe else None,
+        "status": cluster.status_url,
+    }
+    words = [f"imagegen.{key}={quote(str(value), safe=_SAFE)}" for key, value in given.items() if value is not None]
+    return " ".join(["initrd=initrd.img", "boot=imagegen", "ro", f"rootflags={ROOT_OPTIONS}", *_KERNEL, *words])
+
+
+_SAFE = "/:.,_-+@"  # neither blanks, which end a word, nor what iPXE or the kernel would take for its own
+_KERNEL = ("systemd.gpt_auto=no", CONSOLES)
+
+
+def _hint(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,31 @@
+"""Small files in the place of built images, as `imagegen build` leaves them, and of the package ipxe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+SUFFIXES = ("raw", "raw.zst", "squashfs", "vmlinuz", "initrd")
+
+
+def make_images(out: Path, roles: tuple[str, ...] = ("controller", "compute")) -> None:
+    """OUT/images/ROLE with a manifest; ids are of one digit a role."""
+    for number, role in enumerate(roles, 1):
+        place = out / "images" / role
+        place.mkdir(parents=True)
+        files = {}
+        for suffix in SUFFIXES:
+            name = f"{role}-{str(number) * 12}.{suffix}"
+            (place / name).write_text(f"{role} {suffix}")
+            digest = hashlib.sha256(f"{role} {suffix}".encode()).hexdigest()
+            files[name] = {"size": len(f"{role} {suffix}"), "sha256": digest}
+        (place / "manifest.json").write_text(json.dumps({"id": str(number) * 12, "files": files}))
+
+
+def make_loaders(place: Path) -> Path:
+    """iPXE's files, as far as the tests look at them."""
+    place.mkdir()
+    for name in ("undionly.kpxe", "ipxe.efi", "snponly.efi"):
+        (place / name).write_text(name)
+    return place

@@ -1,0 +1,206 @@
+"""The tree of the network boot: scripts find their node, the initramfs reads back what they say, nothing is secret."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from imagegen_deploy.plan import parse_plan
+from netboot_images import make_images, make_loaders
+
+from imagegen import cli, pxe
+from imagegen.cluster import load_cluster
+from imagegen.errors import BadUsage, ExitCode
+from imagegen.model import Cluster, Deploy
+from imagegen.tree import Tree
+
+ROOT = Path("/srv/pxe")
+CLUSTER = """\
+name: demo
+network: {cidr: 192.168.56.0/24, gateway: 192.168.56.1, dns: [192.168.56.1]}
+status: {url: "http://192.168.56.1:8080/status"}
+nodes:
+  - {name: ctl-1, role: controller, mac: "52:54:00:56:00:11", address: 192.168.56.11, serial: "S 1/2"}
+  - name: cpt-1
+    role: compute
+    mac: "52:54:00:56:00:12"
+    address: 192.168.56.12
+    root_device: {serial: "<or> A 1 <or> B;$(2)", size: 100, rotational: false}
+    deploy: {wipe: true}
+  - {name: cpt-2, role: compute, mac: "52:54:00:56:00:13", address: 192.168.56.13, deploy: {mode: live}}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER)
+    make_images(tmp_path / "out")
+    return load_cluster(path)
+
+
+@pytest.fixture
+def tree(cluster: Cluster, tmp_path: Path) -> Tree:
+    return pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), ROOT)
+
+
+def read(tree: Tree, path: str) -> str:
+    return tree[path].data.decode()
+
+
+def command_line(script: str) -> str:
+    """What the kernel gets from a node's script when nobody offers a seed."""
+    found = re.search(r"^kernel \S+ (.*) \$\{seed-arguments\} \|\| goto failed$", script, re.MULTILINE)
+    assert found, script
+    return found.group(1)
+
+
+def test_every_node_is_found_by_its_mac_and_its_serial(tree: Tree) -> None:
+    """boot.ipxe asks for these names: dashes in a MAC address, a serial number as it is."""
+    wanted = "#!ipxe\nchain --replace http://192.168.56.1:8080/nodes/ctl-1.ipxe\n"
+    assert read(tree, "mac/52-54-00-56-00-11.ipxe") == wanted
+    assert read(tree, "serial/S 1%2F2.ipxe") == wanted
+    boot = read(tree, "boot.ipxe")
+    assert "/mac/${netX/mac:hexhyp}.ipxe" in boot and "/serial/${serial:uristring}.ipxe" in boot
+    assert sorted(path for path in tree if path.startswith("mac/")) == [
+        f"mac/52-54-00-56-00-{n}.ipxe" for n in (11, 12, 13)
+    ]
+
+
+def test_the_initramfs_reads_back_what_the_script_says(tree: Tree) -> None:
+    """Blanks, semicolons and dollars of a hint neither end a word nor reach iPXE's own grammar."""
+    text = command_line(read(tree, "nodes/cpt-1.ipxe"))
+    plan = parse_plan(text)
+    assert plan.root_device == {"serial": "<or> A 1 <or> B;$(2)", "size": "100", "rotational": "false"}
+    assert (plan.mode, plan.node, plan.role, plan.wipe, plan.seed) == ("deploy", "cpt-1", "compute", True, "")
+    assert (plan.mac, plan.address, plan.gateway) == ("52:54:00:56:00:12", "192.168.56.12/24", "192.168.56.1")
+    assert plan.image == "http://192.168.56.1:8080/images/compute-222222222222.raw.zst"
+    assert (plan.id, plan.size, len(plan.sha256)) == ("222222222222", len("compute raw"), 64)
+    assert plan.status == "http://192.168.56.1:8080/status"
+    assert {"initrd=initrd.img", "boot=imagegen", "ro"} <= set(text.split())
+    assert len(text) < 2048  # the kernel cuts off what is longer
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=255))
+def test_any_hint_survives(value: str) -> None:
+    """As the cluster file's schema allows them."""
+    node = replace(load_cluster(None).nodes[1], root_device={"model": value})
+    facts = {"raw": {"size": 1, "sha256": ""}, "raw.zst": {"size": 1, "sha256": "0" * 64}}
+    image = pxe.NetbootImage("compute-1", Path(), {f"compute-1.{suffix}": fact for suffix, fact in facts.items()})
+    text = pxe.kernel_arguments(load_cluster(None), node, image)
+    assert parse_plan(text).root_device == {"model": value}
+    assert not set("$;&|{}()<>") & set(text)
+
+
+def test_a_live_node_gets_the_squashfs(tree: Tree) -> None:
+    plan = parse_plan(command_line(read(tree, "nodes/cpt-2.ipxe")))
+    assert (plan.mode, plan.wipe) == ("live", False)
+    assert plan.image.endswith("/compute-222222222222.squashfs")
+
+
+def test_the_sums_are_those_of_the_files(tree: Tree, cluster: Cluster, tmp_path: Path) -> None:
+    """As sha256sum(1) checks them, for every file that is linked into the tree."""
+    links = pxe.link_files(pxe.find_images(cluster, tmp_path / "out").values())
+    lines = read(tree, "images/SHA256SUMS").splitlines()
+    assert sorted(line.split("  ")[1] for line in lines) == sorted(path.partition("/")[2] for path in links)
+    assert all(re.fullmatch(r"[0-9a-f]{64}  \S+", line) for line in lines)
+
+
+def test_dnsmasq_knows_the_nodes_and_the_firmwares(tree: Tree) -> None:
+    """A full server gives addresses to nodes only; beside another server it gives none."""
+    full, proxy = read(tree, "dnsmasq.conf"), read(tree, "dnsmasq-proxy.conf")
+    assert "dhcp-host=52:54:00:56:00:12,192.168.56.12,cpt-1\n" in full
+    assert "dhcp-range=192.168.56.0,static,255.255.255.0,12h\n" in full
+    assert "dhcp-host" not in proxy and "dhcp-range=192.168.56.0,proxy,255.255.255.0\n" in proxy
+    for text in (full, proxy):
+        assert "listen-address=192.168.56.1\n" in text and "port=0\n" in text
+        assert "dhcp-boot=tag:ipxe,http://192.168.56.1:8080/boot.ipxe\n" in text
+        assert all(name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", "tftp-root=/srv/pxe/ipxe"))
+
+
+def test_the_same_input_gives_the_same_bytes(cluster: Cluster, tree: Tree, tmp_path: Path) -> None:
+    assert pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), ROOT) == tree
+
+
+@pytest.mark.parametrize(
+    ("network", "extra", "url"),
+    [
+        ({"cidr": "10.0.0.0/24", "gateway": "10.0.0.254"}, {}, "http://10.0.0.254:8080"),
+        ({"cidr": "10.0.0.0/24"}, {"pxe": {"url": "http://10.0.0.9/"}}, "http://10.0.0.9"),
+    ],
+)
+def test_the_url_is_the_gateways_unless_the_file_says(
+    network: dict[str, str], extra: dict[str, object], url: str, tmp_path: Path
+) -> None:
+    node = {"name": "c", "role": "controller", "mac": "52:54:00:56:00:11", "address": "10.0.0.1"}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "network": network, "nodes": [node], **extra}))
+    assert pxe.choose_url(load_cluster(path)) == url
+
+
+def test_a_cluster_without_gateway_must_say_where(cluster: Cluster) -> None:
+    lost = replace(cluster, network=replace(cluster.network, gateway=None))
+    with pytest.raises(BadUsage, match="does not say where the nodes find") as refused:
+        pxe.choose_url(lost)
+    assert "pxe: {url:" in refused.value.hint
+
+
+def test_missing_images_name_build(cluster: Cluster, tmp_path: Path) -> None:
+    """And which files of which role; those that no node boots are not asked for."""
+    (tmp_path / "out/images/compute/compute-222222222222.squashfs").unlink()
+    (tmp_path / "out/images/controller/controller-111111111111.squashfs").unlink()
+    with pytest.raises(BadUsage, match=r"compute \(squashfs\)$") as refused:
+        pxe.find_images(cluster, tmp_path / "out")
+    assert refused.value.hint == "run imagegen build"
+
+
+# the command
+
+
+@pytest.fixture
+def here(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe"))
+    return tmp_path
+
+
+def test_the_command_links_what_was_built(here: Path) -> None:
+    """The tree is whole, images cost their space once, and no secrets file is needed or read."""
+    assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
+    place = here / "out/pxe"
+    image = here / "out/images/compute/compute-222222222222.raw.zst"
+    assert (place / "images" / image.name).samefile(image)
+    assert (place / "ipxe/undionly.kpxe").read_text() == "undionly.kpxe"
+    assert (place / "nodes/cpt-1.ipxe").is_file()
+    assert f"root {place};" in (place / "nginx.conf").read_text()
+
+
+def test_old_nodes_and_images_leave_the_tree(here: Path) -> None:
+    """What the cluster file no longer has is not given out any more."""
+    cli.run_command(["pxe", "-q"])
+    text = CLUSTER.replace("cpt-2", "cpt-9").replace("192.168.56.13", "192.168.56.19")
+    (here / "cluster.yaml").write_text(text)
+    assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
+    assert not (here / "out/pxe/nodes/cpt-2.ipxe").exists()
+    assert (here / "out/pxe/nodes/cpt-9.ipxe").is_file()
+
+
+def test_a_machine_without_ipxe_is_told(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "IPXE", here / "nowhere")
+    assert cli.run_command(["pxe"]) == ExitCode.MACHINE_LACKS
+    assert "install the package ipxe" in capsys.readouterr().err
+    assert not (here / "out/pxe").exists()
+
+
+def test_defaults_are_a_deployment_without_wipe() -> None:
+    """Nobody loses a disk by leaving a key out."""
+    assert load_cluster(None).nodes[0].deploy == Deploy("deploy", wipe=False)
+    assert IPv4Address("192.168.56.11") == load_cluster(None).nodes[0].address
