@@ -86,6 +86,20 @@ def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
     assert world.clock > 4000
 
 
+def test_a_report_from_before_a_reboot_does_not_count(world: World) -> None:
+    """Nova calls the service up for a minute after its last report, whether it comes back or not."""
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    world.documents.clear()
+    world.units.clear()
+    before = world.reports["nova-compute"]
+    assert world.run_compute()["state"] == "ready"
+    assert world.reports["nova-compute"] > before
+    assert "nova-compute up in the compute API (now registered, first report due)" in [
+        document["detail"] for document in world.documents
+    ]
+
+
 @pytest.mark.parametrize(("known", "state"), [({COMPUTE: "down"}, "down"), ({}, "not registered")])
 def test_a_compute_whose_service_does_not_come_up_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, known: dict[str, str], state: str

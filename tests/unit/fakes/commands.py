@@ -67,6 +67,8 @@ class Commands:
     # systemd
 
     def show_units(self, words: list[str], *_: Any) -> Answer:
+        if words[0] == "--property=ActiveEnterTimestampMonotonic":
+            return 0, f"{round(self._unit(words[2]).since * 1e6)}\n", ""
         assert words[0] == "--property=ActiveState,SubState"
         names = {"active": ("active", "running"), "inactive": ("inactive", "dead"), "failed": ("failed", "failed")}
         states = [names.get(self._unit(name).state, (self._unit(name).state, "start")) for name in words[1:]]

@@ -70,8 +70,7 @@ SERVICE_VERSION_ALIASES = {
 }
 """
 
-# What a service row has once the service reported.
-REPORTED = {"updated_at": "2025-06-01T12:00:00.000000"}
+FIRST_REPORT = 5.0  # seconds after the start of one of Nova's services
 
 
 DMI_UUID = "8C6B1A2E-0000-4000-8000-0000000000AA"
@@ -91,6 +90,7 @@ class Unit:
 
     def __init__(self) -> None:
         self.state = "inactive"
+        self.since = 0.0
         self.read: dict[str, str] = {}
 
 
@@ -121,6 +121,7 @@ class World:
         self.broker: dict[str, Any] = {"users": {}, "vhosts": []}
         self.deaf: set[str] = set()  # daemons that are up and do not reach the broker
         self.compute_services: dict[str, str] = {}  # host -> state, of other nodes
+        self.reports: dict[str, float] = {}  # service of this node -> when it last reported
         self.remote_control_plane = False  # the APIs are up, and no unit of this node stands behind them
         self.commands = Commands(self)
         self._patch(monkeypatch)
@@ -216,7 +217,7 @@ class World:
 
     def activate(self, name: str) -> None:
         unit = self.units[name]
-        unit.state = "active"
+        unit.state, unit.since = "active", self.clock
         unit.read = {str(path): path.read_text() for path in self.configuration_of(name) if path.is_file()}
         if name == "mariadb.service":
             self.server.up = True
@@ -309,8 +310,7 @@ class World:
             body = self.keystone.answer_login(json.loads(request.data))
             if body is None:
                 return 401, {}
-            issued = datetime.fromtimestamp(self.clock, UTC)
-            body["token"]["issued_at"] = f"{issued:%Y-%m-%dT%H:%M:%S.%fZ}"
+            body["token"]["issued_at"] = f"{tell_time(self.clock)}Z"
             return body, {"X-Subject-Token": "token"}
         assert request.get_header("X-auth-token") == "token"
         if path == "/v2.1/os-services":
@@ -322,14 +322,17 @@ class World:
         found = next((item for item in self.list_hypervisors() if item["id"] == uuid), None)
         return ({"hypervisor": found}, {}) if found else (404, {})
 
-    def list_services(self) -> list[dict[str, str]]:
-        found = [
-            {"id": name, "binary": name.removesuffix(".service"), "host": self.node_name, "state": "up", **REPORTED}
-            for name in ("nova-conductor.service", "nova-scheduler.service", "nova-compute.service")
-            if self.works(name)
-        ]
+    def list_services(self) -> list[dict[str, Any]]:
+        found = []
+        for name in ("nova-conductor", "nova-scheduler", "nova-compute"):
+            if self.works(f"{name}.service"):
+                if self.clock >= self.units[f"{name}.service"].since + FIRST_REPORT:
+                    self.reports[name] = self.clock
+                row = {"id": name, "binary": name, "host": self.node_name, "state": "up"}
+                found.append({**row, "updated_at": tell_time(self.reports.get(name))})
+        now = tell_time(self.clock)
         others = [
-            {"id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, **REPORTED}
+            {"id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, "updated_at": now}
             for host, state in self.compute_services.items()
             if host not in [item["host"] for item in found if item["binary"] == "nova-compute"]
         ]
@@ -411,6 +414,7 @@ class World:
         for module, name, value in (
             (agent["status"], "time", clock),
             (agent["lease"], "time", clock),
+            (agent["system"], "time", clock),
             (agent["clock"], "time", SimpleNamespace(time=lambda: self.clock + self.clock_ahead)),
             (agent["lease"], "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
             (agent["system"], "pwd", accounts),
@@ -486,3 +490,8 @@ def heads_of(kind: str) -> list[str]:
     """The heads of a kind of schema."""
     revisions = REVISIONS[kind]
     return [revision for revision in revisions if revision not in revisions.values()]
+
+
+def tell_time(seconds: float | None) -> str | None:
+    """Seconds since 1970 as Nova's and Keystone's APIs write them."""
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%f}"

@@ -54,6 +54,17 @@ def is_up(service: dict[str, Any]) -> bool:
     return service.get("state") == "up" and bool(service.get("updated_at"))
 
 
+def has_reported(service: dict[str, Any], session: Session, seconds: float) -> bool:
+    """Whether it is up by a report of the last so many seconds, by the cluster's clock.
+
+    What reported before a quick reboot is up for service_down_time as well, whether it comes back or not.
+    """
+    if not is_up(service):
+        return False
+    reported = datetime.strptime(service["updated_at"], "%Y-%m-%dT%H:%M:%S.%f").replace(tzinfo=timezone.utc)
+    return session.issued - reported.timestamp() < seconds
+
+
 class Session:
     """A token for one user of project `project`, and the catalogue that came with it."""
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_node import backing, configure, machine, metadata
-from imagegen_node.api import NotFound, Session, is_up, open_nova_session
+from imagegen_node.api import NotFound, Session, has_reported, open_nova_session
 from imagegen_node.status import Status
 from imagegen_node.steps import Refused, Sleep, Step, Waiting, run_steps
-from imagegen_node.system import Units, put_file, run, start_units
+from imagegen_node.system import Units, put_file, run, seconds_active, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -82,8 +82,9 @@ class Compute:
     def start_compute(self) -> str:
         """nova-compute started; done when the API calls it up."""
         start_units(NOVA_COMPUTE)
-        service = find_service(self.node, open_nova_session(self.node))
-        if not is_up(service):
+        session = open_nova_session(self.node)
+        service = find_service(self.node, session)
+        if not has_reported(service, session, seconds_active("nova-compute.service")):
             state = "registered, first report due" if service.get("state") == "up" else service.get("state")
             raise Waiting(f"nova-compute up in the compute API (now {state or 'not registered'})")
         return "up"

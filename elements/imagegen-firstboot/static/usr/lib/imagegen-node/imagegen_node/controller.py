@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node import backing, cells, configure, discovery, machine, metadata, upgrade
-from imagegen_node.api import INTERFACES, Session, Unauthorized, is_up, open_nova_session
+from imagegen_node.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.database import schema_of
 from imagegen_node.lease import Lease
 from imagegen_node.status import Status
 from imagegen_node.steps import TRIES, LeaseLost, Refused, Sleep, Step, Waiting, run_step, run_steps
-from imagegen_node.system import Units, check_port, run, start_units
+from imagegen_node.system import Units, check_port, run, seconds_active, start_units
 
 HERE = Path(__file__).parent
 # Nova reads its cells when a service starts: with another set of them it starts anew.
@@ -184,9 +184,11 @@ class Controller:
         missing = find_missing_identity(self.node)
         if missing:
             raise Waiting(f"Keystone to have {missing}")
-        services = open_nova_session(self.node).compute(self.node["region"], "/os-services")["services"]
-        up = {item["binary"] for item in services if item["host"] == self.node["node"] and is_up(item)}
-        down = {"nova-conductor", "nova-scheduler"} - up
+        session = open_nova_session(self.node)
+        services = session.compute(self.node["region"], "/os-services")["services"]
+        ages = {name: seconds_active(f"{name}.service") for name in ("nova-conductor", "nova-scheduler")}
+        own = [item for item in services if item["host"] == self.node["node"] and item["binary"] in ages]
+        down = ages.keys() - {item["binary"] for item in own if has_reported(item, session, ages[item["binary"]])}
         if down:
             raise Waiting("{} up in the compute API".format(" and ".join(sorted(down))))
         for cell in self.node["cells"]:

@@ -9,6 +9,7 @@ import pwd
 import shlex
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def read_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
     text = run(["systemctl", "show", "--property=ActiveState,SubState", *units])
     blocks = (dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n"))
     return dict(zip(units, blocks))
+
+
+def seconds_active(unit: str) -> float:
+    """How long the unit is active, by a clock that nobody sets."""
+    since = run(["systemctl", "show", "--property=ActiveEnterTimestampMonotonic", "--value", unit])
+    return time.monotonic() - int(since) / 1e6
 
 
 def digest_files(paths: Sequence[Path]) -> str:
