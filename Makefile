@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit images cluster test-faults model faults elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit images cluster test-faults model faults ironic elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -52,6 +52,10 @@ test-faults: set-up-test images ## the part of the fault matrix that CI runs; ne
 faults: set-up-test images ## the whole fault matrix, 75 minutes at most; goes on where it stopped; SEED=N repeats a run
 	$(TIER) faults .venv/bin/python tests/faults/run_faults.py $(if $(SEED),--seed $(SEED))
 
+ironic: set-up-test ## Ironic itself takes what `imagegen baremetal` writes; installs it into .venv-ironic
+	$(TIER) set-up .ci/set-up ironic
+	$(TIER) ironic $(PYTEST) tests/ironic
+
 elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
 	.venv/bin/python tests/maps.py
 
@@ -66,5 +70,5 @@ lock: ## pin the newest versions of the Python packages in requirements.lock
 	.ci/lock
 
 clean: ## remove .venv, $(OUT) and caches
-	rm -rf --one-file-system .venv $(OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf --one-file-system .venv .venv-ironic $(OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -288,6 +288,34 @@ def pxe(settings: Settings) -> Outcome:
     return Outcome([os.fspath(settings.out / "pxe")], nodes=rows)
 
 
+@cli.command(short_help="Write what Ironic and Metal3 take.")
+@click.option("--driver", default="redfish", show_default=True, help="The driver of the nodes in Ironic.")
+@_common
+@click.pass_obj
+def baremetal(settings: Settings, driver: str) -> Outcome:
+    """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
+
+    Config drives and Secrets hold the nodes' secrets. Images are named by sha256, at the URL of `imagegen pxe`.
+
+    \b
+    Examples:
+      imagegen baremetal && openstack baremetal create out/ironic/nodes.yaml
+      kubectl apply -f out/metal3/linux-node2.yaml
+    """
+    from imagegen.baremetal import ironic_tree, metal3_tree
+    from imagegen.pxe import find_images
+    from imagegen.seeds import seed_trees
+    from imagegen.tree import write_tree
+
+    cluster, secrets = _load_inputs(settings)
+    images, seeds = find_images(cluster, settings.out), seed_trees(cluster, secrets)
+    trees = {"ironic": ironic_tree(cluster, images, seeds, driver), "metal3": metal3_tree(cluster, images, seeds)}
+    for name, tree in trees.items():
+        write_tree(tree, settings.out / name, directory_mode=0o700)
+    rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
+    return Outcome([os.fspath(settings.out / name) for name in trees], nodes=rows)
+
+
 @cli.command(short_help="Print the cluster file's JSON schema, for editors.")
 @_common
 @click.pass_obj

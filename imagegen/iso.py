@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ from imagegen.tree import File, Tree, write_file
 LABEL = "cidata"  # what cloud-init's NoCloud datasource looks for
 NAMES = ("meta-data", "network-config", "user-data", "vendor-data")
 ENTRY_MODE = 0o100400  # a regular file, readable by root alone, when the node mounts it
+DIRECTORY_MODE = 0o040500
 EPOCH = 315532800.0  # 1980-01-01T00:00:00Z, the date of every entry
 
 _CLOCK_LOCK = Lock()
@@ -31,7 +32,7 @@ def write_seed_iso(tree: Tree, path: Path) -> None:
 
 
 def seed_iso_bytes(tree: Tree) -> bytes:
-    """The ISO of a seed: Joliet and Rock Ridge names, the same bytes for the same tree at any time in any time zone.
+    """The ISO of a seed, as iso_bytes() makes it.
 
     Raises ValueError when user-data or meta-data is missing (cloud-init would ignore the disk) or a name is unknown.
     """
@@ -39,23 +40,37 @@ def seed_iso_bytes(tree: Tree) -> bytes:
         raise ValueError(f"a seed needs {' and '.join(sorted(missing))}")
     if unknown := tree.keys() - set(NAMES):
         raise ValueError(f"not a file of a seed: {', '.join(sorted(unknown))}")
+    return iso_bytes(tree, LABEL)
+
+
+def iso_bytes(tree: Tree, label: str) -> bytes:
+    """The ISO of a tree: Joliet and Rock Ridge names, the same bytes for the same tree at any time in any zone."""
     image = BytesIO()
     with _pinned_clock():
         iso = pycdlib.PyCdlib()
         # Interchange level 4: the others refuse names such as user-data.
-        iso.new(interchange_level=4, joliet=3, rock_ridge="1.09", vol_ident=LABEL)
-        for name, file in sorted(tree.items()):
+        iso.new(interchange_level=4, joliet=3, rock_ridge="1.09", vol_ident=label)
+        for directory in list_directories(tree):
+            name = directory.rpartition("/")[2]
+            iso.add_directory(f"/{directory}", rr_name=name, joliet_path=f"/{directory}", file_mode=DIRECTORY_MODE)
+        for path, file in sorted(tree.items()):
             iso.add_fp(
                 BytesIO(file.data),
                 len(file.data),
-                f"/{name}",
-                rr_name=name,
-                joliet_path=f"/{name}",
+                f"/{path}",
+                rr_name=path.rpartition("/")[2],
+                joliet_path=f"/{path}",
                 file_mode=ENTRY_MODE,
             )
         iso.write_fp(image)
         iso.close()
     return image.getvalue()
+
+
+def list_directories(tree: Tree) -> list[str]:
+    """Every directory of the tree's paths, parents first."""
+    found = {str(parent) for path in tree for parent in PurePosixPath(path).parents if str(parent) != "."}
+    return sorted(found)
 
 
 @contextmanager

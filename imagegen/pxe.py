@@ -75,7 +75,7 @@ def find_images(cluster: Cluster, out: Path) -> dict[Role, NetbootImage]:
 
 def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
     """Path in the tree -> built file that belongs there."""
-    suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
+    suffixes = sorted({"raw", *(suffix for group in SUFFIXES.values() for suffix in group)})  # raw: Ironic, Metal3
     return {
         f"images/{image.file_name(suffix)}": image.directory / image.file_name(suffix)
         for image in images

@@ -30,7 +30,7 @@ TOOLS = (
 )
 
 GIB = 1 << 30
-# Measured for the controller: 1.6 GiB of tree, as much of tar, raw 2.4, qcow2 0.6, packages 0.4.
+# Measured for the controller: 1.6 GiB of tree, as much of tar, raw 1.5, qcow2 0.6, two more of 0.5, packages 0.4.
 WORK_BYTES = 9 * GIB  # in the cache, while a role is built
 IMAGE_BYTES = (
     5 * GIB

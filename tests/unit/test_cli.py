@@ -25,7 +25,7 @@ from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
 from imagegen.resources import PACKAGE
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
-COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "pxe", "schema")
+COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "pxe", "baremetal", "schema")
 CANARY = "Canary-p@ss/w:r%d"
 
 

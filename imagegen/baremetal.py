@@ -1,0 +1,146 @@
+"""What Ironic and Metal3 take: a node's enrolment, its image with its digest, and its config drive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from imagegen.configdrive import configdrive_iso, configdrive_tree, encode_configdrive, meta_data, network_data
+from imagegen.errors import BadUsage
+from imagegen.model import Cluster, Node, Role
+from imagegen.pxe import NetbootImage, choose_url
+from imagegen.render import dump_yaml
+from imagegen.tree import File, Tree, text
+
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+OPERATORS = ("s==", "s!=", "s>=", "s<=", "s>", "s<", "<in>", "<all-in>", "<or>")
+
+# Ironic's hints (its docs, "Specifying the disk for deployment") -> spec.rootDeviceHints of a BareMetalHost.
+METAL3_HINTS = {
+    "name": "deviceName",
+    "by_path": "deviceName",
+    "hctl": "hctl",
+    "model": "model",
+    "vendor": "vendor",
+    "serial": "serialNumber",
+    "size": "minSizeGigabytes",
+    "wwn": "wwn",
+    "wwn_with_extension": "wwnWithExtension",
+    "wwn_vendor_extension": "wwnVendorExtension",
+    "rotational": "rotational",
+}
+
+
+def ironic_tree(
+    cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree], driver: str = "redfish"
+) -> Tree:
+    """Path -> file for `openstack baremetal`: nodes.yaml, instance-info/ and, with secrets inside, configdrive/."""
+    nodes = [ironic_node(cluster, node, driver) for node in cluster.nodes]
+    tree = {"nodes.yaml": text("# openstack baremetal create nodes.yaml\n" + dump_yaml({"nodes": nodes}), 0o600)}
+    for node in cluster.nodes:
+        info = instance_info(cluster, images[node.role])
+        tree[f"instance-info/{node.name}.json"] = text(json.dumps(info, indent=2) + "\n", 0o600)
+        drive = configdrive_tree(cluster, node, seeds[node.name])
+        tree |= {f"configdrive/{node.name}/{path}": file for path, file in drive.items()}
+        iso = configdrive_iso(drive)
+        tree[f"configdrive/{node.name}.iso"] = File(iso, 0o600)
+        tree[f"configdrive/{node.name}.b64"] = text(encode_configdrive(iso), 0o600)
+    return dict(sorted(tree.items()))
+
+
+def ironic_node(cluster: Cluster, node: Node, driver: str) -> dict[str, Any]:
+    """One node of nodes.yaml, where Ironic refuses instance_info. driver_info, the BMC's login, is the operator's."""
+    properties: dict[str, Any] = {"cpu_arch": ARCHITECTURES.get(cluster.distro.arch, cluster.distro.arch)}
+    if node.root_device:
+        properties["root_device"] = dict(sorted(node.root_device.items()))
+    if node.serial:
+        properties["serial_number"] = node.serial
+    return {
+        "name": node.name,
+        "driver": driver,
+        "resource_class": f"imagegen-{node.role}",
+        "properties": properties,
+        "ports": [{"address": node.mac}],
+    }
+
+
+def instance_info(cluster: Cluster, image: NetbootImage) -> dict[str, Any]:
+    """instance_info of a node: the raw image, which the deploy ramdisk streams to the disk, with its sha256."""
+    name = image.file_name("raw")
+    return {
+        "image_source": f"{choose_url(cluster)}/images/{name}",
+        "image_disk_format": "raw",
+        "image_os_hash_algo": "sha256",
+        "image_os_hash_value": image.files[name]["sha256"],
+    }
+
+
+def metal3_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree]) -> Tree:
+    """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage for hints that Metal3 lacks."""
+    tree = {}
+    for node in cluster.nodes:
+        documents = [
+            *metal3_secrets(cluster, node, seeds[node.name]),
+            bare_metal_host(cluster, node, images[node.role]),
+        ]
+        tree[f"{node.name}.yaml"] = text("---\n".join(dump_yaml(document) for document in documents), 0o600)
+    return tree
+
+
+def metal3_secrets(cluster: Cluster, node: Node, seed: Tree) -> list[dict[str, Any]]:
+    """The three Secrets that the BareMetalHost names; each has the one key that Metal3 looks for."""
+    contents = {
+        "userData": seed["user-data"].data.decode(),
+        "networkData": json.dumps(network_data(cluster, node), indent=2) + "\n",
+        "metaData": dump_yaml({"meta": meta_data(cluster, seed)["meta"]}),
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": secret_name(node, key)},
+            "type": "Opaque",
+            "stringData": {key: value},
+        }
+        for key, value in contents.items()
+    ]
+
+
+def secret_name(node: Node, key: str) -> str:
+    return f"{node.name}-{key.removesuffix('Data')}-data"
+
+
+def bare_metal_host(cluster: Cluster, node: Node, image: NetbootImage) -> dict[str, Any]:
+    """metal3.io/v1alpha1 BareMetalHost without `bmc`, which is the operator's to add. Raises BadUsage."""
+    info = instance_info(cluster, image)
+    spec: dict[str, Any] = {
+        "online": True,
+        "bootMACAddress": node.mac,
+        "image": {
+            "url": info["image_source"],
+            "checksum": info["image_os_hash_value"],
+            "checksumType": "sha256",
+            "format": "raw",
+        },
+    }
+    if node.root_device:
+        spec["rootDeviceHints"] = metal3_hints(node)
+    spec |= {key: {"name": secret_name(node, key)} for key in ("userData", "networkData", "metaData")}
+    return {
+        "apiVersion": "metal3.io/v1alpha1",
+        "kind": "BareMetalHost",
+        "metadata": {"name": node.name, "labels": {"imagegen-cluster": cluster.name, "imagegen-role": str(node.role)}},
+        "spec": spec,
+    }
+
+
+def metal3_hints(node: Node) -> dict[str, Any]:
+    """rootDeviceHints, which know no operators. Raises BadUsage."""
+    for hint, value in node.root_device.items():
+        if isinstance(value, str) and value.split(" ")[0] in OPERATORS:
+            raise BadUsage(
+                f"root_device.{hint} of {node.name} has an operator of Ironic's, which Metal3 does not know",
+                "give the value itself, or leave Metal3's files out",
+            )
+    return {METAL3_HINTS[hint]: value for hint, value in sorted(node.root_device.items())}
