@@ -23,7 +23,14 @@ from imagegen.run import run
 
 SECONDS = 1200.0  # for one boot, under TCG
 POLL = 0.5
-MAC = "52:54:00:56:00:12"
+MACS = {"linux-node2": "52:54:00:56:00:12", "linux-node3": "52:54:00:56:00:13"}
+LIVE = {
+    "name": "linux-node3",
+    "role": "compute",
+    "mac": MACS["linux-node3"],
+    "address": "192.168.56.13",
+    "deploy": {"mode": "live"},
+}
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -43,10 +50,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     document = yaml.safe_load((place / "cluster.yaml").read_text())
     # The emulated network's gateway is this machine's loopback.
     document["pxe"] = {"url": f"http://192.168.56.1:{server.server_port}"}
+    document["nodes"].append(LIVE)
     (place / "cluster.yaml").write_text(yaml.safe_dump(document))
     options = ["-c", str(place / "cluster.yaml"), "-o", str(place / "out")]
     run_imagegen([*options, "pxe"])
-    run_imagegen([*options, "seed", "linux-node2"])
+    run_imagegen([*options, "seed", *MACS])
     run(["qemu-img", "create", "-q", "-f", "qcow2", place / "disk.qcow2", "10G"])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield place
@@ -55,22 +63,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @contextmanager
-def machine(site: Path, console: Path, *, network_first: bool = True) -> Iterator[subprocess.Popen[bytes]]:
-    """The compute: its disk, its seed on a medium, its one interface. Leaving the context cuts its power."""
+def machine(
+    site: Path, console: Path, *, node: str = "linux-node2", network_first: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A compute: a disk, its seed on a medium, its one interface. Leaving the context cuts its power."""
     fast = can_accelerate(Path("/proc/cpuinfo").read_text(), Path("/dev/kvm").exists())
     engine = ["-accel", "kvm", "-cpu", "host"] if fast else ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
     order = (2, 1) if network_first else (1, 2)
-    base = (site / "out/pxe/mac" / f"{MAC.replace(':', '-')}.ipxe").read_text().split()[-1].partition("/nodes/")[0]
+    script = site / "out/pxe/mac" / f"{MACS[node].replace(':', '-')}.ipxe"
+    base = script.read_text().split()[-1].partition("/nodes/")[0]
     network = "user,id=lan,net=192.168.56.0/24,host=192.168.56.1,dhcpstart=192.168.56.100"
     argv = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", *engine),
-        *("-m", "3G", "-smp", "1", "-serial", f"file:{console}"),
+        *("-m", "4G", "-smp", "1", "-serial", f"file:{console}"),
         *("-drive", f"if=none,id=disk,file={site}/disk.qcow2,format=qcow2,cache=writeback"),
         *("-device", f"virtio-blk-pci,drive=disk,bootindex={order[0]}"),
-        *("-drive", f"if=none,id=seed,file={site}/out/seeds/linux-node2.iso,format=raw,readonly=on"),
+        *("-drive", f"if=none,id=seed,file={site}/out/seeds/{node}.iso,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=seed", "-device", "virtio-rng-pci"),
         *("-netdev", f"{network},bootfile={base}/boot.ipxe"),
-        *("-device", f"virtio-net-pci,netdev=lan,mac={MAC},bootindex={order[1]}"),
+        *("-device", f"virtio-net-pci,netdev=lan,mac={MACS[node]},bootindex={order[1]}"),
     ]
     process = subprocess.Popen(argv)
     try:
@@ -123,3 +134,13 @@ def test_a_disk_that_bears_the_image_is_booted_as_it_is(site: Path, network_firs
         said = wait_for(console, process, "waiting wait-messaging")
     assert ("working disk: /dev/vda (10.0 GiB): deployed" in said) == network_first
     assert "working image" not in said
+
+
+def test_a_live_node_leaves_disks_alone(site: Path) -> None:
+    """Its root is in memory, checked before it is used; the deployed disk beside it has not a byte changed."""
+    console, before = site / "4.log", (site / "disk.qcow2").read_bytes()
+    with machine(site, console, node="linux-node3") as process:
+        said = wait_for(console, process, "waiting wait-messaging")
+    assert "working root: in memory" in said
+    assert "3 files as the seed promised" in said
+    assert (site / "disk.qcow2").read_bytes() == before
