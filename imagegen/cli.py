@@ -271,7 +271,7 @@ def pxe(settings: Settings) -> Outcome:
     """
     from imagegen.pxe import LOADERS, find_images, link_files, pxe_tree
     from imagegen.store import link_file
-    from imagegen.tree import write_tree
+    from imagegen.tree import replace_directory, write_tree
 
     cluster = _load_own_cluster(settings)
     images = find_images(cluster, settings.out)
@@ -280,10 +280,12 @@ def pxe(settings: Settings) -> Outcome:
     loaders = {f"ipxe/{name}": IPXE / name for name in LOADERS if (IPXE / name).is_file()}
     if not loaders:
         raise MachineLacks("iPXE's boot files are missing", f"install the package ipxe: they belong in {IPXE}")
-    write_tree(tree, root)
+    stage = root.with_name(".pxe.stage")
+    write_tree(tree, stage)
     for path, source in {**link_files(images.values()), **loaders}.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        link_file(source, root / path)
+        (stage / path).parent.mkdir(parents=True, exist_ok=True)
+        link_file(source, stage / path)
+    replace_directory(stage, root)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
     return Outcome([os.fspath(settings.out / "pxe")], nodes=rows)
 

@@ -45,9 +45,7 @@ def read_tree(root: Path) -> Tree:
 def write_tree(tree: Tree, target: Path, *, directory_mode: int = 0o755) -> None:
     """Replaces the directory `target` by the tree: written beside it, then renamed; nobody sees half of it."""
     beside = target.with_name(f".{target.name}.new")
-    old = target.with_name(f".{target.name}.old")
-    for left in (beside, old):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(beside, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside.mkdir(mode=directory_mode)
     beside.chmod(directory_mode)
@@ -59,9 +57,16 @@ def write_tree(tree: Tree, target: Path, *, directory_mode: int = 0o755) -> None
                 directory.mkdir()
                 directory.chmod(directory_mode)
         write_file(place, file)
+    replace_directory(beside, target)
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Puts a directory in the place of another on the same file system, which is removed."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    beside.rename(target)
+    new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

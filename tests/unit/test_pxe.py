@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -124,6 +126,20 @@ def test_dnsmasq_knows_the_nodes_and_the_firmwares(tree: Tree) -> None:
         assert all(name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", "tftp-root=/srv/pxe/ipxe"))
 
 
+@pytest.mark.allow_process("dnsmasq")
+@pytest.mark.parametrize("name", ["dnsmasq.conf", "dnsmasq-proxy.conf"])
+def test_dnsmasq_itself_takes_its_configuration(name: str, tree: Tree, tmp_path: Path) -> None:
+    """A planted word is not taken."""
+    program = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("dnsmasq is missing: it comes with the Debian package dnsmasq-base, `make unit` installs it")
+    path = tmp_path / name
+    for text, expected in ((read(tree, name), 0), (read(tree, name) + "dhcp-rnage=x\n", 1)):
+        path.write_text(text)
+        done = subprocess.run([program, "--test", f"--conf-file={path}"], capture_output=True, text=True)
+        assert done.returncode == expected, done.stderr
+
+
 def test_the_same_input_gives_the_same_bytes(cluster: Cluster, tree: Tree, tmp_path: Path) -> None:
     assert pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), ROOT) == tree
 
@@ -189,6 +205,22 @@ def test_old_nodes_and_images_leave_the_tree(here: Path) -> None:
     assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
     assert not (here / "out/pxe/nodes/cpt-2.ipxe").exists()
     assert (here / "out/pxe/nodes/cpt-9.ipxe").is_file()
+
+
+def test_an_interrupted_command_leaves_the_tree_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines may be booting from it."""
+    cli.run_command(["pxe", "-q"])
+    before = sorted((here / "out/pxe").rglob("*"))
+
+    def interrupt(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imagegen.store.link_file", interrupt)
+        assert cli.run_command(["pxe", "-q"]) == ExitCode.INTERRUPTED
+    assert sorted((here / "out/pxe").rglob("*")) == before
+    assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
+    assert not (here / "out/.pxe.stage").exists()
 
 
 def test_a_machine_without_ipxe_is_told(
