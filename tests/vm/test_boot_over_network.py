@@ -18,7 +18,7 @@ import pytest
 import yaml
 from bringup import IMAGES, run_imagegen
 
-from imagegen.qemu import can_accelerate
+from imagegen.qemu import can_accelerate, find_ovmf
 from imagegen.run import run
 
 SECONDS = 1200.0  # for one boot, under TCG
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextmanager
 def machine(
-    site: Path, console: Path, *, node: str = "linux-node2", network_first: bool = True
+    site: Path, console: Path, *, node: str = "linux-node2", network_first: bool = True, uefi: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A compute: a disk, its seed on a medium, its one interface. Leaving the context cuts its power."""
     fast = can_accelerate(Path("/proc/cpuinfo").read_text(), Path("/dev/kvm").exists())
@@ -75,6 +75,7 @@ def machine(
     network = "user,id=lan,net=192.168.56.0/24,host=192.168.56.1,dhcpstart=192.168.56.100"
     argv = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", *engine),
+        *(("-bios", str(find_ovmf())) if uefi else ()),
         *("-m", "4G", "-smp", "1", "-serial", f"file:{console}"),
         *("-drive", f"if=none,id=disk,file={site}/disk.qcow2,format=qcow2,cache=writeback"),
         *("-device", f"virtio-blk-pci,drive=disk,bootindex={order[0]}"),
@@ -137,10 +138,11 @@ def test_a_disk_that_bears_the_image_is_booted_as_it_is(site: Path, network_firs
 
 
 def test_a_live_node_leaves_disks_alone(site: Path) -> None:
-    """Its root is in memory, checked before it is used; the deployed disk beside it has not a byte changed."""
+    """Under UEFI. Its root is in memory, checked before it is used; the disk beside it has not a byte changed."""
     console, before = site / "4.log", (site / "disk.qcow2").read_bytes()
-    with machine(site, console, node="linux-node3") as process:
+    with machine(site, console, node="linux-node3", uefi=True) as process:
         said = wait_for(console, process, "waiting wait-messaging")
+    assert "efi: EFI v2" in said
     assert "working root: in memory" in said
     assert "3 files as the seed promised" in said
     assert (site / "disk.qcow2").read_bytes() == before
