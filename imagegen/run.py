@@ -23,6 +23,7 @@ PACKAGES = {
     "mke2fs": "e2fsprogs",
     "mcopy": "mtools",
     "mformat": "mtools",
+    "mksquashfs": "squashfs-tools",
     "sfdisk": "fdisk",
     "debootstrap": "debootstrap",
     "mmdebstrap": "mmdebstrap",

@@ -20,6 +20,8 @@ TOOLS = (
     "mcopy",
     "mformat",
     "sfdisk",
+    "mksquashfs",
+    "zstd",
     "debootstrap",
     "unshare",
     "setpriv",

@@ -14,11 +14,12 @@ import pycdlib
 import pytest
 import yaml
 from fakes.world import make_secrets
+from imagegen_deploy import disks
 from imagegen_node import metadata
 from netboot_images import make_images
 
 from imagegen import cli
-from imagegen.baremetal import ironic_tree, metal3_tree
+from imagegen.baremetal import OPERATORS, ironic_tree, metal3_tree
 from imagegen.cluster import load_cluster
 from imagegen.errors import BadUsage, ExitCode
 from imagegen.model import Cluster
@@ -158,6 +159,11 @@ def test_hints_that_metal3_does_not_know_are_refused(cluster: Cluster, given: tu
     node = replace(cluster.nodes[1], root_device={"serial": "<or> A <or> B"})
     with pytest.raises(BadUsage, match=r"root_device\.serial of linux-node2 has an operator"):
         metal3_tree(replace(cluster, nodes=(cluster.nodes[0], node)), *given[1:])
+
+
+def test_the_operators_are_those_that_the_initramfs_knows() -> None:
+    """The image's code and imagegen's own cannot share a module."""
+    assert set(OPERATORS) == set(disks.OPERATORS)
 
 
 def test_the_command_writes_private_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -525,3 +525,15 @@ def test_dib_s_helpers_are_commands_that_a_shell_can_run() -> None:
     assert dib.SUDO.startswith("#!/bin/sh\n")
     assert 'exec "$@"' in dib.SUDO
     assert dib.SYNC.endswith("exit 0\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "package"), [("mksquashfs", "squashfs-tools"), ("zstd", "zstd"), ("mcopy", "mtools"), ("sfdisk", "fdisk")]
+)
+def test_a_missing_tool_is_told_before_the_build_begins(
+    tool: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package that has it; not after minutes of diskimage-builder's work."""
+    monkeypatch.setattr("imagegen.run.shutil.which", lambda name, path: None if name == tool else f"/usr/bin/{name}")
+    with pytest.raises(MachineLacks, match=f"{tool} is missing: install the package {package}"):
+        store.check_machine(tmp_path, tmp_path, 1)
