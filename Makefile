@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit images cluster test-faults model faults ironic elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit serve images cluster test-faults model faults ironic pxe-full elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -19,7 +19,7 @@ help: ## list the targets
 image: set-up ## set-up, then a bootable image of the controller
 	$(IMAGEGEN) -o $(OUT) build --role controller
 
-test: lint unit cluster ## set-up, lint, unit and cluster tiers; needs root, builds images that are missing
+test: lint unit serve cluster ## set-up, lint, unit, serve and cluster tiers; needs root, builds images that are missing
 
 test-vm: set-up-test images ## controller and compute as virtual machines, from disk images and seed ISOs
 	$(TIER) vm $(PYTEST) tests/vm
@@ -35,6 +35,9 @@ lint: set-up-test ## ruff, mypy, shellcheck and dib-lint
 
 unit: set-up-test ## the pure parts, without root, network or images
 	$(TIER) unit $(PYTEST) tests/unit --ignore=tests/unit/test_linters.py
+
+serve: set-up-test ## `imagegen serve` on the loopback: claims, slow and rude clients, a thousand nodes, the page in Chromium
+	$(TIER) serve $(PYTEST) tests/serve
 
 images: set-up-test ## the images of both roles, unless they are there
 	$(TIER) images $(IMAGEGEN) -o $(OUT) build
@@ -55,6 +58,9 @@ faults: set-up-test images ## the whole fault matrix, 75 minutes at most; goes o
 ironic: set-up-test ## Ironic itself takes what `imagegen baremetal` writes; installs it into .venv-ironic
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
+
+pxe-full: set-up-test images ## network boots of all kinds: controllers too, BIOS and UEFI, full and proxy DHCP; an hour without KVM
+	$(TIER) pxe-full $(PYTEST) tests/pxe
 
 elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
 	.venv/bin/python tests/maps.py

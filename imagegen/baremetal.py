@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,11 @@ from imagegen.tree import File, Tree, text
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 OPERATORS = ("s==", "s!=", "s>=", "s<=", "s>", "s<", "<in>", "<all-in>", "<or>")
+
+SUFFIXES = {"deploy": ("raw",), "live": ("raw",)}
+"""Which built files are needed, by the modes of nodes, which are the network boot's and change nothing here."""
+
+DEVICE_NAME = re.compile(r"/dev/(disk/by-path/)?[^/]+")  # what the webhook of Metal3 takes
 
 # Ironic's hints (its docs, "Specifying the disk for deployment") -> spec.rootDeviceHints of a BareMetalHost.
 METAL3_HINTS = {
@@ -143,4 +149,10 @@ def metal3_hints(node: Node) -> dict[str, Any]:
                 f"root_device.{hint} of {node.name} has an operator of Ironic's, which Metal3 does not know",
                 "give the value itself, or leave Metal3's files out",
             )
+    names = [str(node.root_device[hint]) for hint in ("name", "by_path") if hint in node.root_device]
+    if len(names) > 1 or not all(DEVICE_NAME.fullmatch(name) for name in names):
+        raise BadUsage(
+            f"root_device of {node.name} names a device as Metal3 does not: {', '.join(names)}",
+            "give either `name`, /dev/NAME, or `by_path`, /dev/disk/by-path/NAME, or leave Metal3's files out",
+        )
     return {METAL3_HINTS[hint]: value for hint, value in sorted(node.root_device.items())}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from imagegen import nspawn, qemu
+from imagegen import nspawn, pxeboot, qemu
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed
@@ -73,6 +73,15 @@ class NodeResult:
     rc: int | None = None  # return code of the step
 
 
+@dataclass(frozen=True)
+class NetworkBoot:
+    """How QEMU's machines boot over the network: which do not, by what firmware, beside whose DHCP server."""
+
+    from_disk: frozenset[str] = frozenset()
+    firmware: str = "uefi"
+    proxy_dhcp: bool = False
+
+
 class ClusterNotReady(NodeNotReady):
     """A node did not become ready, or the cluster is not what its nodes say; `nodes` holds how far each came."""
 
@@ -92,10 +101,12 @@ def boot_cluster(
     report: Report,
     *,
     images: Mapping[Role, Path] | None = None,
+    network_boot: NetworkBoot | None = None,
 ) -> list[NodeResult]:
     """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
 
     `timeout` is in seconds, None: the backend's own. `images` stands in for OUT/images; nspawn takes directories too.
+    With `network_boot` QEMU's machines begin with blank disks.
     With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady
     when a node failed, missed its time or is not what it says.
     """
@@ -104,7 +115,23 @@ def boot_cluster(
         role: find_image(out, role, backend) for role in cluster.roles if role in {n.role for n in nodes}
     }
     directory = out / "boot"
-    with hold_directory(directory), end_on_signals(), open_network(backend, cluster, directory) as network:
+
+    def make_network() -> Network:
+        if network_boot is None:
+            return open_network(backend, cluster, directory)
+        remove_leftovers(directory)
+        return pxeboot.PxeQemu(
+            cluster,
+            directory,
+            out / "pxe",
+            lambda cluster, node: seed_tree(cluster, node, secrets),
+            lambda line: report(progress_line("serve", "", "", line)),
+            from_disk=network_boot.from_disk,
+            firmware=qemu.Firmware(network_boot.firmware),
+            proxy_dhcp=network_boot.proxy_dhcp,
+        )
+
+    with hold_directory(directory), end_on_signals(), make_network() as network:
         check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
         limit = network.timeout if timeout is None else timeout
         machines = []
@@ -137,13 +164,18 @@ def boot_cluster(
 def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
     """The backend of that name, with nothing left of earlier runs. Raises BadUsage, MachineLacks and CommandFailed."""
     if backend in IMAGE_SUFFIX:
-        for module in (nspawn, qemu):  # the last run with this directory may have kept the other kind's
-            module.remove_leftovers(directory)
+        remove_leftovers(directory)
     if backend == "nspawn":
         return nspawn.Nspawn(cluster, directory)
     if backend == "qemu":
         return qemu.Qemu(cluster, directory)
     raise BadUsage(f"there is no backend {backend!r}", f"choose one of {', '.join(IMAGE_SUFFIX)}")
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Ends what an earlier run with this directory left or kept, of either backend. Raises CommandFailed."""
+    for module in (nspawn, qemu):
+        module.remove_leftovers(directory)
 
 
 def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import click
 
@@ -19,7 +21,9 @@ from imagegen import __version__
 from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, MachineLacks, Problem
 
 if TYPE_CHECKING:
+    from imagegen.ledger import Ledger
     from imagegen.model import Cluster, Node, Role
+    from imagegen.provisioning import Window
     from imagegen.secrets import Secrets
 
 IPXE = Path("/usr/lib/ipxe")  # Debian's package ipxe
@@ -78,6 +82,21 @@ def _common(function: Function) -> Function:
     return function
 
 
+class _Duration(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, from a number with s, m, h or d."""
+
+    name = "DURATION"
+    units: ClassVar = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        digits, unit = value[:-1], value[-1:]
+        if unit not in self.units or not digits.isdecimal() or not 0 < int(digits) <= 10_000:
+            self.fail(f"{value!r} is no duration; write one such as 15m, 2h or 1d", parameter, context)
+        return int(digits) * self.units[unit]
+
+
 class _InOrder(click.Group):
     """Commands in the order of their use, not of the alphabet."""
 
@@ -113,29 +132,38 @@ def cli() -> None:
 @_common
 @click.pass_obj
 def init(settings: Settings, directory: Path) -> Outcome:
-    """Write cluster.yaml (one controller, one compute) and secrets.yaml (generated, 0600) to DIR.
+    """Write cluster.yaml (one controller, one compute), secrets.yaml (generated, 0600) and a CA to DIR.
 
-    Nothing that exists is overwritten.
+    By the CA (ca.pem, ca.key) nodes know `imagegen serve`. Nothing that exists is overwritten; beside a cluster file or
+    secrets of an earlier version only the CA is made.
 
     \b
     Examples:
       imagegen init
       imagegen init demo && imagegen -c demo/cluster.yaml validate
     """
+    from imagegen.authority import CERTIFICATE, KEY, generate_authority
     from imagegen.cluster import default_text
     from imagegen.secrets import generate_secrets
-    from imagegen.tree import text
+    from imagegen.tree import File, text
 
-    files = {
-        directory / "cluster.yaml": text(default_text()),
-        directory / "secrets.yaml": text(generate_secrets(), 0o600),
-    }
-    if there := [os.fspath(path) for path in files if os.path.lexists(path)]:
-        raise BadUsage(f"{' and '.join(there)} exist already and are left as they are", "give another directory")
+    authority = generate_authority()
+    texts = {"cluster.yaml": text(default_text()), "secrets.yaml": text(generate_secrets(), 0o600)}
+    pair = {CERTIFICATE: File(authority.certificate), KEY: File(authority.key, 0o600)}
+    there = [directory / name for name in (*texts, *pair) if os.path.lexists(directory / name)]
+    if there and any(path.name in pair for path in there):
+        names = " and ".join(map(os.fspath, there))
+        raise BadUsage(f"{names} exist already and are left as they are", "give another directory")
+    files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
     directory.mkdir(parents=True, exist_ok=True)
     for path, file in files.items():
         _write_new(path, file)
-    _say(settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml is for your eyes only")
+    if there:
+        _say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; the CA was made beside them")
+    else:
+        _say(
+            settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only"
+        )
     return Outcome([os.fspath(path) for path in files])
 
 
@@ -237,22 +265,45 @@ def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
 )
 @click.option("--keep", is_flag=True, help="Leave the nodes running and say how to log in.")
+@click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
+@click.option("--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot it from image and ISO.")
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe, of blank machines. Default: uefi.")
+@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: beside a DHCP server that knows nothing of it.")
 @_common
 @click.pass_obj
-def boot(settings: Settings, names: tuple[str, ...], backend: str, timeout: float | None, keep: bool) -> Outcome:
+def boot(
+    settings: Settings,
+    names: tuple[str, ...],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+    over_network: bool,
+    from_disk: tuple[str, ...],
+    firmware: str | None,
+    proxy_dhcp: bool,
+) -> Outcome:
     """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
 
-    Exit code 0 means that every node is ready and was verified from outside.
+    Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines begin with
+    nothing: they find DHCP, the tree of `imagegen pxe` and their seeds on a network of this machine alone.
 
     \b
     Examples:
       sudo imagegen boot
       sudo imagegen boot --backend nspawn --keep
       sudo imagegen boot linux-node1 --timeout 90
+      imagegen pxe && sudo imagegen boot --pxe --from-disk linux-node1
     """
+    if not over_network and (from_disk or firmware or proxy_dhcp):
+        raise BadUsage("--from-disk, --firmware and --proxy-dhcp belong to a boot over the network", "add --pxe")
+    if over_network and backend != "qemu":
+        raise BadUsage("--pxe needs machines with firmware", "leave --backend out")
     cluster, secrets = _load_inputs(settings)
     chosen = _choose_nodes(settings, cluster, names)
-    return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep)
+    _choose_nodes(settings, cluster, from_disk)
+    how = {"from_disk": frozenset(from_disk), "firmware": firmware or "uefi", "proxy_dhcp": proxy_dhcp}
+    network_boot = how if over_network else None
+    return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep, network_boot)
 
 
 @cli.command(short_help="Make the files of the nodes' network boot.")
@@ -290,6 +341,70 @@ def pxe(settings: Settings) -> Outcome:
     return Outcome([os.fspath(settings.out / "pxe")], nodes=rows)
 
 
+@cli.command(short_help="Serve the network boot, seeds and a status page while machines are provisioned.")
+@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every node.")
+@click.option(
+    "--for",
+    "seconds",
+    type=_Duration(),
+    default="1h",
+    show_default=True,
+    help="How long seeds may be claimed: 15m, 2h.",
+)
+@click.option("--claims", type=click.IntRange(1), default=1, show_default=True, help="Claims of each armed node.")
+@click.option("--no-seeds", is_flag=True, help="Give no seeds out: they come on media, or by Ironic.")
+@click.option("--listen", "address", metavar="ADDRESS", help="Default: the address that the nodes are told.")
+@click.option("--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where seeds are.")
+@_common
+@click.pass_obj
+def serve(
+    settings: Settings,
+    armed: tuple[str, ...],
+    seconds: float,
+    claims: int,
+    no_seeds: bool,
+    address: str | None,
+    tls_port: int,
+) -> Outcome:
+    """Serve pxe/ by HTTP, each node's seed once by TLS, and a page that shows how far every node is. Ctrl-C ends it.
+
+    A seed is given to whoever boots as its node while the node's window is open, as often as its claims: by default
+    every node may claim once within the hour. A live node claims at each boot. Called again while it runs, with --arm,
+    it opens another window. docs/threat-model.md says what somebody on the wire can do meanwhile.
+
+    \b
+    Examples:
+      imagegen pxe && sudo imagegen serve
+      sudo imagegen serve --arm linux-node2 --for 15m
+      sudo imagegen serve --arm live-1 --for 30d --claims 100
+      imagegen serve --no-seeds
+    """
+    from imagegen.provisioning import Window
+
+    window = Window(armed, seconds, claims)
+    if no_seeds and armed:
+        raise BadUsage("--no-seeds gives no seed out, and --arm opens a window for one", "give one of the two")
+    return _serve(settings, window, seeds=not no_seeds, address=address, tls_port=tls_port)
+
+
+@cli.command(short_help="Print how far the nodes are that `imagegen serve` provisions.")
+@click.option("--watch", is_flag=True, help="Go on until every node is ready.")
+@_common
+@click.pass_obj
+def status(settings: Settings, watch: bool) -> Outcome:
+    """Print each node's state, step and what it waits for, failed ones first: what `imagegen serve` was told.
+
+    Exit code 0 means that every node is ready, 5 that one has failed, 1 that some are still on their way.
+
+    \b
+    Examples:
+      imagegen status
+      imagegen status --watch
+      imagegen status --output json | jq '.nodes[] | select(.state == "failed")'
+    """
+    return _show_status(settings, watch)
+
+
 @cli.command(short_help="Write what Ironic and Metal3 take.")
 @click.option("--driver", default="redfish", show_default=True, help="The driver of the nodes in Ironic.")
 @_common
@@ -304,13 +419,13 @@ def baremetal(settings: Settings, driver: str) -> Outcome:
       imagegen baremetal && openstack baremetal create out/ironic/nodes.yaml
       kubectl apply -f out/metal3/linux-node2.yaml
     """
-    from imagegen.baremetal import ironic_tree, metal3_tree
+    from imagegen.baremetal import SUFFIXES, ironic_tree, metal3_tree
     from imagegen.pxe import find_images
     from imagegen.seeds import seed_trees
     from imagegen.tree import write_tree
 
     cluster, secrets = _load_inputs(settings)
-    images, seeds = find_images(cluster, settings.out), seed_trees(cluster, secrets)
+    images, seeds = find_images(cluster, settings.out, SUFFIXES), seed_trees(cluster, secrets)
     trees = {"ironic": ironic_tree(cluster, images, seeds, driver), "metal3": metal3_tree(cluster, images, seeds)}
     for name, tree in trees.items():
         write_tree(tree, settings.out / name, directory_mode=0o700)
@@ -432,7 +547,7 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return "-" if value in (None, "") else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
@@ -606,13 +721,17 @@ def _boot_nodes(
     backend: str,
     timeout: float | None,
     keep: bool,
+    network_boot: dict[str, Any] | None,
 ) -> Outcome:
-    from imagegen.boot import ClusterNotReady, boot_cluster
+    from imagegen.boot import ClusterNotReady, NetworkBoot, boot_cluster
 
     columns = ("name", "role", "state", "seconds", "image")
     try:
         with _progress(settings, every_line=True) as report:
-            results = boot_cluster(cluster, secrets, settings.out, nodes, backend, timeout, keep, report)
+            how = NetworkBoot(**network_boot) if network_boot else None
+            results = boot_cluster(
+                cluster, secrets, settings.out, nodes, backend, timeout, keep, report, network_boot=how
+            )
     except ClusterNotReady as error:
         if settings.debug:
             traceback.print_exception(error)
@@ -622,3 +741,120 @@ def _boot_nodes(
         return Outcome(_table(rows, columns), nodes=rows, problems=problems, code=error.exit_code)
     rows = [asdict(result) for result in results]
     return Outcome(_table(rows, columns), nodes=rows)
+
+
+def _serve(settings: Settings, window: Window, *, seeds: bool, address: str | None, tls_port: int) -> Outcome:
+    from imagegen.ledger import Ledger
+    from imagegen.provisioning import DIRECTORY, LEDGER, hold_directory, provision
+    from imagegen.seeds import seed_tree
+    from imagegen.signals import end_on_signals
+
+    cluster, secrets = _load_inputs(settings) if seeds else (_load_own_cluster(settings), None)
+    _choose_nodes(settings, cluster, window.names)
+    root, directory = settings.out / "pxe", settings.out / DIRECTORY
+    with hold_directory(settings.out) as alone:
+        if not alone and not window.names:
+            raise BadUsage(
+                f"another `imagegen serve` is at work in {settings.out}", "arm nodes there by --arm, or give another -o"
+            )
+        if not alone:
+            ledger = Ledger(directory / LEDGER)
+            ledger.open_windows(window.names, window.seconds, window.claims)
+            ledger.close()
+            _say(settings, f"{_describe_window(window)}, by the `imagegen serve` that is at work")
+            return Outcome()
+        make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
+        say = partial(_say_with_time, settings)
+        try:
+            with (
+                end_on_signals(),
+                provision(
+                    cluster, root, directory, make_seed, window, say, address=address, tls_port=tls_port
+                ) as at_work,
+            ):
+                say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
+                say(f"seeds at {at_work.seed_url}: {_describe_window(window)}" if seeds else "no seeds are given out")
+                while True:
+                    at_work.serving.wait(1.0)
+        except KeyboardInterrupt:
+            _say(settings, f"stopped; what the nodes said is kept in {directory}: imagegen status")
+    return Outcome()
+
+
+def _describe_window(window: Window) -> str:
+    from datetime import datetime, timedelta
+
+    until = datetime.now() + timedelta(seconds=window.seconds)
+    who = ", ".join(window.names) or "every node"
+    times = "once" if window.claims == 1 else f"{window.claims} times"
+    return f"{who} may claim {times} until {until:%Y-%m-%d %H:%M}"
+
+
+def _say_with_time(settings: Settings, line: str) -> None:
+    _say(settings, f"{time.strftime('%H:%M:%S')} {line}")
+
+
+STATUS_COLUMNS = ("name", "role", "state", "step", "seconds", "detail")
+
+
+def _show_status(settings: Settings, watch: bool) -> Outcome:
+    from imagegen.provisioning import node_rows, open_ledger
+
+    ledger = open_ledger(settings.out)
+    try:
+        told = ledger.read()
+        if watch:
+            told = _watch_ledger(settings, ledger)
+    finally:
+        ledger.close()
+    rows = node_rows(told, settings.out)
+    failed = [row for row in rows if row["state"] == "failed"]
+    faults = [f"{row['name']} failed in {row['step']}: {row['detail']}" for row in failed]
+    if (late := sum(row["state"] != "ready" for row in rows) - len(failed)) > 0:
+        faults.append(f"{late} node(s) are not ready yet")
+    code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if late else ExitCode.DONE
+    for report in reversed(told["reports"]):
+        _say(settings, f"refused {_clock(report['at'])} {report['address']}: {report['text']}")
+    problems = [Problem("", 0, "", fault) for fault in faults]
+    return Outcome(_table(rows, STATUS_COLUMNS), nodes=rows, problems=problems, code=code)
+
+
+def _watch_ledger(settings: Settings, ledger: Ledger) -> dict[str, Any]:
+    """What the ledger says once every node is ready; meanwhile a table that lives, or a line a change."""
+    from imagegen.boot import progress_line
+    from imagegen.provisioning import node_rows
+
+    revision = 0
+    with _live_table(settings) as show:
+        while True:
+            told = ledger.read()
+            rows = node_rows(told, settings.out)
+            if show:
+                show(_table(rows, STATUS_COLUMNS))
+            else:
+                changed = {row["name"] for row in ledger.read(revision)["nodes"]} if revision else set()
+                for row in rows:
+                    if row["name"] in changed:
+                        _say(settings, progress_line(row["name"], row["step"], row["state"], row["detail"]))
+            revision = told["revision"]
+            if all(row["state"] == "ready" for row in rows):
+                return told
+            time.sleep(1.0)
+
+
+@contextmanager
+def _live_table(settings: Settings) -> Iterator[Callable[[Sequence[str]], None] | None]:
+    """Gives show(lines) that redraws a table on a terminal; None elsewhere."""
+    if settings.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True, highlight=False), auto_refresh=False, vertical_overflow="ellipsis") as live:
+        yield lambda lines: live.update(Text("\n".join(lines), overflow="ellipsis", no_wrap=True), refresh=True)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -147,7 +147,8 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
             found.add(f"{path}.address", f"{address} is the gateway's address")
         if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
             found.add(f"{path}.deploy.mode", "a live node forgets all it holds when it is switched off: computes only")
-    _check_unique(((f"nodes[{i}].name", node.get("name")) for i, node in enumerate(nodes)), found)
+    for key in ("name", "serial"):
+        _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)
     _check_unique(iter(macs), found)
     _check_unique(iter(addresses), found)
 

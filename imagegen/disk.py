@@ -14,7 +14,8 @@ import re
 import stat
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -30,6 +31,9 @@ SEED_SIZE = 8 * MIB
 # nodelalloc: a new file has its data before it has its name. Otherwise power that is cut at first boot leaves empty
 # files that cloud-init believes to have written (ext4(5), data=ordered and delalloc).
 ROOT_OPTIONS = "errors=remount-ro,nodelalloc"
+# What a kernel is told wherever it comes from. systemd.gpt_auto=no: what fstab says is mounted, nothing else (systemd
+# would check and mount the ESP at every boot).
+KERNEL_WORDS = f"ro rootflags={ROOT_OPTIONS} systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
 
 # Partition types: GRUB manual "BIOS installation", UEFI specification 2.10 table 5.7, Discoverable Partitions.
 BIOS_BOOT = UUID("21686148-6449-6e6f-744e-656564454649")
@@ -181,12 +185,9 @@ def grub_config(root: UUID) -> str:
     """/boot/grub/grub.cfg: the distro's kernel links, so that an upgraded kernel is the next to boot.
 
     `root` names the partition to the kernel; GRUB itself reads from the disk that it came from (see grub_prefix).
-    UEFI firmware mirrors its own console to the serial port, GRUB must not do it again. systemd.gpt_auto=no: what fstab
-    says is mounted, nothing else (systemd would check and mount the ESP at every boot).
+    UEFI firmware mirrors its own console to the serial port, GRUB must not do it again.
     """
-    arguments = (
-        f"root=PARTUUID={root} ro rootflags={ROOT_OPTIONS} systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
-    )
+    arguments = f"root=PARTUUID={root} {KERNEL_WORDS}"
     return f"""\
 if [ "$grub_platform" = pc ]; then
   if serial --unit=0 --speed=115200; then
@@ -381,13 +382,20 @@ def write_root(tree: Path, raw: Path, layout: Layout, work: Path, env: dict[str,
         raise
 
 
-def convert_qcow2(raw: Path, target: Path) -> None:
-    """Writes `target`, the raw image as a compressed qcow2 (zstd). Raises MachineLacks or CommandFailed."""
-    require_tools("qemu-img")
+@contextmanager
+def put_beside(target: Path) -> Iterator[Path]:
+    """A place beside the target, which is renamed to it when all went well."""
     beside = target.with_name(f".{target.name}.new")
     try:
-        options = ["-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "-W", "-m", "16"]
-        run(["qemu-img", "convert", *options, raw, beside])
+        yield beside
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def convert_qcow2(raw: Path, target: Path) -> None:
+    """Writes `target`, the raw image as a compressed qcow2 (zstd). Raises MachineLacks or CommandFailed."""
+    require_tools("qemu-img")
+    options = ["-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "-W", "-m", "16"]
+    with put_beside(target) as beside:
+        run(["qemu-img", "convert", *options, raw, beside])

@@ -17,6 +17,7 @@ from imagegen.errors import BadInput, Problem
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep; no cluster needs that"
 MAX_ALIASED = 100_000  # values that aliases may add to those written out
 
 MISSING = object()  # what a value becomes that failed a check: it was noted, and nothing more is said about it
@@ -149,6 +150,8 @@ def _broken(error: yaml.MarkedYAMLError, text: str, found: Findings) -> BadInput
     lines = text.splitlines()
     if line < len(lines) and re.match(r"[ -]*\t", lines[line]):
         return found.stop("a tab in the indentation; YAML takes spaces only", line + 1)
+    if "nesting depth" in (error.problem or ""):  # the limit of the library itself
+        return found.stop(TOO_DEEP)
     message = f"broken YAML: {error.problem}"
     if error.context and error.context_mark and error.context_mark.line != line:
         message += f", {error.context} that starts on line {error.context_mark.line + 1}"
@@ -169,7 +172,7 @@ class _Composer:
     def compose(self, event: Any, path: str, depth: int) -> Value:
         line = event.start_mark.line + 1
         if depth > MAX_DEPTH:
-            raise self.found.stop(f"nested more than {MAX_DEPTH} deep; no cluster needs that", line)
+            raise self.found.stop(TOO_DEEP, line)
         if isinstance(event, yaml.AliasEvent):
             return self._follow(event, path, line)
         if isinstance(event, yaml.ScalarEvent):

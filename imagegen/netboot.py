@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from imagegen.disk import link_kernel, measure_tree
+from imagegen.disk import link_kernel, measure_tree, put_beside
 from imagegen.errors import ImagegenError
 from imagegen.run import require_tools, run
 
 LEVEL = "6"  # of zstd, for both: the levels above take many times as long for a few percent
-
-
-@contextmanager
-def put_beside(target: Path) -> Iterator[Path]:
-    """A place beside the target, which is renamed to it when all went well."""
-    beside = target.with_name(f".{target.name}.new")
-    try:
-        yield beside
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def compress_raw(raw: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from imagegen.disk import ROOT_OPTIONS
+from imagegen.disk import KERNEL_WORDS
 from imagegen.errors import BadUsage
 from imagegen.manifest import checksums, read_manifest
 from imagegen.model import Cluster, Node, Role
@@ -19,11 +19,12 @@ from imagegen.render import render_template
 from imagegen.tree import Tree, text
 
 PORT = 8080
-CONSOLES = "console=tty0 console=ttyS0,115200"
 LOADERS = ("undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe-arm64.efi")
 """iPXE's own files, for firmware that is no iPXE; the last is not in every distro's package."""
 
-SUFFIXES = {"deploy": ("vmlinuz", "initrd", "raw.zst"), "live": ("vmlinuz", "initrd", "squashfs")}
+SUFFIXES = {"deploy": ("raw", "vmlinuz", "initrd", "raw.zst"), "live": ("raw", "vmlinuz", "initrd", "squashfs")}
+"""Which built files the tree has of a role, by the modes of its nodes. The raw image is for Ironic and Metal3; what
+fills the disk or the memory is last."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,31 @@ def choose_url(cluster: Cluster) -> str:
     return f"http://{cluster.network.gateway}:{PORT}"
 
 
-def find_images(cluster: Cluster, out: Path) -> dict[Role, NetbootImage]:
-    """The current image of each role. Raises BadUsage that names `build` for what is missing."""
+def find_images(
+    cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str]] = SUFFIXES
+) -> dict[Role, NetbootImage]:
+    """The current image of each role, which has the files that its nodes' modes need: `suffixes`.
+
+    Raises BadUsage that names `build` for what is missing.
+    """
     found, missing = {}, []
     for role in cluster.roles:
         directory = out / "images" / role
         manifest = read_manifest(directory)
         image = NetbootImage(f"{role}-{manifest.get('id', '')}", directory, manifest.get("files", {}))
         modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
-        wanted = {"raw", *(suffix for mode in modes for suffix in SUFFIXES[mode])}
+        wanted = {suffix for mode in modes for suffix in suffixes[mode]}
         if lacking := sorted(s for s in wanted if not (directory / image.file_name(s)).is_file()):
             missing.append(f"{role} ({', '.join(lacking)})")
         found[role] = image
     if missing:
-        raise BadUsage(
-            f"{out / 'images'} lacks images for the network boot: {'; '.join(missing)}", "run imagegen build"
-        )
+        raise BadUsage(f"{out / 'images'} lacks images that are needed: {'; '.join(missing)}", "run imagegen build")
     return found
 
 
 def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
     """Path in the tree -> built file that belongs there."""
-    suffixes = sorted({"raw", *(suffix for group in SUFFIXES.values() for suffix in group)})  # raw: Ironic, Metal3
+    suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
     return {
         f"images/{image.file_name(suffix)}": image.directory / image.file_name(suffix)
         for image in images
@@ -107,7 +111,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
         chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
         tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
         if node.serial:
-            tree[f"serial/{node.serial.replace('/', '%2F')}.ipxe"] = chain
+            tree[f"serial/{node.serial}.ipxe"] = chain  # a slash makes a directory: servers decode iPXE's %2F
         tree[f"nodes/{node.name}.ipxe"] = text(node_script(cluster, node, images[node.role]))
     files = {path.name: image.files[path.name] for image in images.values() for path in link_files([image]).values()}
     tree["images/SHA256SUMS"] = text(checksums(files))
@@ -142,11 +146,10 @@ def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
         "status": cluster.status_url,
     }
     words = [f"imagegen.{key}={quote(str(value), safe=_SAFE)}" for key, value in given.items() if value is not None]
-    return " ".join(["initrd=initrd.img", "boot=imagegen", "ro", f"rootflags={ROOT_OPTIONS}", *_KERNEL, *words])
+    return " ".join(["initrd=initrd.img", "boot=imagegen", KERNEL_WORDS, *words])
 
 
 _SAFE = "/:.,_-+@"  # neither blanks, which end a word, nor what iPXE or the kernel would take for its own
-_KERNEL = ("systemd.gpt_auto=no", CONSOLES)
 
 
 def _hint(value: str | int | bool) -> str:

@@ -31,6 +31,7 @@ from uuid import uuid5
 from imagegen.console import newest_document, plain_lines, read_tail
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.iso import write_seed_iso
+from imagegen.lan import remove_lan
 from imagegen.model import NAMESPACE, Cluster, Node, Role
 from imagegen.resources import PACKAGE
 from imagegen.run import Completed, Process, require_tools, run, start
@@ -68,7 +69,7 @@ class Outside:
 class Qemu:
     """One run's network and machines. Every process bears the run's name, so a later run finds and ends it."""
 
-    tools = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
+    tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
 
     def __init__(self, cluster: Cluster, directory: Path, *, firmware: Firmware = Firmware.BIOS) -> None:
@@ -85,6 +86,11 @@ class Qemu:
         self._public_key = ""
         self._processes: list[Process] = []
         self._kept = False
+
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before the command of each machine and each ssh."""
+        return []
 
     def __enter__(self) -> Self:
         """Ends what an earlier run left and makes this run's ssh key. Raises CommandFailed."""
@@ -114,9 +120,12 @@ class Qemu:
             raise BadUsage(f"{node.name} cannot join a network that runs", "add every node before one starts")
         machine = QemuMachine(self, node, image)
         self.machines.append(machine)
-        addition = text(vendor_data(self._public_key, slow=not self.accelerated), 0o600)
-        machine.prepare(image, {**seed, "vendor-data": addition})
+        machine.prepare(image, self.complete_seed(seed))
         return machine
+
+    def complete_seed(self, seed: Tree) -> Tree:
+        """The seed with vendor-data that lets `boot` log in."""
+        return {**seed, "vendor-data": text(vendor_data(self._public_key, slow=not self.accelerated), 0o600)}
 
     def connect(self) -> None:
         """Starts the network unless it runs, and waits until it does. Raises CommandFailed."""
@@ -129,13 +138,16 @@ class Qemu:
         self._serve(gateway, "gateway.log", lambda: all(answers(port) for port in ports.values()))
 
     def _serve(self, argv: Sequence[str], log: str, ready: Callable[[], bool]) -> None:
-        with (self.directory / log).open("wb") as output:
-            process = start(argv, cwd=self.directory, stdout=output.fileno())
+        path = self.directory / log
+        with path.open("wb") as output:
+            self._await_process(start(argv, cwd=self.directory, stdout=output.fileno()), path, ready)
+
+    def _await_process(self, process: Process, log: Path, ready: Callable[[], bool]) -> None:
+        """From now on the process is the network's. Raises CommandFailed when it does not become ready."""
         self._processes.append(process)
         if not wait_until(ready, process, NETWORK_SECONDS):
-            path = self.directory / log
             raise CommandFailed(
-                "the network of the nodes did not start", log=path, last_lines=plain_lines(read_tail(path))[-5:]
+                "the network of the nodes did not start", log=log, last_lines=plain_lines(read_tail(log))[-5:]
             )
 
     def keep(self) -> None:
@@ -162,7 +174,7 @@ class QemuMachine:
         self.node = node
         self.image = image.name
         self.directory = network.directory / node.name
-        self.port = free_port()
+        self.host, self.port = "127.0.0.1", free_port()  # of its ssh
         self.process: Process | None = None
         self.tunnel: Process | None = None
         self._network = network
@@ -181,15 +193,19 @@ class QemuMachine:
         """Switches the node on, again after it ended too; console and status go to files. Raises CommandFailed."""
         network = self._network
         network.connect()
-        argv = node_command(
+        with (self.directory / "qemu.log").open("wb") as output:
+            self.process = start([*network.prefix, *self.command()], cwd=network.directory, stdout=output.fileno())
+
+    def command(self) -> list[str]:
+        """The QEMU that is this machine."""
+        network = self._network
+        return node_command(
             network.name,
             self.node,
             memory=network.memory[self.node.role],
             accelerated=network.accelerated,
             firmware=network.firmware,
         )
-        with (self.directory / "qemu.log").open("wb") as output:
-            self.process = start(argv, cwd=network.directory, stdout=output.fileno())
 
     def alive(self) -> bool:
         """Whether the machine runs."""
@@ -211,7 +227,7 @@ class QemuMachine:
         tunnel = self._open_tunnel(LOGIN_SECONDS if timeout is None else min(timeout, LOGIN_SECONDS))
         # Relative, in the directory: a socket's path must be short.
         done = run(
-            ["ssh", *self._options(), "-o", "ControlMaster=no", "-S", self._socket, "root@127.0.0.1", shlex.join(argv)],
+            [*self._ssh("-o", "ControlMaster=no", "-S", self._socket), shlex.join(argv)],
             input=input,
             cwd=self._network.directory,
             ok=ANY,
@@ -224,14 +240,15 @@ class QemuMachine:
     @property
     def login(self) -> str:
         """The command that gives a root shell on the node."""
-        return shlex.join(["ssh", *self._options(), "root@127.0.0.1"])
+        return shlex.join(self._ssh())
 
     @property
     def _socket(self) -> str:
         return f"{self.node.name}/ssh"
 
-    def _options(self) -> list[str]:
-        return ssh_options(self._network.directory / KEY, self.port)
+    def _ssh(self, *options: str) -> list[str]:
+        own = ssh_options(self._network.directory / KEY, self.port)
+        return [*self._network.prefix, "ssh", *own, *options, f"root@{self.host}"]
 
     def _open_tunnel(self, seconds: float) -> Process:
         """The connection that all commands share: a handshake takes seconds under TCG. Raises CommandFailed."""
@@ -240,7 +257,7 @@ class QemuMachine:
         path, log = self._network.directory / self._socket, self.directory / "ssh.log"
         path.unlink(missing_ok=True)
         # Not by ControlPersist: such a process would belong to nobody.
-        argv = ["ssh", *self._options(), "-N", "-o", "ControlMaster=yes", "-S", self._socket, "root@127.0.0.1"]
+        argv = self._ssh("-N", "-o", "ControlMaster=yes", "-S", self._socket)
         with log.open("wb") as output:
             self.tunnel = start(argv, cwd=self._network.directory, stdout=output.fileno())
         if not wait_until(path.exists, self.tunnel, seconds):
@@ -276,13 +293,27 @@ def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mappin
     ]
 
 
-def node_command(name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None) -> list[str]:
+def node_command(
+    name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None, tap: str = "", blank: bool = False
+) -> list[str]:
     """The QEMU that is a node; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
 
+    Its port of the LAN is a tap, else the switch. `blank`: it boots over the network first, and has no seed's medium.
+    By BIOS it then has QEMU's own iPXE, by UEFI the firmware's PXE, which loads iPXE by TFTP.
     Without KVM cx16=off: cmpxchg16b of QEMU before 8.0 leaves other instructions' results in the flags, and a kernel
     that uses it for each allocation (6.12) dies of a double fault within a minute.
     """
     here = node.name
+    netdev = f"tap,id=lan,ifname={tap},script=no,downscript=no"
+    if not tap:
+        netdev = f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"
+    rom = "" if blank and not firmware else ",romfile="
+    first, second = (",bootindex=1", "") if not blank else (",bootindex=2", ",bootindex=1")
+    serial = str(node.root_device.get("serial", node.name))[:20]  # so that root_device's hint finds it
+    seed = [
+        *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=seed"),
+    ]
     engine = (
         ["-accel", "kvm", "-cpu", "host"] if accelerated else ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
     )
@@ -294,11 +325,9 @@ def node_command(name: str, node: Node, *, memory: int, accelerated: bool, firmw
         *(("-bios", str(firmware)) if firmware else ()),
         # A node's disk is thrown away: no need to wait for it.
         *("-drive", f"if=none,id=root,file={here}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
-        *("-device", "virtio-blk-pci,drive=root,bootindex=1"),
-        *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
-        *("-device", "virtio-blk-pci,drive=seed"),
-        *("-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"),
-        *("-device", f"virtio-net-pci,netdev=lan,mac={node.mac},romfile="),
+        *("-device", f"virtio-blk-pci,drive=root,serial={serial}{first}"),
+        *([] if blank else seed),
+        *("-netdev", netdev, "-device", f"virtio-net-pci,netdev=lan,mac={node.mac}{rom}{second}"),
         *("-chardev", f"file,id=console,path={here}/console.log,append=on", "-serial", "chardev:console"),
         *("-device", "virtio-serial-pci", "-chardev", f"file,id=status,path={here}/status.jsonl,append=on"),
         *("-device", "virtserialport,chardev=status,name=org.imagegen.status"),
@@ -440,16 +469,17 @@ def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
     for entry in sorted(proc.iterdir()):
         if entry.name.isdecimal() and bears_name(entry, name):
             kill_process(int(entry.name), partial(bears_name, entry, name))
+    remove_lan(name)
 
 
 def bears_name(entry: Path, name: str) -> bool:
-    """Whether the process below /proc is a QEMU or the switch of the run with that name."""
+    """Whether the process below /proc is a QEMU, the switch or a dnsmasq of the run with that name."""
     try:
         words = (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:  # ended meanwhile
         return False
-    ours = words[0].startswith(b"qemu-system-") or SWITCH.encode() in words
-    return ours and any(word.startswith(f"{name}-".encode()) for word in words)
+    ours = words[0].startswith((b"qemu-system-", b"dnsmasq")) or SWITCH.encode() in words
+    return ours and any(word.rpartition(b"/")[2].startswith(f"{name}-".encode()) for word in words)
 
 
 def kill_process(number: int, check: Callable[[], bool]) -> None:

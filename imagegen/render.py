@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -52,10 +53,22 @@ class _LiteralDumper(_Dumper):
     """Text of several lines becomes a literal block, as a person would write it."""
 
 
+# What Python's YAML takes for text, but Go's, which kubectl has, for a number or a truth.
+_NO_TEXT_IN_GO = re.compile(r"[yYnN]|[-+]?(0[oO][0-7_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)")
+
+
+def _represent_line(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    style = "'" if _NO_TEXT_IN_GO.fullmatch(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 def _represent_text(dumper: _LiteralDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+    if "\n" in value:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|")
+    return _represent_line(dumper, value)
 
 
+_Dumper.add_representer(str, _represent_line)
 _LiteralDumper.add_representer(str, _represent_text)
 
 

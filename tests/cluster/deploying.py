@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from imagegen_deploy import deploy
+from imagegen_deploy import deploy, gpt
 from imagegen_deploy.disks import Disk
 from imagegen_deploy.plan import Plan
 from imagegen_node import status, steps, system
@@ -31,6 +31,17 @@ def run(argv: list[str], **options: Any) -> str:
     return "" if argv[0] in NOT_HERE else system.run(argv, **options)
 
 
+def find_root(self: deploy.Deployment) -> str:
+    """The kernel makes no devices for the partitions of a file: a copy of the last one, which mount takes as well."""
+    with self.disk.path.open("rb") as disk:
+        table = gpt.read_table(disk.read(gpt.HEAD))
+        assert table
+        disk.seek(table.partitions[-1].first * gpt.SECTOR)
+        self.root = place / "root.ext4"
+        self.root.write_bytes(disk.read(table.partitions[-1].sectors * gpt.SECTOR))
+    return ""
+
+
 given = json.load(sys.stdin)
 place = Path(given["place"])
 status.STATUS_FILE = place / "status.json"
@@ -42,7 +53,9 @@ deploy.lower_interface = lambda plan: None
 deploy.list_disks = lambda: [
     Disk(Path(disk["path"]), disk["size"], 512, {"serial": (disk["serial"].lower(),)}) for disk in given["disks"]
 ]
-deploy.Deployment.find_root = lambda self: ""
+deploy.find_seed_label = lambda disk: ""
+deploy.Deployment.find_root = find_root
+deploy.KERNEL = given["kernel"]
 last = status.Status(given["plan"]["node"], given["plan"]["role"])
 try:
     deploy.Deployment(Plan(**given["plan"]), last, stop).run()

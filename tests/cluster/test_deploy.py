@@ -28,6 +28,7 @@ from imagegen.netboot import compress_raw
 from imagegen.run import run
 
 IMAGE = "0123456789ab"
+KERNEL = "6.12.1-amd64"
 SECONDS = 120.0
 DISK_BYTES = 300 * MIB
 
@@ -54,6 +55,8 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
     (tree / "etc").mkdir()
     (tree / "boot/grub/grub.cfg").write_text(grub_config(layout.root.uuid))
     (tree / "etc/fstab").write_text(fstab(layout.root.uuid))
+    (tree / "usr/lib/modules" / KERNEL).mkdir(parents=True)
+    (tree / "usr/lib/modules" / KERNEL / "modules.dep").touch()
     (tree / "noise").write_bytes(random.Random(7).randbytes(12 * MIB))  # so that there is something to interrupt
     raw = place / "payload.raw"
     with raw.open("wb") as stream:
@@ -135,6 +138,7 @@ class Machine:
     disks: list[dict[str, Any]] = field(default_factory=list)
     hints: dict[str, str] = field(default_factory=dict)
     wipe: bool = False
+    kernel: str = KERNEL  # that the network brings
 
     def add_disk(self, serial: str, size: int = DISK_BYTES) -> Path:
         path = self.place / serial
@@ -156,7 +160,8 @@ class Machine:
             env={**os.environ, "PYTHONPATH": f"{NETWORK_BOOT}:{AGENT}"},
         )
         assert process.stdin
-        process.stdin.write(json.dumps({"place": str(self.place), "disks": self.disks, "plan": plan}).encode())
+        given = {"place": str(self.place), "disks": self.disks, "kernel": self.kernel, "plan": plan}
+        process.stdin.write(json.dumps(given).encode())
         process.stdin.close()
         return process
 
@@ -228,6 +233,19 @@ def test_a_blank_disk_gets_the_image(machine: Machine, web: WebServer) -> None:
     before, asked = digest(disk), len(web.asked)
     assert machine.boot(web) == ""
     assert (digest(disk), len(web.asked)) == (before, asked)
+
+
+def test_another_kernel_than_the_disks_is_no_boot(machine: Machine, web: WebServer) -> None:
+    """Its modules are not there. The disk is let be, and boots again when the network brings its kernel."""
+    disk = machine.add_disk("S1")
+    assert machine.boot(web) == ""
+    before = digest(disk)
+    machine.kernel = "6.12.9-amd64"
+    said = machine.boot(web)
+    assert f"has modules for {KERNEL}, and the network brought the kernel 6.12.9-amd64" in said
+    machine.kernel = KERNEL
+    assert machine.boot(web) == ""
+    assert digest(disk) == before and not os.path.ismount(machine.place / "root")
 
 
 @pytest.mark.parametrize("percent", [10, 50, 99])

@@ -8,10 +8,11 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
@@ -19,13 +20,14 @@ import jsonschema
 import pytest
 from netboot_images import make_images, make_loaders
 
-from imagegen import cli, errors, model
+from imagegen import cli, errors, model, provisioning
 from imagegen.cli import run_command
 from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
+from imagegen.ledger import Ledger
 from imagegen.resources import PACKAGE
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
-COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "pxe", "baremetal", "schema")
+COMMANDS = ("init", "validate", "generate", "build", "seed", "boot", "pxe", "serve", "status", "baremetal", "schema")
 CANARY = "Canary-p@ss/w:r%d"
 
 
@@ -84,14 +86,22 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             Image(role, "0123456789ab", each, out / f"{role}.{each}", "0" * 64) for role in roles for each in formats
         ]
 
-    def boot_cluster(cluster: Any, secrets: Any, out: Path, nodes: Any, *rest: Any) -> list[Result]:
+    def boot_cluster(
+        cluster: Any, secrets: Any, out: Path, nodes: Any, *rest: Any, network_boot: Any = None
+    ) -> list[Result]:
         calls["boot"] = ([node.name for node in nodes], *rest[:-1])
+        calls["network boot"] = network_boot
         rest[-1]("linux-node1: databases")
         return [Result(node.name, str(node.role)) for node in nodes]
 
     for name, members in {
         "build": {"build_images": build_images, "image_content_id": lambda role, release, static: "0" * 64},
-        "boot": {"boot_cluster": boot_cluster, "ClusterNotReady": ClusterNotReady},
+        "boot": {
+            "boot_cluster": boot_cluster,
+            "ClusterNotReady": ClusterNotReady,
+            "NetworkBoot": lambda **how: how,
+            "progress_line": lambda *words: " ".join(words),
+        },
     }.items():
         module = ModuleType(f"imagegen.{name}")
         module.__dict__.update(members)
@@ -122,38 +132,48 @@ def files_below(directory: Path) -> list[str]:
 
 
 def test_init_writes_a_cluster_that_is_valid(output: Output) -> None:
-    """Two files; the secrets readable by their owner alone, whatever the umask."""
+    """Cluster, secrets and a CA; what is secret readable by its owner alone, whatever the umask."""
     old = os.umask(0)
     try:
         assert run_command(["init"]) == ExitCode.DONE
     finally:
         os.umask(old)
-    assert output()[0] == "cluster.yaml\nsecrets.yaml\n"
-    assert files_below(Path()) == ["cluster.yaml", "secrets.yaml"]
-    assert stat.S_IMODE(Path("secrets.yaml").stat().st_mode) == 0o600
+    assert output()[0] == "cluster.yaml\nsecrets.yaml\nca.pem\nca.key\n"
+    assert files_below(Path()) == ["ca.key", "ca.pem", "cluster.yaml", "secrets.yaml"]
+    assert [stat.S_IMODE(Path(name).stat().st_mode) for name in ("secrets.yaml", "ca.key")] == [0o600, 0o600]
     assert run_command(["validate"]) == ExitCode.DONE
 
 
 def test_init_makes_the_directory() -> None:
     """Also one in another."""
     assert run_command(["init", "a/b"]) == ExitCode.DONE
-    assert files_below(Path("a/b")) == ["cluster.yaml", "secrets.yaml"]
+    assert files_below(Path("a/b")) == ["ca.key", "ca.pem", "cluster.yaml", "secrets.yaml"]
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key"])
+def test_init_overwrites_nothing(name: str, output: Output) -> None:
+    """If there is a CA, or half of one, nothing is written, and the message says what is there."""
+    Path(name).write_text("mine")
+    Path("cluster.yaml").write_text("mine too")
+    assert run_command(["init"]) == ExitCode.BAD_INPUT
+    assert f"Error: cluster.yaml and {name} exist" in output()[1]
+    assert files_below(Path()) == sorted(["cluster.yaml", name]) and Path(name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "secrets.yaml"])
-def test_init_overwrites_nothing(name: str, output: Output) -> None:
-    """If one file is there, neither is written, and the message says which."""
+def test_init_makes_the_ca_beside_files_of_an_earlier_version(name: str, output: Output) -> None:
+    """What is there stays, nothing else joins it, and the message says so."""
     Path(name).write_text("mine")
-    assert run_command(["init"]) == ExitCode.BAD_INPUT
-    assert f"Error: {name} exist" in output()[1]
-    assert files_below(Path()) == [name] and Path(name).read_text() == "mine"
+    assert run_command(["init"]) == ExitCode.DONE
+    assert f"{name} stay as they are" in output()[1]
+    assert files_below(Path()) == sorted(["ca.key", "ca.pem", name]) and Path(name).read_text() == "mine"
 
 
 def test_init_does_not_follow_a_link_out(output: Output) -> None:
     """A dangling link is something that exists."""
-    Path("secrets.yaml").symlink_to("elsewhere")
+    Path("ca.key").symlink_to("elsewhere")
     assert run_command(["init"]) == ExitCode.BAD_INPUT
-    assert files_below(Path()) == ["secrets.yaml"]
+    assert files_below(Path()) == ["ca.key"]
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +330,27 @@ def test_boot_ends_with_the_verdict(workers: dict[str, Any], output: Output) -> 
     assert "linux-node1: databases" in stderr
     assert run_command(["boot"]) == 0
     assert workers["boot"] == (["linux-node1", "linux-node2"], "qemu", None, False)
+    assert workers["network boot"] is None
+
+
+def test_boot_over_the_network_says_how(workers: dict[str, Any], output: Output) -> None:
+    """Its options belong to --pxe, whose machines have firmware; a node that is none is refused."""
+    run_command(["init"])
+    assert run_command(["boot", "--pxe"]) == 0
+    assert workers["network boot"] == {"from_disk": frozenset(), "firmware": "uefi", "proxy_dhcp": False}
+    assert run_command(["boot", "--pxe", "--from-disk", "linux-node1", "--firmware", "bios", "--proxy-dhcp"]) == 0
+    how = {"from_disk": frozenset({"linux-node1"}), "firmware": "bios", "proxy_dhcp": True}
+    assert workers["network boot"] == how
+    output()
+    for words, said in (
+        (["--proxy-dhcp"], "add --pxe"),
+        (["--firmware", "bios"], "add --pxe"),
+        (["--from-disk", "linux-node1"], "add --pxe"),
+        (["--pxe", "--backend", "nspawn"], "leave --backend out"),
+        (["--pxe", "--from-disk", "x"], "has no node `x`"),
+    ):
+        assert run_command(["boot", *words]) == ExitCode.BAD_INPUT
+        assert said in output()[1]
 
 
 def test_a_boot_that_failed_still_ends_with_the_verdict(
@@ -317,7 +358,7 @@ def test_a_boot_that_failed_still_ends_with_the_verdict(
 ) -> None:
     """Exit code 5, the table, and what is wrong."""
 
-    def boot_cluster(*_: Any) -> None:
+    def boot_cluster(*_: Any, **__: Any) -> None:
         raise ClusterNotReady("linux-node2 failed at nova", "look at its console")
 
     monkeypatch.setattr(sys.modules["imagegen.boot"], "boot_cluster", boot_cluster)
@@ -333,6 +374,81 @@ def test_a_boot_that_failed_still_ends_with_the_verdict(
     assert (document["ok"], document["nodes"][1]["rc"]) == (False, 3)
 
 
+@contextmanager
+def serve_nothing(*_: Any, **__: Any) -> Iterator[Any]:
+    """A server that is interrupted as soon as it serves."""
+
+    def wait(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=SimpleNamespace(wait=wait))
+
+
+def keep_ledger(states: dict[str, str]) -> None:
+    """What a server would have left in ./out, with each node's state; empty: never heard of."""
+    Path("out/serve").mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(Path("out/serve/ledger.sqlite"))
+    ledger.enter_nodes({name: "compute" for name in states})
+    for name, state in states.items():
+        if state:
+            ledger.record({"node": name, "state": state, "step": "disk", "detail": "no disk fits", "steps": []})
+    ledger.close()
+
+
+def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """Being ended is how a server ends; it says where the nodes' words are kept."""
+    run_command(["init", "-q"])
+    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    assert run_command(["serve", "--for", "15m"]) == ExitCode.DONE
+    said = output()[1]
+    assert "every node may claim once until" in said and "kept in out/serve: imagegen status" in said
+    assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
+    assert "no seeds are given out" in output()[1]
+
+
+def test_serving_without_seeds_reads_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_command(["init", "-q"])
+    Path("secrets.yaml").unlink()
+    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    assert run_command(["serve"]) == ExitCode.BAD_INPUT
+    assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "faults"),
+    [
+        ({"a": "ready", "b": "ready"}, ExitCode.DONE, []),
+        ({"a": "ready", "b": ""}, ExitCode.FAILED, ["1 node(s) are not ready yet"]),
+        (
+            {"a": "failed", "b": "waiting", "c": ""},
+            ExitCode.NODE_NOT_READY,
+            ["a failed in disk: no disk fits", "2 node(s) are not ready yet"],
+        ),
+    ],
+)
+def test_status_has_an_exit_code_and_names_what_failed(
+    states: dict[str, str], code: ExitCode, faults: list[str], output: Output
+) -> None:
+    """Failed nodes first, in the table as in the JSON."""
+    keep_ledger(states)
+    assert run_command(["status", "--output", "json"]) == code
+    document = json.loads(output()[0])
+    jsonschema.validate(document, SCHEMA)
+    assert [problem["message"] for problem in document["problems"]] == faults
+    assert run_command(["status"]) == code
+    shown = [line.split()[0] for line in output()[0].splitlines()[1:]]
+    assert sorted(shown) == sorted(states) and shown == [node["name"] for node in document["nodes"]]
+    if code is ExitCode.NODE_NOT_READY:
+        assert shown[0] == "a"
+
+
+@pytest.mark.parametrize("given", ["1", "h", "0m", "-5m", "1.5h", "5w", "99999d", "m5"])
+def test_a_duration_is_a_number_with_a_unit(given: str, output: Output) -> None:
+    run_command(["init", "-q"])
+    assert run_command(["serve", "--for", given]) == ExitCode.BAD_INPUT
+    assert "is no duration; write one such as 15m" in output()[1]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_json_of_every_command_follows_the_schema(
     command: str, workers: dict[str, Any], output: Output, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +458,10 @@ def test_the_json_of_every_command_follows_the_schema(
     monkeypatch.setattr(cli, "IPXE", make_loaders(Path("ipxe")))
     if command != "init":
         run_command(["init", "-q"])
+    if command == "serve":
+        monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    if command == "status":
+        keep_ledger({"linux-node1": "ready"})
     output()
     assert run_command([command, "--output", "json"]) == ExitCode.DONE
     document = json.loads(output()[0])
@@ -352,7 +472,7 @@ def test_the_json_of_every_command_follows_the_schema(
         assert (document["command"], document["ok"]) == (command, True)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "schema")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "status", "schema")])
 def test_the_json_of_bad_input_follows_the_schema(command: str, workers: dict[str, Any], output: Output) -> None:
     """The same problems on stderr and on stdout."""
     Path("cluster.yaml").write_text("name: demo\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_deploy import disks, gpt
-from imagegen_deploy.disks import Disk, choose_disk, examine
+from imagegen_deploy.disks import Content, Disk, choose_disk, examine, find_seed_label, require_wipe
 from imagegen_deploy.mark import END, MOST_SEED, Mark, read_kept_seed, read_mark, render_mark
 from imagegen_deploy.plan import parse_plan
 from imagegen_node.steps import Refused
@@ -218,6 +219,81 @@ def test_a_dos_table_with_a_partition_is_foreign(media: Disk, monkeypatch: pytes
     media.path.write_bytes(bytes(446) + b"\x80" + bytes(63) + b"\x55\xaa" + bytes(4 << 20))
     monkeypatch.setattr(disks, "probe", lambda path: {"PTTYPE": "dos"})
     assert examine(media, IMAGE).kind == "foreign"
+
+
+def test_a_label_is_told_of_a_foreign_disk_only(media: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark that lies in the file system says that it is none any more."""
+    monkeypatch.setattr(disks, "probe", lambda path: {"TYPE": "ext4", "LABEL": "imagegen-data"})
+    assert examine(media, IMAGE).label == "imagegen-data"
+    with media.path.open("r+b") as stream:
+        stream.seek(64 << 10)
+        stream.write(render_mark("n", IMAGE, b""))
+    assert (examine(media, IMAGE).kind, examine(media, IMAGE).label) == ("begun", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(Content("foreign", "precious things"), "holds precious things,"), (Content("deployed"), "holds this image,")],
+)
+def test_what_is_on_a_disk_goes_only_when_the_cluster_file_says_so(content: Content, words: str) -> None:
+    """What is there is told, and what to do."""
+    with pytest.raises(Refused) as refused:
+        require_wipe(SDA, content, parse_plan(WORDS))
+    assert f"{SDA} {words}" in str(refused.value) and "`deploy: {wipe: true}` for c-1" in str(refused.value)
+    require_wipe(SDA, content, parse_plan(f"{WORDS} imagegen.wipe=1"))
+
+
+# media with a seed
+
+
+@pytest.fixture
+def attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Attaches a device, or a partition `DISK/PARTITION`, with a file system's label."""
+    block, labels = tmp_path / "block", dict[str, str]()
+    block.mkdir()
+    monkeypatch.setattr(disks, "BLOCK_DEVICES", block)
+    monkeypatch.setattr(disks, "settle", lambda: None)
+    monkeypatch.setattr(disks, "probe", lambda path: {"LABEL": labels[path.name]} if labels.get(path.name) else {})
+
+    def attach(name: str, label: str) -> None:
+        (block / name).mkdir(parents=True)
+        if "/" in name:
+            (block / name / "partition").write_text("1\n")
+        labels[Path(name).name] = label
+
+    return attach
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "found"),
+    [
+        ("sr0", "cidata", "cidata"),
+        ("vdb", "config-2", "config-2"),
+        ("sdb/sdb1", "CIDATA", "CIDATA"),  # a stick
+        ("sdb", "data", ""),
+        ("loop0", "cidata", ""),  # ours, of the boot before
+        ("sda/sda3", "cidata", ""),  # of an older deployment to the same disk
+    ],
+)
+def test_a_seed_is_found_where_cloud_init_looks(
+    attach: Callable[[str, str], None], name: str, label: str, found: str
+) -> None:
+    """On whole disks, optical ones too, and on partitions; not on the node's own disk."""
+    attach("sda", "")
+    attach(name, label)
+    assert find_seed_label(SDA) == found
+
+
+@pytest.mark.parametrize(("besides", "device"), [(SDA, "sdb/sdb3"), (None, "sda/sda3")])
+def test_a_seed_of_an_earlier_deployment_stops_the_boot(
+    attach: Callable[[str, str], None], tmp_path: Path, besides: Disk | None, device: str
+) -> None:
+    """On another disk that cannot be taken out: cloud-init could take it for this node's."""
+    attach("sda", "")
+    attach(device, "cidata")
+    (tmp_path / "block" / device.split("/")[0] / "removable").write_text("0\n")
+    with pytest.raises(Refused, match=f"{device.split('/')[1]} is labelled cidata: it holds a seed of an earlier"):
+        find_seed_label(besides)
 
 
 # the command line

@@ -6,6 +6,7 @@ import hashlib
 import io
 import ssl
 import urllib.error
+from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_deploy import seed, stream
+from imagegen_deploy import deploy, seed, stream
 from imagegen_deploy.deploy import Deployment, Writer
-from imagegen_deploy.mark import END, render_mark
+from imagegen_deploy.disks import Content, Disk
+from imagegen_deploy.mark import END, read_mark, render_mark
 from imagegen_deploy.plan import Plan
 from imagegen_deploy.stream import Download
 from imagegen_node.status import Status
@@ -62,12 +64,14 @@ class FakeServer:
         return Answer(self.data, 200, {"Content-Length": str(len(self.data))}, breaks)
 
 
-def download(server: FakeServer, sha256: str = "") -> tuple[bytes, list[str]]:
+def download(server: FakeServer, sha256: str = "", progress: float = 60.0) -> tuple[bytes, list[str]]:
     """What arrives, and what was said meanwhile."""
     said: list[str] = []
+    status: Any = SimpleNamespace(wait=said.append, tell=said.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "OPENER", server)
-        job = Download(URL, sha256 or hashlib.sha256(server.data).hexdigest(), said.append, lambda seconds: None)
+        patch.setattr(stream, "PROGRESS", progress)
+        job = Download(URL, sha256 or hashlib.sha256(server.data).hexdigest(), status, lambda seconds: None)
         return b"".join(job.blocks()), said
 
 
@@ -85,6 +89,13 @@ def test_what_it_waits_for_is_said() -> None:
         f"{URL}: [Errno 104] Connection reset by peer; 3 of 4 MiB (75 %)",
         f"{URL}: [Errno 111] Connection refused; 3 of 4 MiB (75 %)",
     ]
+
+
+def test_how_far_it_is_is_told() -> None:
+    """Now and then; here after every block."""
+    _, said = download(FakeServer(bytes(2 << 20), []), progress=0.0)
+    assert said == ["1 of 2 MiB (50 %)", "2 of 2 MiB (100 %)"]
+    assert download(FakeServer(bytes(2 << 20), []))[1] == []
 
 
 def test_a_damaged_file_is_refused() -> None:
@@ -228,8 +239,9 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     """One that has found its disk, a file of 2 MiB."""
     path = tmp_path / "disk"
     path.write_bytes(bytes(2 * END))
+    monkeypatch.setattr(deploy, "find_seed_label", lambda disk: "")
     made = Deployment(plan(), Status("c-1", "compute"))
-    made.disk = SimpleNamespace(path=path, size=2 * END)  # type: ignore[assignment]
+    made.disk = Disk(path, 2 * END, 512)
     return made
 
 
@@ -250,16 +262,22 @@ def test_a_seed_is_kept_on_the_disk_at_once(deployment: Deployment, monkeypatch:
     assert deployment.disk.path.read_bytes()[64 << 10 : END] == render_mark("c-1", "0123456789ab", b"iso")
     after = Deployment(plan(), Status("c-1", "compute"))
     after.disk = deployment.disk
-    after.content = SimpleNamespace(mark=stream_mark(deployment.disk.path))  # type: ignore[assignment]
+    after.content = Content("begun", mark=read_mark(deployment.disk.path.read_bytes()))
     asked = serve(monkeypatch, AssertionError("asked twice"))
     assert after.fetch_seed() == "3 bytes, kept by the deployment before"
     assert (after.seed, asked) == (b"iso", [])
 
 
-def stream_mark(path: Path) -> Any:
-    from imagegen_deploy.mark import read_mark
-
-    return read_mark(path.read_bytes()[:END])
+def test_a_medium_with_a_seed_is_the_nodes_only_one(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked for another, and what the deployment before claimed is kept no longer."""
+    asked = serve(monkeypatch, b"iso")
+    monkeypatch.setattr(deploy, "find_seed_label", lambda disk: "CIDATA" if disk is deployment.disk else "")
+    kept = render_mark("c-1", "0123456789ab", b"old iso")
+    deployment.disk.path.write_bytes(bytes(64 << 10) + kept + bytes(END))
+    deployment.content = Content("begun", mark=read_mark(deployment.disk.path.read_bytes()))
+    assert deployment.fetch_seed() == "a medium labelled CIDATA is attached: no seed is asked for"
+    assert (deployment.seed, asked) == (b"", [])
+    assert deployment.disk.path.read_bytes()[64 << 10 : END] == render_mark("c-1", "0123456789ab", b"")
 
 
 def test_without_a_server_first_boot_finds_its_seed_itself(deployment: Deployment) -> None:
@@ -267,3 +285,50 @@ def test_without_a_server_first_boot_finds_its_seed_itself(deployment: Deploymen
     deployment.plan = plan(seed="")
     deployment.claim = seed.Claim(deployment.plan)
     assert "a medium labelled cidata" in deployment.fetch_seed()
+
+
+# a disk that bears the image already
+
+
+@pytest.fixture
+def system(deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The tree of the disk's system, mounted read-only and unmounted again; the network's kernel is 6.12.2."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(deploy, "MOUNT", tmp_path / "root")
+    monkeypatch.setattr(deploy, "KERNEL", "6.12.2")
+    monkeypatch.setattr(deploy, "run", commands.append)
+    deployment.root = Path("/dev/vda4")
+    yield tmp_path / "root"
+    assert commands == [
+        ["mount", "-t", "ext4", "-o", "ro", "/dev/vda4", str(tmp_path / "root")],
+        ["umount", str(tmp_path / "root")],
+    ]
+
+
+def install_kernel(system: Path, version: str, place: str = "usr/lib/modules") -> None:
+    (system / place / version).mkdir(parents=True)
+    (system / place / version / "modules.dep").touch()
+
+
+@pytest.mark.parametrize("place", ["usr/lib/modules", "lib/modules"])
+def test_a_system_with_the_networks_kernel_is_booted(place: str, deployment: Deployment, system: Path) -> None:
+    install_kernel(system, "6.12.1")
+    install_kernel(system, "6.12.2", place)
+    assert deployment.check_kernel() == "6.12.2"
+
+
+def test_a_system_without_the_networks_kernel_is_not_booted(deployment: Deployment, system: Path) -> None:
+    """What a removed kernel left behind is none; what to do is told."""
+    install_kernel(system, "6.12.1")
+    install_kernel(system, "6.12.3")
+    (system / "usr/lib/modules/6.12.2/updates").mkdir(parents=True)
+    with pytest.raises(Refused) as refused:
+        deployment.check_kernel()
+    said = str(refused.value)
+    assert "has modules for 6.12.1, 6.12.3, and the network brought the kernel 6.12.2" in said
+    assert "boot from its disk first" in said and "`deploy: {wipe: true}` for c-1" in said
+
+
+def test_a_system_without_modules_is_not_booted(deployment: Deployment, system: Path) -> None:
+    with pytest.raises(Refused, match="has modules for no kernel, and the network brought"):
+        deployment.check_kernel()

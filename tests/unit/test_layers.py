@@ -14,11 +14,12 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 ROWS = (
     {"model", "errors", "resources"},
     {"document"},
-    {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch"},
-    {"cluster", "disk", "iso", "manifest", "mirrors"},
+    {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "ledger", "server"},
+    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "serve"},
     {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "qemu", "nspawn", "store"},
-    {"dib", "verify", "baremetal"},
-    {"build", "boot"},
+    {"dib", "verify", "baremetal", "provisioning"},
+    {"build", "pxeboot"},
+    {"boot"},
     {"cli"},
     {"__main__"},
 )
@@ -30,6 +31,10 @@ OWNERS = {
     "jinja2": "render",
     "pycdlib": "iso",
     "click": "cli",
+    "cryptography": "authority",
+    "sqlite3": "ledger",
+    "starlette": "serve",
+    "uvicorn": "server",
     "multiprocessing": None,
     "pty": None,
 }

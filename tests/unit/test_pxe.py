@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from urllib.parse import quote, unquote
+from uuid import UUID
 
 import pytest
 import yaml
@@ -18,7 +20,8 @@ from netboot_images import make_images, make_loaders
 
 from imagegen import cli, pxe
 from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage, ExitCode
+from imagegen.disk import KERNEL_WORDS, grub_config
+from imagegen.errors import BadInput, BadUsage, ExitCode
 from imagegen.model import Cluster, Deploy
 from imagegen.tree import Tree
 
@@ -64,15 +67,50 @@ def command_line(script: str) -> str:
 
 
 def test_every_node_is_found_by_its_mac_and_its_serial(tree: Tree) -> None:
-    """boot.ipxe asks for these names: dashes in a MAC address, a serial number as it is."""
+    """boot.ipxe asks for these names: dashes in a MAC address, a serial number as a web server decodes it."""
     wanted = "#!ipxe\nchain --replace http://192.168.56.1:8080/nodes/ctl-1.ipxe\n"
     assert read(tree, "mac/52-54-00-56-00-11.ipxe") == wanted
-    assert read(tree, "serial/S 1%2F2.ipxe") == wanted
+    assert read(tree, f"serial/{unquote(quote('S 1/2', safe=''))}.ipxe") == wanted
     boot = read(tree, "boot.ipxe")
     assert "/mac/${netX/mac:hexhyp}.ipxe" in boot and "/serial/${serial:uristring}.ipxe" in boot
     assert sorted(path for path in tree if path.startswith("mac/")) == [
         f"mac/52-54-00-56-00-{n}.ipxe" for n in (11, 12, 13)
     ]
+
+
+def with_serials(place: Path, *serials: str) -> Path:
+    """A cluster file whose first nodes have these serial numbers."""
+    document = yaml.safe_load(CLUSTER)
+    for node, serial in zip(document["nodes"], serials, strict=False):
+        node["serial"] = serial
+    path = place / "serials.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize("serial", ["A//B", "A/./B", "A/../B", "A/.B", "A.ipxe/B"])
+def test_a_serial_number_that_is_no_place_in_the_tree_is_refused(serial: str, tmp_path: Path) -> None:
+    """The last one's directory would be the file of the serial number A."""
+    with pytest.raises(BadInput) as refused:
+        load_cluster(with_serials(tmp_path, serial))
+    (problem,) = refused.value.problems
+    assert problem.path == "nodes[0].serial" and "no // or /. or .ipxe/ in it" in problem.message
+
+
+def test_serial_numbers_that_begin_alike_have_a_place_each(here: Path) -> None:
+    """Also on a disk, where no file is a directory."""
+    with_serials(here, "A", "A/B", "A/B.ipxe").replace(here / "cluster.yaml")
+    assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
+    found = [path for path in sorted((here / "out/pxe/serial").rglob("*")) if path.is_file()]
+    assert [str(path.relative_to(here / "out/pxe/serial")) for path in found] == [
+        "A/B.ipxe", "A/B.ipxe.ipxe", "A.ipxe",
+    ]  # fmt: skip
+
+
+def test_a_kernel_from_the_network_is_told_what_grub_tells_it(tree: Tree) -> None:
+    """How root is mounted, what systemd leaves alone, and where the consoles are."""
+    network = command_line(read(tree, "nodes/cpt-1.ipxe"))
+    assert KERNEL_WORDS in network and f" {KERNEL_WORDS}\n" in grub_config(UUID(int=1))
 
 
 def test_the_initramfs_reads_back_what_the_script_says(tree: Tree) -> None:
@@ -176,6 +214,16 @@ def test_missing_images_name_build(cluster: Cluster, tmp_path: Path) -> None:
     assert refused.value.hint == "run imagegen build"
 
 
+def test_the_caller_says_which_files_it_needs(cluster: Cluster, tmp_path: Path) -> None:
+    """By the modes of the nodes; only those are asked for."""
+    for path in (tmp_path / "out/images").glob("*/*.squashfs"):
+        path.unlink()
+    found = pxe.find_images(cluster, tmp_path / "out", {"deploy": ("raw",), "live": ("raw",)})
+    assert sorted(found) == ["compute", "controller"]
+    with pytest.raises(BadUsage, match=r"compute \(squashfs\)$"):
+        pxe.find_images(cluster, tmp_path / "out", {"deploy": (), "live": ("squashfs",)})
+
+
 # the command
 
 
@@ -194,7 +242,7 @@ def test_the_command_links_what_was_built(here: Path) -> None:
     assert (place / "images" / image.name).samefile(image)
     assert (place / "ipxe/undionly.kpxe").read_text() == "undionly.kpxe"
     assert (place / "nodes/cpt-1.ipxe").is_file()
-    assert f"root {place};" in (place / "nginx.conf").read_text()
+    assert f"root \"{place}\";" in (place / "nginx.conf").read_text()
 
 
 def test_old_nodes_and_images_leave_the_tree(here: Path) -> None:

@@ -106,10 +106,33 @@ def test_a_node_boots_its_disk_and_cannot_write_its_seed() -> None:
     root, seed = values(argv, "-drive")
     assert "file=linux-node2/disk.qcow2,format=qcow2" in root
     assert "file=linux-node2/seed.iso" in seed and "readonly=on" in seed
-    assert [d for d in values(argv, "-device") if "bootindex" in d] == ["virtio-blk-pci,drive=root,bootindex=1"]
+    assert [d for d in values(argv, "-device") if "bootindex" in d] == [
+        "virtio-blk-pci,drive=root,serial=linux-node2,bootindex=1"
+    ]
     assert all(chardev.endswith(",append=on") for chardev in values(argv, "-chardev"))
     assert "virtserialport,chardev=status,name=org.imagegen.status" in values(argv, "-device")
     assert values(argv, "-m") == ["2048M"]
+
+
+@pytest.mark.parametrize(("firmware", "rom"), [(None, ""), (Path("/f/OVMF.fd"), ",romfile=")])
+def test_a_blank_machine_boots_over_the_network_first(firmware: Path | None, rom: str) -> None:
+    """On a tap, without a seed's medium. BIOS needs the card's own iPXE; UEFI has PXE itself."""
+    argv = qemu.node_command(
+        "run", COMPUTE, memory=2 << 30, accelerated=False, firmware=firmware, tap="tap0", blank=True
+    )
+    assert values(argv, "-netdev") == ["tap,id=lan,ifname=tap0,script=no,downscript=no"]
+    assert [d for d in values(argv, "-device") if "bootindex" in d] == [
+        "virtio-blk-pci,drive=root,serial=linux-node2,bootindex=2",
+        f"virtio-net-pci,netdev=lan,mac={COMPUTE.mac}{rom},bootindex=1",
+    ]
+    assert len(values(argv, "-drive")) == 1
+
+
+def test_a_disk_bears_the_serial_number_that_is_looked_for() -> None:
+    """So that a root_device hint finds it; virtio takes 20 characters."""
+    hinted = dataclasses.replace(COMPUTE, root_device={"serial": "WD-" + "1" * 30})
+    argv = qemu.node_command("run", hinted, memory=1 << 30, accelerated=False, firmware=None)
+    assert f"virtio-blk-pci,drive=root,serial=WD-{'1' * 17},bootindex=1" in values(argv, "-device")
 
 
 def test_sockets_are_relative_because_their_paths_must_be_short() -> None:
@@ -229,6 +252,9 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         "15": "",
         "17": shlex.join(qemu.switch_command("run1")),
         "18": shlex.join(qemu.switch_command("run2")),
+        "19": "dnsmasq --dhcp-leasefile=/out/boot/run1-lan.leases --conf-file=/out/pxe/dnsmasq.conf",
+        "20": "dnsmasq --dhcp-leasefile=/out/boot/run2-lan.leases",
+        "21": "dnsmasq --conf-file=/etc/dnsmasq.conf",
     }.items():
         (tmp_path / "proc" / pid).mkdir(parents=True)
         (tmp_path / "proc" / pid / "cmdline").write_bytes("\0".join(shlex.split(words)).encode() + b"\0")
@@ -240,7 +266,7 @@ def test_leftovers_are_the_processes_of_the_last_run(tmp_path: Path, killed: lis
     """The machines, gateway and switch; those of other runs and processes that only mention the name live on."""
     (tmp_path / qemu.STATE).write_text(json.dumps({"version": 1, "run": "run1"}))
     qemu.remove_leftovers(tmp_path, tmp_path / "proc")
-    assert killed == [11, 12, 17]
+    assert killed == [11, 12, 17, 19]
 
 
 @pytest.mark.parametrize("state", [None, b"", b"[]", b"{}", b"{", b"\xff"])

@@ -18,21 +18,28 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from bringup import CONTROLLER, DEPLOYED, LIVE
+
 from imagegen import qemu
-from imagegen.model import Node, Role
+from imagegen.model import Node
 
 POLL = 0.2  # seconds
 CUTS = "power.log"
 
-# When power is cut: so many seconds after a file of the node's directory shows a text since the power came.
-PLANS: dict[Role, list[tuple[str, str, float]]] = {
-    Role.CONTROLLER: [
+# When power is cut: so many seconds after a file of the node's directory shows a text since the power came. A live node
+# has nothing that a cut could spoil.
+PLANS: dict[str, list[tuple[str, str, float]]] = {
+    CONTROLLER: [
         ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
         ("status.jsonl", '"step": "nova-api-schema"', 20.0),  # the longest change of a schema
     ],
-    Role.COMPUTE: [("status.jsonl", '"step": "wait-messaging"', 2.0)],
+    DEPLOYED: [
+        ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
+        ("status.jsonl", '"step": "wait-messaging"', 2.0),
+    ],
+    LIVE: [],
 }
-CLOCK_OFF = timedelta(days=365)  # of the compute
+CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 
 node_command = qemu.node_command
 
@@ -41,9 +48,9 @@ def spoil(name: str, node: Node, **how: Any) -> list[str]:
     """The node's QEMU, which keeps writes to itself until they are flushed, at the end of a wire that can be cut."""
     argv = [word.replace("cache=unsafe", "cache=writeback") for word in node_command(name, node, **how)]
     assert argv != node_command(name, node, **how)
-    if node.role is Role.COMPUTE:
+    if node.name == DEPLOYED:
         argv += ["-rtc", f"base={datetime.now(UTC) + CLOCK_OFF:%Y-%m-%dT%H:%M:%S}"]
-    plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.role]]
+    plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.name]]
     return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan]), *argv]
 
 

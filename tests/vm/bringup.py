@@ -30,7 +30,14 @@ secrets: secrets.yaml
 nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}}
   - {{name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}}
+  - name: attic-c2
+    role: compute
+    mac: "525400aa0003"
+    address: 10.20.30.3
+    deploy: {{mode: live}}
+    root_device: {{serial: attic-data}}
 """
+CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"
 
 
 @dataclass(frozen=True)

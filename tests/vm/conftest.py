@@ -1,4 +1,5 @@
-"""One bring-up for the whole tier: a controller and a compute from disk images and seed ISOs, under BIOS.
+"""One bring-up for the whole tier: a controller from disk image and seed ISO under BIOS, and over the network, under
+UEFI, a compute that is deployed to a blank disk and one that runs live.
 
 On a bad day: see bad_day.py.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import bad_day
 import pytest
-from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
+from bringup import BOOT_MINUTES, CLUSTER, CONTROLLER, IMAGES, BootedCluster, run_imagegen
 from canaries import CLUSTER_FILE, KEY_COMMENT
 
 from imagegen import qemu
@@ -26,7 +27,8 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("vm")
     (directory / "init").mkdir()
     run_imagegen(["init", str(directory / "init")])
-    (directory / "init/secrets.yaml").rename(directory / "secrets.yaml")
+    for name in ("secrets.yaml", "ca.pem", "ca.key"):
+        (directory / "init" / name).rename(directory / name)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
     key = (directory / "id.pub").read_text().strip()
     (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
@@ -40,9 +42,10 @@ def booted(cluster_directory: Path) -> Generator[BootedCluster]:
     """The cluster as `imagegen boot --keep` leaves it after a bad day; its machines end with the tier."""
     out = cluster_directory / "out"
     options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
+    run_imagegen([*options, "pxe"])
     try:
         done = run_imagegen(
-            [*options, "boot", "--backend", "qemu", "--keep", "--timeout", str(BOOT_MINUTES)],
+            [*options, "boot", "--pxe", "--from-disk", CONTROLLER, "--keep", "--timeout", str(BOOT_MINUTES)],
             check=False,
             program=[bad_day.__file__],
             each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),

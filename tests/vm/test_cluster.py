@@ -1,4 +1,4 @@
-"""Controller and compute as virtual machines, from qcow2 and seed ISO, under BIOS."""
+"""A controller from qcow2 and seed ISO under BIOS; over the network, under UEFI, a deployed compute and a live one."""
 
 from __future__ import annotations
 
@@ -9,44 +9,82 @@ from uuid import uuid5
 
 import bad_day
 import pytest
-from bringup import BOOT_MINUTES, BootedCluster, find_secrets
+from bringup import BOOT_MINUTES, CONTROLLER, DEPLOYED, IMAGES, LIVE, BootedCluster, find_secrets
 from canaries import PLANTED
 from repository import ROOT
 from secret_places import OF_A_COMPUTE, find_misplaced
 from watch import spell_secret
 
+from imagegen.ledger import Ledger
 from imagegen.model import NAMESPACE, Role
 from imagegen.secrets import load_secrets
 
+LAYERS = "/run/imagegen/live"  # of a live node's root file system
 SCAN = (ROOT / "tests/cluster/probes/secrets.py").read_text()
 
 
 @pytest.mark.item(20, 26, 27)
 def test_both_nodes_become_ready_with_nobody_typing(booted: BootedCluster) -> None:
-    """`imagegen boot` ends with 0: both nodes are ready and the cluster was verified from outside."""
+    """`imagegen boot` ends with 0: all nodes are ready and the cluster was verified from outside."""
     assert booted.rc == 0, booted.stderr[-5000:]
     nodes = json.loads(booted.stdout)["nodes"]
-    assert {node["name"]: node["state"] for node in nodes} == {"rabbitmq": "ready", "attic-c1": "ready"}
+    assert {node["name"]: node["state"] for node in nodes} == dict.fromkeys((CONTROLLER, DEPLOYED, LIVE), "ready")
     assert all(node["seconds"] < BOOT_MINUTES * 60 for node in nodes)
-    assert set(booted.logins) == {"rabbitmq", "attic-c1"}
+    assert set(booted.logins) == {CONTROLLER, DEPLOYED, LIVE}
 
 
-def test_power_was_cut_three_times(booted: BootedCluster) -> None:
+def test_power_was_cut_four_times(booted: BootedCluster) -> None:
     """Each cut fell where it was planned, while the node was at work on its first boot."""
     for node in booted.cluster.nodes:
-        cuts = (booted.directory / node.name / bad_day.CUTS).read_text().splitlines()
-        assert cuts == [text for _, text, _ in bad_day.PLANS[node.role]], node.name
-    assert sum(map(len, bad_day.PLANS.values())) == 3
+        log = booted.directory / node.name / bad_day.CUTS
+        cuts = log.read_text().splitlines() if log.exists() else []
+        assert cuts == [text for _, text, _ in bad_day.PLANS[node.name]], node.name
+    assert sum(map(len, bad_day.PLANS.values())) == 4
+
+
+def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> None:
+    """With the seed that it had claimed: iPXE, the image's initramfs, the disk and first boot, without another POST."""
+    said = (booted.directory / DEPLOYED / "console.log").read_text(errors="replace")
+    first, second, third = said.split("Linux version")[1:]
+    assert ": blank" in first and "working table" not in first
+    assert "that was cut off" in second and "kept by the deployment before" in second
+    image = (IMAGES / "compute/current").read_text().strip()
+    assert f"table: /dev/vda holds {image}" in second and "3 files as the seed promised" in second + third
+    assert ": deployed" in third and "working image" not in third
+    assert "efi: EFI v2" in first
+
+
+def test_seeds_were_given_once(booted: BootedCluster) -> None:
+    """One claim each, by the two that booted over the network, and nothing was refused."""
+    ledger = Ledger(booted.directory / "serve/ledger.sqlite")
+    told = ledger.read()
+    ledger.close()
+    assert {node["name"]: node["seed"]["used"] for node in told["nodes"]} == {CONTROLLER: 0, DEPLOYED: 1, LIVE: 1}
+    assert told["reports"] == []
+    steps = {node["name"]: [event["step"] for event in node["timeline"]] for node in told["nodes"]}
+    assert steps[LIVE][0] == "script" and {"image", "seed", "role", "mapped"} <= set(steps[LIVE])
+
+
+def test_a_live_node_keeps_its_identity_on_its_own_disk(booted: BootedCluster) -> None:
+    """Its root is in memory; instances, host keys, compute_id and stamp are on the disk that its hint names."""
+    said = booted.execute(
+        LIVE,
+        "findmnt -no FSTYPE /; for p in /var/lib/nova /var/lib/imagegen /etc/ssh /etc/machine-id; do "
+        "findmnt -no SOURCE,FSTYPE $p; done; blkid -o value -s LABEL /dev/vda; ls /var/lib/nova/compute_id",
+    ).splitlines()
+    assert said[0] == "overlay"
+    assert [line.split()[0].partition("[")[0] for line in said[1:5]] == ["/dev/vda"] * 4
+    assert said[5:] == ["imagegen-data", "/var/lib/nova/compute_id"]
 
 
 def test_a_clock_that_is_a_year_off_is_set(booted: BootedCluster) -> None:
     """The compute's hardware clock is a year ahead; with no time server but the first controller it has our time."""
-    said = booted.execute("attic-c1", "journalctl --unit=chrony --output=cat --no-pager | grep 'wrong by'; date +%s")
+    said = booted.execute(DEPLOYED, "journalctl --unit=chrony --output=cat --no-pager | grep 'wrong by'; date +%s")
     off = float(said.split("wrong by")[1].split()[0])
     assert abs(abs(off) - bad_day.CLOCK_OFF.total_seconds()) < 86400, said
     now = time.time()
     assert abs(int(said.split()[-1]) - now) < 60, said
-    assert "10.20.30.1" in booted.execute("attic-c1", "chronyc -n sources")
+    assert "10.20.30.1" in booted.execute(DEPLOYED, "chronyc -n sources")
 
 
 def test_disks_are_stamped_with_their_machine(booted: BootedCluster) -> None:
@@ -56,27 +94,29 @@ def test_disks_are_stamped_with_their_machine(booted: BootedCluster) -> None:
         assert stamp == {"node": node.name, "dmi_uuid": str(uuid5(NAMESPACE, f"machine/{node.mac}"))}
 
 
-def test_the_seed_came_from_the_iso(booted: BootedCluster) -> None:
-    """cloud-init found the label cidata on the second drive and nothing else; the one NIC bears the seed's name."""
+def test_the_seed_came_from_where_it_belongs(booted: BootedCluster) -> None:
+    """The medium, the disk's seed partition, or memory, and nowhere else; the one NIC bears the seed's name."""
+    places = {CONTROLLER: "/dev/vdb", DEPLOYED: "/dev/vda3", LIVE: "/var/lib/cloud/seed/nocloud"}
     for node in booted.cluster.nodes:
         facts = booted.execute(
             node.name,
             "cat /run/cloud-init/result.json; blkid -L cidata; cat /sys/class/net/net0/address; ls /sys/class/net",
         )
-        assert "DataSourceNoCloud [seed=/dev/vdb]" in facts
-        assert f"/dev/vdb\n{node.mac}\n" in facts
-        assert facts.splitlines()[-2:] == ["lo", "net0"]
+        place = places[node.name]
+        assert f"DataSourceNoCloud [seed={place}]" in facts or f"seed={place}," in facts, facts
+        assert f"{place}\n" in facts or node.name == LIVE
+        assert facts.splitlines()[-3:] == [node.mac, "lo", "net0"]
 
 
 def test_the_root_file_system_took_the_whole_disk(booted: BootedCluster) -> None:
     """The last partition and its file system grew at first boot to what the disk has."""
-    for node in booted.cluster.nodes:
+    for name in (CONTROLLER, DEPLOYED):
         sizes = booted.execute(
-            node.name, "blockdev --getsize64 /dev/vda; findmnt -no SIZE --bytes /; findmnt -no SOURCE /"
+            name, "blockdev --getsize64 /dev/vda; findmnt -no SIZE --bytes /; findmnt -no SOURCE /"
         ).split()
         disk, root, source = int(sizes[0]), int(sizes[1]), sizes[2]
         assert source == "/dev/vda4"
-        assert disk - root < 2 << 30, f"{node.name}: the disk has {disk} bytes, / has {root}"
+        assert disk - root < 2 << 30, f"{name}: the disk has {disk} bytes, / has {root}"
 
 
 def test_no_unit_failed(booted: BootedCluster) -> None:
@@ -90,7 +130,7 @@ def test_no_unit_failed(booted: BootedCluster) -> None:
 def test_virt_type_follows_the_processor(booted: BootedCluster) -> None:
     """kvm when the guest's processor shows vmx or svm and /dev/kvm is there, qemu otherwise."""
     said = booted.execute(
-        "attic-c1",
+        DEPLOYED,
         "grep -cwE 'vmx|svm' /proc/cpuinfo || true; [ -e /dev/kvm ] && echo kvm || echo none; "
         "cat /etc/nova/nova.conf.d/40-virt-type.conf",
     ).split("\n", 2)
@@ -105,8 +145,14 @@ def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
     for node in booted.cluster.nodes:
         scan = json.loads(booted.execute(node.name, "python3 -", input=f"{SCAN}\n\nmain({spelled!r})\n"))
         assert scan["files seen"] > 20_000 and scan["files read"] > 100
-        assert find_misplaced(node.role, scan["files"]) == []
-        names = {name for _, _, found in scan["files"].values() for name in found}
+        files, also = scan["files"], {}
+        if node.name == LIVE:
+            # What lies below the root file system is the same again, and closed as a whole.
+            files = {path: found for path, found in files.items() if not path.startswith(f"{LAYERS}/")}
+            also = {r"/var/lib/cloud/seed/nocloud/user-data": "root:root 0600"}
+            assert booted.execute(LIVE, f"stat -c '%U %a' {LAYERS}") == "root 700\n"
+        assert find_misplaced(node.role, files, also) == []
+        names = {name for _, _, found in files.values() for name in found}
         assert not {"environment", "no_proxy"} & names
         if node.role is Role.COMPUTE:
             assert names == OF_A_COMPUTE | {"cluster file", "comment of a key"}

@@ -20,16 +20,18 @@ from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, ru
 from imagegen_node.system import run
 
 from imagegen_deploy import gpt
-from imagegen_deploy.disks import STAMP, Content, Disk, choose_disk, examine, list_disks
+from imagegen_deploy.disks import STAMP, Content, Disk, choose_disk, examine, find_seed_label, list_disks, require_wipe
 from imagegen_deploy.mark import END, PLACE, read_kept_seed, render_mark
 from imagegen_deploy.network import lower_interface, raise_interface
 from imagegen_deploy.plan import Plan
-from imagegen_deploy.seed import Claim
-from imagegen_deploy.stream import BLOCK, PROGRESS, Download
+from imagegen_deploy.seed import ATTACHED, Claim
+from imagegen_deploy.stream import BLOCK, Download
 
 ROOT = "root"  # the names of the image's partitions
 SEED = "seed"
 MOUNT = Path("/run/imagegen/root")
+KERNEL = os.uname().release  # the network's, which the disk's system is to run with
+MODULES = ("usr/lib/modules", "lib/modules")
 CONFIGURATION = ("boot/grub/grub.cfg", "etc/fstab")  # what names the root partition by its UUID
 
 
@@ -54,7 +56,10 @@ class Deployment:
         run_steps(first, self.status, self.sleep)
         if self.content.kind != "deployed":
             run_steps(self.list_steps(), self.status, self.sleep)
-        run_steps([Step("root", self.find_root)], self.status, self.sleep)
+        last = [Step("root", self.find_root)]
+        if self.content.kind == "deployed":  # since then the node may have got another kernel
+            last.append(Step("kernel", self.check_kernel))
+        run_steps(last, self.status, self.sleep)
         lower_interface(self.plan)
         return self.root
 
@@ -69,32 +74,34 @@ class Deployment:
     def find_disk(self) -> str:
         """Raises Refused for a disk that must not be touched."""
         plan = self.plan
-        run(["udevadm", "settle", "--timeout=30"])
         disk = choose_disk(list_disks(), plan.root_device)
         if disk.sector != gpt.SECTOR:
             raise Refused(f"{disk} has sectors of {disk.sector} bytes; images are made for {gpt.SECTOR}")
         if disk.size < plan.size + END:
             raise Refused(f"{disk} is too small: the image needs {(plan.size + END) >> 20} MiB")
         content = examine(disk, plan.id)
-        if content.kind == "foreign" and not plan.wipe:
-            raise Refused(
-                f"{disk} holds {content.text}, and is left as it is. To overwrite it: `deploy: {{wipe: true}}` for "
-                f"{plan.node} in the cluster file, then `imagegen pxe`"
-            )
+        if content.kind == "foreign":
+            require_wipe(disk, content, plan)
         self.disk, self.content = disk, content
         return f"{disk}: {content.text or content.kind}"
 
     def fetch_seed(self) -> str:
-        """The seed from a deployment that was cut off, else from the server. It is kept on the disk at once."""
+        """The seed from a deployment that was cut off, else from the server. It is kept on the disk at once.
+
+        None when a medium has one, which first boot takes.
+        """
         plan, mark = self.plan, self.content.mark
+        label = find_seed_label(self.disk)
         if not self.seed and mark:
             with self.disk.path.open("rb") as stream:
                 self.seed = read_kept_seed(stream.read(END), mark, plan.node)
         kept = bool(self.seed)
-        self.seed = self.seed or self.claim.take()
+        self.seed = b"" if label else self.seed or self.claim.take()
         with self.open_disk() as stream:
             stream.seek(PLACE)
             stream.write(render_mark(plan.node, plan.id, self.seed))
+        if label:
+            return ATTACHED.format(label)
         if not self.seed:
             return "none is given out here: first boot takes one from a medium labelled cidata"
         return f"{len(self.seed)} bytes" + (", kept by the deployment before" if kept else "")
@@ -102,7 +109,7 @@ class Deployment:
     def write_image(self) -> str:
         """Streams the image to the disk, all but its first MiB. Raises Refused when its checksum is wrong."""
         begun = time.monotonic()
-        download = Download(self.plan.image, self.plan.sha256, self.status.wait, self.sleep)
+        download = Download(self.plan.image, self.plan.sha256, self.status, self.sleep)
         with self.open_disk() as stream:
             stream.write(bytes(PLACE))
             stream.seek(self.disk.size - END)
@@ -110,12 +117,8 @@ class Deployment:
         with self.open_disk() as stream:
             writer = Writer(stream, self.plan.size)
             with decompress(writer.take) as pipe:
-                said = begun
                 for block in download.blocks():
                     pipe.write(block)
-                    if time.monotonic() > said + PROGRESS:
-                        said = time.monotonic()
-                        self.status.tell(download.describe())
         if writer.written != self.plan.size:
             raise Refused(f"{self.plan.image} unpacks to {writer.written} bytes, not {self.plan.size}")
         table = gpt.read_table(writer.head[: gpt.HEAD])
@@ -129,7 +132,7 @@ class Deployment:
     def make_own(self) -> str:
         """Fresh UUIDs, also where the root file system names its partition; the seed, in its own partition."""
         old, new = gpt.find_partition(self.old_table, ROOT), gpt.find_partition(self.table, ROOT)
-        with self.mounted(new) as tree:
+        with self.looped(new) as device, mounted(device) as tree:
             for name in CONFIGURATION:
                 path = tree / name
                 path.write_text(path.read_text().replace(str(old.uuid), str(new.uuid)))
@@ -170,6 +173,18 @@ class Deployment:
             raise Waiting(f"the kernel to make {self.root}")
         return str(self.root)
 
+    def check_kernel(self) -> str:
+        """Raises Refused when the disk's system has no modules for the kernel that runs, which came by the network."""
+        with mounted(self.root, "ro") as tree:
+            found = {path.parent.name for name in MODULES for path in (tree / name).glob("*/modules.dep")}
+        if KERNEL not in found:
+            raise Refused(
+                f"the system on {self.disk} has modules for {', '.join(sorted(found)) or 'no kernel'}, and the network "
+                f"brought the kernel {KERNEL}: let this machine boot from its disk first (its firmware's boot order), "
+                f"or build a new image and deploy it (`deploy: {{wipe: true}}` for {self.plan.node})"
+            )
+        return KERNEL
+
     # the disk
 
     @contextmanager
@@ -181,19 +196,25 @@ class Deployment:
             os.fsync(stream.fileno())
 
     @contextmanager
-    def mounted(self, partition: gpt.Partition) -> Iterator[Path]:
-        """A file system on the disk, which has no partition table yet."""
-        MOUNT.mkdir(parents=True, exist_ok=True)
+    def looped(self, partition: gpt.Partition) -> Iterator[Path]:
+        """A device for a partition of the disk, which has no partition table yet."""
         loop = run(["losetup", "-f"]).strip()
         run(["losetup", "-o", str(partition.first * gpt.SECTOR), loop, str(self.disk.path)])
         try:
-            run(["mount", "-t", "ext4", loop, str(MOUNT)])
-            try:
-                yield MOUNT
-            finally:
-                run(["umount", str(MOUNT)])
+            yield Path(loop)
         finally:
             run(["losetup", "-d", loop])
+
+
+@contextmanager
+def mounted(device: Path, mode: str = "rw") -> Iterator[Path]:
+    """Where the file system on the device is, until this ends."""
+    MOUNT.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", "ext4", "-o", mode, str(device), str(MOUNT)])
+    try:
+        yield MOUNT
+    finally:
+        run(["umount", str(MOUNT)])
 
 
 class Writer:

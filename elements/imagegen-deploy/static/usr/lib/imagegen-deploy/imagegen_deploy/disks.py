@@ -14,6 +14,7 @@ from imagegen_node.system import run
 
 from imagegen_deploy.gpt import HEAD, NONE, SECTOR, read_table
 from imagegen_deploy.mark import Mark, read_mark
+from imagegen_deploy.plan import Plan
 
 BLOCK_DEVICES = Path("/sys/block")
 DEVICES = Path("/dev")
@@ -69,10 +70,12 @@ class Content:
     kind: str
     text: str = ""
     mark: Mark | None = None
+    label: str = ""  # of a file system on the whole disk
 
 
 def list_disks() -> list[Disk]:
     """Every disk that could be deployed to: writable, not removable, no medium that carries a seed."""
+    settle()
     found = []
     for entry in sorted(BLOCK_DEVICES.iterdir()):
         size = int(read_fact(entry / "size") or 0) * 512
@@ -85,6 +88,36 @@ def list_disks() -> list[Disk]:
             Disk(path, size, int(read_fact(entry / "queue/logical_block_size") or 512), read_facts(entry, path))
         )
     return found
+
+
+def find_seed_label(besides: Disk | None) -> str:
+    """The label of a medium with a seed, as cloud-init looks for it; empty when none is attached.
+
+    `besides` is the disk that is to be the node's: what an older deployment left there is no seed. Raises Refused when
+    an older deployment left one on another disk, since cloud-init could take that for this node's.
+    """
+    settle()
+    for entry in sorted(BLOCK_DEVICES.iterdir()):
+        if NO_DISKS.match(entry.name) and not entry.name.startswith("sr"):
+            continue
+        if besides is not None and besides.path == DEVICES / entry.name:
+            continue
+        partitions = [path.parent.name for path in sorted(entry.glob("*/partition"))]
+        for name in [entry.name, *partitions]:
+            label = probe(DEVICES / name).get("LABEL", "")
+            if label in SEED_LABELS and name != entry.name and read_fact(entry / "removable") == "0":
+                raise Refused(
+                    f"{DEVICES / name} is labelled {label}: it holds a seed of an earlier deployment, which first boot "
+                    "could take for this node's. Erase that disk, or take it out"
+                )
+            if label in SEED_LABELS:
+                return label
+    return ""
+
+
+def settle() -> None:
+    """Waits until udev knows every disk that the kernel has found."""
+    run(["udevadm", "settle", "--timeout=30"])
 
 
 def read_fact(path: Path) -> str:
@@ -160,5 +193,15 @@ def examine(disk: Disk, image: str) -> Content:
         return Content("blank")
     if seen:
         kinds = [seen[key] for key in ("TYPE", "PTTYPE", "LABEL") if key in seen]
-        return Content("foreign", f"something that blkid calls {', '.join(kinds) or 'ambiguous'}")
+        text = f"something that blkid calls {', '.join(kinds) or 'ambiguous'}"
+        return Content("foreign", text, label=seen.get("LABEL", ""))
     return Content("blank")
+
+
+def require_wipe(disk: Disk, content: Content, plan: Plan) -> None:
+    """Raises Refused unless the cluster file says that what is on the disk may go."""
+    if not plan.wipe:
+        raise Refused(
+            f"{disk} holds {content.text or 'this image'}, and is left as it is. To overwrite it: `deploy: {{wipe: "
+            f"true}}` for {plan.node} in the cluster file, then `imagegen pxe`"
+        )

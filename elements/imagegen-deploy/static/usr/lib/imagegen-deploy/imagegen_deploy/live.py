@@ -13,11 +13,12 @@ from imagegen_node.status import Status, write_atomically
 from imagegen_node.steps import Refused, Sleep, Step, run_steps
 from imagegen_node.system import run
 
-from imagegen_deploy.disks import Disk, choose_disk, list_disks, probe
+from imagegen_deploy.disks import Disk, choose_disk, examine, find_seed_label, list_disks, require_wipe
+from imagegen_deploy.mark import END
 from imagegen_deploy.network import lower_interface, raise_interface
 from imagegen_deploy.plan import Plan
-from imagegen_deploy.seed import Claim
-from imagegen_deploy.stream import PROGRESS, Download
+from imagegen_deploy.seed import ATTACHED, Claim
+from imagegen_deploy.stream import Download
 
 MEMORY = Path("/proc/meminfo")
 PLACE = Path("/run/imagegen/live")
@@ -38,6 +39,7 @@ class LiveBoot:
         self.status = status
         self.sleep = sleep
         self.disk: Disk | None = None
+        self.seed = b""
         self.claim = Claim(plan)
 
     def run(self) -> None:
@@ -55,18 +57,16 @@ class LiveBoot:
 
     def find_disk(self) -> str:
         """The disk for what is kept, with our file system on it. Raises Refused for one that must not be touched."""
-        run(["udevadm", "settle", "--timeout=30"])
         disk = choose_disk(list_disks(), self.plan.root_device)
-        seen = probe(disk.path)
-        self.disk = disk
-        if seen.get("LABEL") == LABEL:
+        content = examine(disk, self.plan.id)
+        if content.label == LABEL:
+            self.disk = disk
             return f"{disk}: kept"
-        if seen and not self.plan.wipe:
-            raise Refused(
-                f"{disk} holds what blkid calls {seen.get('TYPE') or seen.get('PTTYPE')}, and is left as it is. To "
-                f"overwrite it: `deploy: {{wipe: true}}` for {self.plan.node} in the cluster file, then `imagegen pxe`"
-            )
+        if content.kind != "blank":
+            require_wipe(disk, content, self.plan)
+        forget(disk)
         run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, str(disk.path)])
+        self.disk = disk
         return f"{disk}: new"
 
     def fetch_image(self) -> str:
@@ -74,25 +74,26 @@ class LiveBoot:
         PLACE.mkdir(parents=True, exist_ok=True)
         if not PLACE.is_mount():
             run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=0700", "tmpfs", str(PLACE)])
-        begun = said = time.monotonic()
-        download = Download(self.plan.image, self.plan.sha256, self.status.wait, self.sleep)
+        begun, memory = time.monotonic(), read_memory()
+        download = Download(self.plan.image, self.plan.sha256, self.status, self.sleep)
         with (PLACE / "image").open("wb") as stream:
             for block in download.blocks():
-                if download.total + SPARE > read_memory():
+                if download.total + SPARE > memory:
                     raise Refused(
                         f"the image takes {download.total >> 20} MiB of memory, and this machine has "
-                        f"{read_memory() >> 20} MiB; live nodes need {SPARE >> 20} MiB besides"
+                        f"{memory >> 20} MiB; live nodes need {SPARE >> 20} MiB besides"
                     )
                 stream.write(block)
-                if time.monotonic() > said + PROGRESS:
-                    said = time.monotonic()
-                    self.status.tell(download.describe())
-        return f"{download.total >> 20} MiB in {said - begun:.0f} s"
+        return f"{download.total >> 20} MiB in {time.monotonic() - begun:.0f} s"
 
     def fetch_seed(self) -> str:
         """The seed, where one is given out: each boot claims one."""
-        seed = self.claim.take()
-        return f"{len(seed)} bytes" if seed else "none is given out here: a medium labelled cidata may have one"
+        if label := find_seed_label(self.disk):
+            return ATTACHED.format(label)
+        self.seed = self.claim.take()
+        return (
+            f"{len(self.seed)} bytes" if self.seed else "none is given out here: a medium labelled cidata may have one"
+        )
 
     def mount_root(self) -> str:
         """The tree with a writable layer over it, the seed where cloud-init looks for it, what is kept in its place."""
@@ -105,11 +106,23 @@ class LiveBoot:
             layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
             run(["mount", "-t", "overlay", "-o", layers, "overlay", str(ROOT)])
         write_atomically(ROOT / "etc/fstab", FSTAB)
-        if seed := self.claim.take():
-            unpack_seed(seed)
+        if self.seed:
+            unpack_seed(self.seed)
         if self.disk is not None:
             keep(self.disk, PLACE / "data", KEPT)
         return "in memory" + (f", instances and identity on {self.disk}" if self.disk else "")
+
+
+def forget(disk: Disk) -> None:
+    """Both ends of the disk become zeros, and its partitions go.
+
+    mke2fs would leave a mark, and what other systems write at the end: the next boot must not take them for real.
+    """
+    with disk.path.open("r+b") as stream:
+        stream.write(bytes(END))
+        stream.seek(disk.size - END)
+        stream.write(bytes(END))
+    run(["blockdev", "--rereadpt", str(disk.path)])
 
 
 def unpack_seed(seed: bytes) -> None:

@@ -16,6 +16,7 @@ from imagegen_deploy.stream import OPENER
 TIMEOUT = 30.0  # seconds
 MOST_BYTES = 8 << 20
 MOST_CA_BYTES = 64 << 10
+ATTACHED = "a medium labelled {} is attached: no seed is asked for"  # two for one node could contradict each other
 
 
 def fetch_ca(plan: Plan) -> str:

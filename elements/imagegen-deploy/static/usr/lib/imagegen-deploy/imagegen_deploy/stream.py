@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any
 
-from imagegen_node.steps import Refused
+from imagegen_node.status import Status
+from imagegen_node.steps import Refused, Sleep
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
@@ -25,15 +27,16 @@ class Changed(Exception):
 
 
 class Download:
-    """The bytes of one URL. `say` is told what a broken download waits for; `sleep` is slept meanwhile."""
+    """The bytes of one URL. The status shows how far it is, and what it waits for when it broke off."""
 
-    def __init__(self, url: str, sha256: str, say: Callable[[str], None], sleep: Callable[[float], object]) -> None:
+    def __init__(self, url: str, sha256: str, status: Status, sleep: Sleep) -> None:
         self.url = url
         self.sha256 = sha256
         self.done = 0  # bytes
         self.total = 0  # bytes; 0: not known yet
-        self._say = say
+        self._status = status
         self._sleep = sleep
+        self._told = time.monotonic()
         self._digest = hashlib.sha256()
 
     def blocks(self) -> Iterator[bytes]:
@@ -55,7 +58,7 @@ class Download:
             if self.total and self.done >= self.total:
                 break
             pause = FIRST_PAUSE if self.done > before else min(2 * pause, LONGEST_PAUSE)
-            self._say(f"{self.url}: {reason}; {self.describe()}")
+            self._status.wait(f"{self.url}: {reason}; {self.describe()}")
             self._sleep(pause)
         found = self._digest.hexdigest()
         if found != self.sha256:
@@ -110,3 +113,6 @@ class Download:
             self._digest.update(block)
             self.done += len(block)
             yield block
+            if time.monotonic() >= self._told + PROGRESS:
+                self._told = time.monotonic()
+                self._status.tell(self.describe())

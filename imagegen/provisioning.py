@@ -1,0 +1,157 @@
+"""The time in which machines are provisioned: what is served from where, with which seeds, and what the nodes said."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from imagegen.authority import issue_certificate, load_authority
+from imagegen.errors import BadUsage, MachineLacks
+from imagegen.iso import seed_iso_bytes
+from imagegen.ledger import Ledger, Unusable
+from imagegen.model import Cluster, Node
+from imagegen.pxe import choose_url
+from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app, read_image
+from imagegen.server import Listener, Serving, listen
+from imagegen.tree import File, Tree, write_file
+
+TLS_PORT = 8443
+DIRECTORY = "serve"
+LEDGER = "ledger.sqlite"
+
+MakeSeed = Callable[[Cluster, Node], Tree]
+"""The tree of a node's seed, for a cluster whose status_url is filled in."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Who may claim a seed from now on: node names (empty: all whose window is closed), seconds, claims of each."""
+
+    names: Sequence[str] = ()
+    seconds: float = 3600.0
+    claims: int = 1
+
+
+@dataclass(frozen=True)
+class Provisioning:
+    """A server at work."""
+
+    url: str
+    seed_url: str
+    serving: Serving
+    ledger: Ledger
+
+
+@contextmanager
+def hold_directory(out: Path) -> Iterator[bool]:
+    """OUT/serve, closed to others; whether it is this process's alone. False: another server is at work there."""
+    directory = out / DIRECTORY
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        stream = (directory / "lock").open("w")
+    except PermissionError as error:
+        raise MachineLacks(f"{directory} belongs to another user: run this as that user, or with another -o") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def open_ledger(out: Path) -> Ledger:
+    """What was served from OUT. Raises BadUsage when nothing was, MachineLacks when it is another user's."""
+    path = out / DIRECTORY / LEDGER
+    try:
+        if not path.is_file():
+            raise BadUsage(f"nothing was served from {out} yet", "run `imagegen serve`, or name its directory by -o")
+        return Ledger(path)
+    except (PermissionError, Unusable) as error:
+        raise MachineLacks(
+            f"{path} cannot be opened ({error}): run this as the user who runs `imagegen serve`"
+        ) from error
+
+
+@contextmanager
+def provision(
+    cluster: Cluster,
+    root: Path,
+    directory: Path,
+    make_seed: MakeSeed | None,
+    window: Window,
+    say: Callable[[str], None],
+    *,
+    address: str | None = None,
+    tls_port: int = TLS_PORT,
+    listen: Callable[[str, int], Any] = listen,
+    enter: Callable[[], None] = lambda: None,
+    find_mac: Callable[[str], str | None] = find_mac,
+) -> Iterator[Provisioning]:
+    """Serves `root`, the tree of `imagegen pxe`, and, unless `make_seed` is None, seeds; until the context is left.
+
+    `directory` has the ledger, and meanwhile the server's key; the caller holds it. `address` is where to
+    listen, by default what the nodes are told. Raises BadUsage, MachineLacks.
+    """
+    url = choose_url(cluster)
+    check_tree(cluster, root)
+    host, port = str(urlsplit(url).hostname), urlsplit(url).port or 80
+    address = address or host
+    authority = load_authority(cluster.secrets_path.parent)
+    names = [node.name for node in cluster.nodes]
+    directory = directory.absolute()
+    with ExitStack() as stack:
+        ledger = Ledger(directory / LEDGER)
+        stack.callback(ledger.close)
+        ledger.enter_nodes({node.name: str(node.role) for node in cluster.nodes})
+        if make_seed is None:
+            ledger.close_windows()
+        else:
+            ledger.open_windows(window.names or names, window.seconds, window.claims, closed_only=not window.names)
+
+        def make_iso(node: Node) -> bytes:
+            assert make_seed is not None  # noqa: S101 - not called otherwise
+            return seed_iso_bytes(make_seed(replace(cluster, status_url=site.status_url), node))
+
+        plain = listen(address, port)
+        stack.callback(plain.close)
+        tls = listen(address, tls_port)
+        stack.callback(tls.close)
+        seed_url = f"https://{host}:{tls.getsockname()[1]}"
+        site = Site(
+            cluster, url, seed_url, root.absolute(), authority, ledger, make_iso if make_seed else None, say, find_mac
+        )
+        server = issue_certificate(authority, sorted({IPv4Address(host), IPv4Address(address)}))
+        certificate, key = directory / "server.pem", directory / "server.key"
+        for path, data in ((certificate, server.certificate), (key, server.key)):
+            write_file(path, File(data, 0o600))
+            stack.callback(path.unlink, missing_ok=True)
+        listeners = [Listener(make_files_app(site), plain), Listener(make_seeds_app(site), tls, certificate, key)]
+        yield Provisioning(url, seed_url, stack.enter_context(Serving(listeners, enter)), ledger)
+
+
+def check_tree(cluster: Cluster, root: Path) -> None:
+    """Whether `imagegen pxe` was run for these nodes. Raises BadUsage."""
+    missing = [node.name for node in cluster.nodes if not (root / f"nodes/{node.name}.ipxe").is_file()]
+    if missing:
+        raise BadUsage(f"{root} has no script for {', '.join(missing[:5])}", "run `imagegen pxe`")
+
+
+ORDER = ("failed", "waiting", "working", "", "ready")
+
+
+def node_rows(told: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The nodes of Ledger.read() as `--output json` has them, failed ones first; an empty state: never heard of."""
+    rows = []
+    for node in sorted(told["nodes"], key=lambda node: (ORDER.index(node["state"]), node["name"])):
+        seconds = 0.0 if node["began"] is None else round((node["ended"] or told["now"]) - node["began"], 1)
+        row = {key: node[key] for key in ("name", "role", "state", "step", "detail")}
+        rows.append({**row, "seconds": seconds, "image": read_image(out / "pxe", node["name"])})
+    return rows
