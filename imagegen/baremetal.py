@@ -17,8 +17,8 @@ from imagegen.tree import File, Tree, text
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 OPERATORS = ("s==", "s!=", "s>=", "s<=", "s>", "s<", "<in>", "<all-in>", "<or>")
 
-SUFFIXES = {"deploy": ("raw",), "live": ("raw",)}
-"""Which built files are needed, by the modes of nodes, which are the network boot's and change nothing here."""
+SUFFIXES = {"deploy": ("raw",)}
+"""Which built files are needed, by the modes of nodes."""
 
 DEVICE_NAME = re.compile(r"/dev/(disk/by-path/)?[^/]+")  # what the webhook of Metal3 takes
 

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
@@ -412,7 +412,8 @@ def status(settings: Settings, watch: bool) -> Outcome:
 def baremetal(settings: Settings, driver: str) -> Outcome:
     """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
 
-    Config drives and Secrets hold the nodes' secrets. Images are named by sha256, at the URL of `imagegen pxe`.
+    Config drives and Secrets hold the nodes' secrets. Images are named by sha256, at the URL of `imagegen pxe`. Live
+    nodes are left out: both write images to disks.
 
     \b
     Examples:
@@ -424,7 +425,10 @@ def baremetal(settings: Settings, driver: str) -> Outcome:
     from imagegen.seeds import seed_trees
     from imagegen.tree import write_tree
 
-    cluster, secrets = _load_inputs(settings)
+    whole, secrets = _load_inputs(settings)
+    cluster = replace(whole, nodes=tuple(node for node in whole.nodes if node.deploy.mode == "deploy"))
+    if live := [node.name for node in whole.nodes if node not in cluster.nodes]:
+        _say(settings, f"left out, because they are live: {', '.join(live)}")
     images, seeds = find_images(cluster, settings.out, SUFFIXES), seed_trees(cluster, secrets)
     trees = {"ironic": ironic_tree(cluster, images, seeds, driver), "metal3": metal3_tree(cluster, images, seeds)}
     for name, tree in trees.items():

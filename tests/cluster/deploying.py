@@ -57,7 +57,11 @@ deploy.find_seed_label = lambda disk: ""
 deploy.Deployment.find_root = find_root
 deploy.KERNEL = given["kernel"]
 last = status.Status(given["plan"]["node"], given["plan"]["role"])
+if given["plan"]["status"]:
+    last.post_to(given["plan"]["status"])
 try:
     deploy.Deployment(Plan(**given["plan"]), last, stop).run()
 except Stopped:
     sys.exit(1)
+finally:
+    last.close()

@@ -10,10 +10,13 @@ import http.server
 import json
 import os
 import random
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,9 +26,16 @@ from typing import Any
 import pytest
 from repository import AGENT, NETWORK_BOOT
 
+from imagegen.authority import generate_authority
+from imagegen.cluster import load_cluster
 from imagegen.disk import MIB, Layout, fstab, grub_config, partition_script, plan_layout
+from imagegen.model import Cluster
 from imagegen.netboot import compress_raw
+from imagegen.provisioning import Provisioning, Window, provision
+from imagegen.qemu import free_port
 from imagegen.run import run
+from imagegen.secrets import generate_secrets, load_secrets
+from imagegen.seeds import seed_tree
 
 IMAGE = "0123456789ab"
 KERNEL = "6.12.1-amd64"
@@ -139,6 +149,7 @@ class Machine:
     hints: dict[str, str] = field(default_factory=dict)
     wipe: bool = False
     kernel: str = KERNEL  # that the network brings
+    told: dict[str, str] = field(default_factory=dict)  # by a server: imagegen.seed, imagegen.ca, ...
 
     def add_disk(self, serial: str, size: int = DISK_BYTES) -> Path:
         path = self.place / serial
@@ -152,6 +163,7 @@ class Machine:
             "mode": "deploy", "node": "c-1", "role": "compute", "mac": "", "address": "", "gateway": "", "url": "",
             "image": web.url, "sha256": self.payload.sha256, "size": self.payload.layout.size, "id": IMAGE,
             "root_device": self.hints, "wipe": self.wipe, "seed": "", "ca": "", "status": "",
+            **self.told,
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("deploying.py"))],
@@ -199,8 +211,10 @@ def is_bootable(path: Path) -> bool:
     return any(head)
 
 
-def check_deployed(path: Path, payload: Payload) -> None:
-    """Every byte of the image at its place, but for a table with UUIDs that this disk alone has, and its own names."""
+def check_deployed(path: Path, payload: Payload, *, seeded: bool = False) -> None:
+    """Every byte of the image at its place, but for a table with UUIDs that this disk alone has, its own names, and
+    its seed.
+    """
     table = read_table(path)
     names = [part["name"] for part in table["partitions"]]
     assert names == ["bios", "esp", "seed", f"imagegen-{IMAGE}"]
@@ -212,7 +226,7 @@ def check_deployed(path: Path, payload: Payload) -> None:
         assert disk.read(440) == raw.read(440)
         for stream in (disk, raw):
             stream.seek(1 * MIB)
-        size = root.start - MIB
+        size = (payload.layout.partitions[2].start if seeded else root.start) - MIB
         assert disk.read(size) == raw.read(size)
         disk.seek(64 << 10)
         assert not any(disk.read(MIB - (64 << 10)))
@@ -372,3 +386,167 @@ def test_a_disk_that_is_too_small_is_let_be(machine: Machine, web: WebServer) ->
     before = digest(disk)
     assert "is too small" in machine.boot(web)
     assert digest(disk) == before
+
+
+# With `imagegen serve`, which has the seed.
+
+
+@dataclass
+class Server:
+    """The server at work, for the one compute c-1; `mac` is what the kernel knows of whoever asks."""
+
+    at_work: Provisioning
+    cluster: Cluster
+    mac: str | None = None
+
+    def tell(self, machine: Machine) -> None:
+        """The machine fetches its script: what it is told beside what `imagegen pxe` wrote."""
+        with urllib.request.urlopen(f"{self.at_work.url}/nodes/c-1.ipxe", timeout=SECONDS) as answer:
+            words = answer.read().decode().splitlines()[1].split()
+        assert words[:2] == ["set", "seed-arguments"]
+        machine.told = {key.removeprefix("imagegen."): value for key, value in (w.split("=", 1) for w in words[2:])}
+        machine.told["url"] = self.at_work.url
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """What the page shows of it."""
+        with urllib.request.urlopen(f"{self.at_work.url}/nodes.json", timeout=SECONDS) as answer:
+            return next(node for node in json.load(answer)["nodes"] if node["name"] == "c-1")
+
+    @property
+    def refused(self) -> list[str]:
+        return [report["text"] for report in self.at_work.ledger.read()["reports"]]
+
+
+CLUSTER = """\
+name: demo
+network: {{cidr: 10.0.0.0/24}}
+pxe: {{url: "http://127.0.0.1:{port}"}}
+nodes:
+  - {{name: ctl, role: controller, mac: "52:54:00:00:00:01", address: 10.0.0.1}}
+  - {{name: c-1, role: compute, mac: "52:54:00:00:00:02", address: 10.0.0.2}}
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    place = tmp_path / "site"
+    (place / "pxe/nodes").mkdir(parents=True)
+    (place / "serve").mkdir()
+    port = free_port()
+    (place / "cluster.yaml").write_text(CLUSTER.format(port=port))
+    (place / "secrets.yaml").write_text(generate_secrets())
+    authority = generate_authority()
+    (place / "ca.pem").write_bytes(authority.certificate)
+    (place / "ca.key").write_bytes(authority.key)
+    for name in ("ctl", "c-1"):
+        (place / f"pxe/nodes/{name}.ipxe").write_text("#!ipxe\n")
+    cluster, secrets = load_cluster(place / "cluster.yaml"), load_secrets(place / "secrets.yaml")
+    made: list[Server] = []
+    with provision(
+        cluster,
+        place / "pxe",
+        place / "serve",
+        lambda cluster, node: seed_tree(cluster, node, secrets),
+        Window(),
+        lambda line: None,
+        tls_port=0,
+        find_mac=lambda address: made[0].mac if made else None,
+    ) as at_work:
+        made.append(Server(at_work, cluster))
+        yield made[0]
+
+
+def read_seed(path: Path, payload: Payload) -> bytes:
+    place = payload.layout.partitions[2]
+    with path.open("rb") as disk:
+        disk.seek(place.start)
+        return disk.read(place.size).rstrip(b"\0")
+
+
+def test_the_seed_of_the_server_lands_in_its_partition(machine: Machine, web: WebServer, server: Server) -> None:
+    """Claimed once, byte for byte the ISO; the next boots ask for none; the page shows each step."""
+    disk = machine.add_disk("S1")
+    server.tell(machine)
+    assert machine.boot(web) == ""
+    check_deployed(disk, machine.payload, seeded=True)
+    seed = read_seed(disk, machine.payload)
+    assert b"CD001" in seed and f"{server.at_work.url}/status".encode() in seed
+    server.tell(machine)
+    assert machine.boot(web) == ""
+    node = server.node
+    assert node["seed"]["used"] == 1 and server.refused == []
+    assert (node["state"], node["timeline"][0]["step"]) == ("working", "script")
+
+
+def test_a_power_cut_after_the_claim_needs_no_second_one(machine: Machine, web: WebServer, server: Server) -> None:
+    """The seed is kept on the disk until the deployment is whole."""
+    disk = machine.add_disk("S1")
+    server.tell(machine)
+    web.pause = 0.01
+    process = machine.start(web)
+    deadline = time.monotonic() + SECONDS
+    while web.sent < len(web.data) // 2:
+        assert time.monotonic() < deadline, "the image's bytes are not fetched"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    web.pause = 0.0
+    server.tell(machine)
+    assert machine.boot(web) == ""
+    check_deployed(disk, machine.payload, seeded=True)
+    assert b"CD001" in read_seed(disk, machine.payload)
+    assert server.node["seed"]["used"] == 1 and server.refused == []
+
+
+def spend_token(machine: Machine, server: Server) -> None:
+    """Somebody was there before: he heard the token, or is faster."""
+    path = machine.told["seed"]
+    context = ssl.create_default_context(cafile=server.cluster.secrets_path.parent / "ca.pem")
+    with urllib.request.urlopen(path, timeout=SECONDS, context=context) as answer:
+        assert b"CD001" in answer.read()
+
+
+def close_window(machine: Machine, server: Server) -> None:
+    server.at_work.ledger.open_windows(["c-1"], 0.001, 1)
+
+
+def forge_authority(machine: Machine, server: Server) -> None:
+    machine.told["ca"] = "0" * 64
+
+
+def forge_mac(machine: Machine, server: Server) -> None:
+    server.mac = "02:00:00:00:00:66"
+
+
+SEED_FAULTS = {
+    "token used twice": (spend_token, "(403): the seed of c-1 was given out for this token already"),
+    "after the window": (close_window, "(403): the window of c-1 closed 0 seconds ago"),
+    "another CA": (forge_authority, "the seed is not asked for"),
+    "wrong MAC": (forge_mac, "(403): 02:00:00:00:00:66 asked for the seed of c-1, whose MAC address is 52:54"),
+}
+
+
+@pytest.mark.parametrize("fault", SEED_FAULTS)
+def test_without_its_seed_no_disk_is_touched(machine: Machine, web: WebServer, server: Server, fault: str) -> None:
+    """The reason stands on the console and on the page, what was refused is reported, and the image is not fetched."""
+    make, words = SEED_FAULTS[fault]
+    disk = machine.add_disk("S1")
+    before = digest(disk)
+    server.tell(machine)
+    make(machine, server)
+    said = machine.boot(web)
+    assert words in said, said
+    assert digest(disk) == before and web.asked == []
+    node = server.node
+    assert (node["state"], node["step"], node["detail"]) == ("failed", "seed", said)
+    assert len(server.refused) == (0 if fault == "another CA" else 1)
+    assert machine.told["seed"].rpartition("/")[2] not in said
+
+
+def test_a_wrong_mac_gets_no_script(machine: Machine, server: Server) -> None:
+    """A stranger that asks for a node's script is refused before there is a token, and reported."""
+    server.mac = "02:00:00:00:00:66"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        server.tell(machine)
+    assert server.node["state"] == "" and len(server.refused) == 1

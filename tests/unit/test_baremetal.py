@@ -179,3 +179,18 @@ def test_the_command_writes_private_files(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("ironic", "metal3"):
         assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o700
     assert (tmp_path / f"out/metal3/{NODE}.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_live_nodes_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ironic and Metal3 would write an image to a disk that the cluster file says to let be."""
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "out")
+    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
+    text = Path("cluster.yaml").read_text()
+    Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, deploy: {mode: live}}"))
+    assert cli.run_command(["baremetal"]) == ExitCode.DONE
+    assert "left out, because they are live: linux-node2" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out/metal3").iterdir()) == ["linux-node1.yaml"]
+    assert "linux-node2" not in (tmp_path / "out/ironic/nodes.yaml").read_text()

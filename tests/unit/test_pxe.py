@@ -242,7 +242,7 @@ def test_the_command_links_what_was_built(here: Path) -> None:
     assert (place / "images" / image.name).samefile(image)
     assert (place / "ipxe/undionly.kpxe").read_text() == "undionly.kpxe"
     assert (place / "nodes/cpt-1.ipxe").is_file()
-    assert f"root \"{place}\";" in (place / "nginx.conf").read_text()
+    assert f'root "{place}";' in (place / "nginx.conf").read_text()
 
 
 def test_old_nodes_and_images_leave_the_tree(here: Path) -> None:
