@@ -1,12 +1,13 @@
 """Measures imagegen, each figure against its peer in the same run, and writes docs/benchmarks.md.
 
-usage: bench.py [seeds] [memory] [build] [boot] [discovery]     (default: all)
+usage: bench.py [seeds] [memory] [build] [boot] [discovery] [serve]     (default: all)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Any
 
 import yaml
 
 from imagegen.cluster import load_cluster
 from imagegen.iso import write_seed_iso
+from imagegen.provisioning import Window, provision
+from imagegen.qemu import free_port
+from imagegen.render import render_template
 from imagegen.secrets import load_secrets
 from imagegen.seeds import seed_tree
+from imagegen.server import Listener, Serving, listen
 
 CHECKOUT = Path(__file__).parent.parent
 # The tests are no package: each directory finds its own modules on the path.
@@ -63,11 +69,11 @@ def bench_build(work: Path) -> list[str]:
     ]
 
 
-def write_fleet(path: Path) -> None:
-    """The default cluster file with so many computes that it has SEEDS nodes."""
+def write_fleet(path: Path, nodes: int = SEEDS) -> None:
+    """The default cluster file with so many computes that it has so many nodes."""
     document = yaml.safe_load(path.read_text())
     document["network"]["cidr"] = "192.168.0.0/16"
-    for number in range(len(document["nodes"]), SEEDS):
+    for number in range(len(document["nodes"]), nodes):
         low, high = number % 250 + 1, number // 250
         mac, address = f"52:54:00:57:{high:02x}:{low:02x}", f"192.168.{100 + high}.{low}"
         document["nodes"].append({"name": f"c{number}", "role": "compute", "mac": mac, "address": address})
@@ -192,12 +198,90 @@ def time_compute(site: Testbed, name: str) -> float:
     return float(done.stdout)
 
 
+FLEET = 1000  # nodes that report
+DOCUMENTS = 10  # of each
+ROUNDS = 3
+FILE_BYTES = 512 << 20  # about an image's
+
+
+async def answer_nothing(scope: Any, receive: Any, send: Any) -> None:
+    """What costs least: the same few bytes, whatever is asked."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b'{"revision": 0}'})
+
+
+def measure_load(url: str) -> tuple[float, float]:
+    """(statuses taken a second, seconds of the slower half of looks at the page's data meanwhile)."""
+    load = [sys.executable, str(CHECKOUT / "tests/serve/load.py"), url, str(FLEET), str(DOCUMENTS)]
+    result = json.loads(measure(load)[1])
+    return FLEET * DOCUMENTS / result["seconds"], median(sorted(result["polls"])[len(result["polls"]) // 2 :])
+
+
+def measure_download(url: str) -> float:
+    """MiB a second."""
+    seconds, _ = measure(["curl", "--silent", "--fail", "--output", "/dev/null", url])
+    return FILE_BYTES / seconds / 2**20
+
+
+def bench_serve(work: Path) -> list[str]:
+    """A fleet that reports to `imagegen serve`, against a uvicorn that answers nothing; an image, against nginx."""
+    write_fleet(work / "cluster.yaml", FLEET)
+    port, peer_port, nginx_port = free_port(), free_port(), free_port()
+    document = yaml.safe_load((work / "fleet.yaml").read_text())
+    document["pxe"] = {"url": f"http://127.0.0.1:{port}"}
+    for number, node in enumerate(document["nodes"]):
+        node["name"] = f"c-{number}" if number else "ctl"
+    document.pop("services")
+    (work / "fleet.yaml").write_text(yaml.safe_dump(document))
+    cluster = load_cluster(work / "fleet.yaml")
+    root, directory = work / "pxe", work / "serve"
+    (root / "nodes").mkdir(parents=True)
+    directory.mkdir()
+    for node in cluster.nodes:
+        (root / f"nodes/{node.name}.ipxe").write_text("#!ipxe\n")
+    with (root / "image").open("wb") as stream:
+        stream.truncate(FILE_BYTES)
+    ours: list[tuple[float, float]] = []
+    floor: list[float] = []
+    files: list[float] = []
+    nginx: list[float] = []
+    bare = Listener(answer_nothing, listen("127.0.0.1", peer_port))
+    values = {"cluster": "bench", "host": "127.0.0.1", "port": nginx_port, "root": root}
+    (work / "site.conf").write_text(render_template("nginx.conf.j2", values))
+    shutil.copy(CHECKOUT / "tests/data/nginx.conf", work)
+    (work / "temp").mkdir()
+    work.chmod(0o755)
+    peer = subprocess.Popen(["nginx", "-p", str(work), "-c", "nginx.conf"])
+    try:
+        with (
+            provision(cluster, root, directory, None, Window(), lambda line: None, tls_port=0) as at_work,
+            Serving([bare]),
+        ):
+            for _ in range(ROUNDS):
+                ours.append(measure_load(f"http://127.0.0.1:{port}"))
+                floor.append(measure_load(f"http://127.0.0.1:{peer_port}")[0])
+                files.append(measure_download(f"{at_work.url}/image"))
+                nginx.append(measure_download(f"http://127.0.0.1:{nginx_port}/image"))
+    finally:
+        peer.terminate()
+        peer.wait()
+    rate, mib = median(rate for rate, _ in ours), median(files)
+    return [
+        f"| statuses of {FLEET} nodes, each on a connection of its own | {rate:.0f} /s | uvicorn that answers nothing "
+        f"| {median(floor):.0f} /s | {median(floor) / rate:.2f} |",
+        f"| the page's data meanwhile, slower half | {median(poll for _, poll in ours) * 1000:.0f} ms | | | |",
+        f"| an image of 512 MiB by HTTP | {mib:.0f} MiB/s | nginx, the same site | {median(nginx):.0f} MiB/s "
+        f"| {median(nginx) / mib:.2f} |",
+    ]
+
+
 BENCHES: dict[str, Callable[[Path], list[str]]] = {
     "seeds": bench_seeds,
     "memory": bench_memory,
     "build": bench_build,
     "boot": bench_boot,
     "discovery": bench_discovery,
+    "serve": bench_serve,
 }
 
 

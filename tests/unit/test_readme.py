@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import click
 import pytest
 import yaml
-from repository import AGENT, ROOT
+from repository import AGENT, NETWORK_BOOT, ROOT
 
 from imagegen.cli import cli, run_command
 from imagegen.cluster import load_cluster
@@ -219,12 +219,22 @@ def test_the_first_boot_names_every_step_of_the_agent() -> None:
     sources = "\n".join(path.read_text() for path in AGENT.rglob("*.py"))
     steps = set(re.findall(r'\bStep\("([a-z-]+)"', sources)) | set(re.findall(r'^ +"(\w+)": backing\.', sources, re.M))
     text = (ROOT / "docs/architecture.md").read_text()
-    picture = read_blocks("text", text)[1]
+    picture = read_blocks("text", text.partition("\n## The first boot\n")[2])[0]
     assert len(steps) > 20
     assert {step for step in steps if not re.search(rf"(?<![\w-]){step}(?![\w-])", picture)} == set()
     named = {step for line in re.findall(r"\bsteps? (`.*)$", text, re.M) for step in re.findall(r"`([a-z-]+)`", line)}
     assert "cells" in named
     assert named <= steps
+
+
+def test_the_network_boot_names_every_step_of_the_initramfs() -> None:
+    """The picture in docs/architecture.md has each step of both ways, but those before a disk is looked for."""
+    sources = "\n".join(path.read_text() for path in NETWORK_BOOT.rglob("*.py"))
+    steps = set(re.findall(r'\bStep\("([a-z-]+)"', sources)) - {"plan", "network"}
+    text = (ROOT / "docs/architecture.md").read_text()
+    picture = read_blocks("text", text.partition("\n## The network boot\n")[2])[0]
+    assert len(steps) == 7
+    assert {step for step in steps if not re.search(rf"(?<![\w-]){step}(?![\w-])", picture)} == set()
 
 
 def test_every_item_of_the_manual_installation_has_its_place() -> None:
