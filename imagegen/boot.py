@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from imagegen import nspawn, pxeboot, qemu
+from imagegen.console import printable
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed
@@ -327,11 +328,6 @@ def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any
 def progress_line(name: str, step: object, state: object, detail: object) -> str:
     """`NODE  STEP  STATE  DETAIL`, in columns."""
     return f"{name:<16} {printable(step):<24} {printable(state):<8} {printable(detail)}".rstrip()
-
-
-def printable(value: object) -> str:
-    """Text from a node without what would steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(value))
 
 
 def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], timeout: float) -> list[str]:

@@ -9,9 +9,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
@@ -95,6 +94,20 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]
         if unit not in self.units or not digits.isdecimal() or not 0 < int(digits) <= 10_000:
             self.fail(f"{value!r} is no duration; write one such as 15m, 2h or 1d", parameter, context)
         return int(digits) * self.units[unit]
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]
+    """An IPv4 address, as text."""
+
+    name = "ADDRESS"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        from ipaddress import IPv4Address
+
+        try:
+            return str(IPv4Address(value))
+        except ValueError:
+            self.fail(f"{value!r} is no IPv4 address; write one such as 192.168.56.1", parameter, context)
 
 
 class _InOrder(click.Group):
@@ -353,7 +366,8 @@ def pxe(settings: Settings) -> Outcome:
 )
 @click.option("--claims", type=click.IntRange(1), default=1, show_default=True, help="Claims of each armed node.")
 @click.option("--no-seeds", is_flag=True, help="Give no seeds out: they come on media, or by Ironic.")
-@click.option("--listen", "address", metavar="ADDRESS", help="Default: the address that the nodes are told.")
+@click.option("--listen", "address", type=_Address(), help="Default: the address that the nodes are told.")
+@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not look at addresses.")
 @click.option("--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where seeds are.")
 @_common
 @click.pass_obj
@@ -364,6 +378,7 @@ def serve(
     claims: int,
     no_seeds: bool,
     address: str | None,
+    any_address: bool,
     tls_port: int,
 ) -> Outcome:
     """Serve pxe/ by HTTP, each node's seed once by TLS, and a page that shows how far every node is. Ctrl-C ends it.
@@ -384,7 +399,8 @@ def serve(
     window = Window(armed, seconds, claims)
     if no_seeds and armed:
         raise BadUsage("--no-seeds gives no seed out, and --arm opens a window for one", "give one of the two")
-    return _serve(settings, window, seeds=not no_seeds, address=address, tls_port=tls_port)
+    listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
+    return _serve(settings, window, seeds=not no_seeds, listening=listening)
 
 
 @cli.command(short_help="Print how far the nodes are that `imagegen serve` provisions.")
@@ -747,55 +763,85 @@ def _boot_nodes(
     return Outcome(_table(rows, columns), nodes=rows)
 
 
-def _serve(settings: Settings, window: Window, *, seeds: bool, address: str | None, tls_port: int) -> Outcome:
-    from imagegen.ledger import Ledger
-    from imagegen.provisioning import DIRECTORY, LEDGER, hold_directory, provision
+def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[str, Any]) -> Outcome:
+    from imagegen.ledger import Unusable
+    from imagegen.provisioning import DIRECTORY, describe_windows, hold_directory, provision
     from imagegen.seeds import seed_tree
     from imagegen.signals import end_on_signals
 
     cluster, secrets = _load_inputs(settings) if seeds else (_load_own_cluster(settings), None)
     _choose_nodes(settings, cluster, window.names)
     root, directory = settings.out / "pxe", settings.out / DIRECTORY
-    with hold_directory(settings.out) as alone:
-        if not alone and not window.names:
-            raise BadUsage(
-                f"another `imagegen serve` is at work in {settings.out}", "arm nodes there by --arm, or give another -o"
-            )
-        if not alone:
-            ledger = Ledger(directory / LEDGER)
-            ledger.open_windows(window.names, window.seconds, window.claims)
-            ledger.close()
-            _say(settings, f"{_describe_window(window)}, by the `imagegen serve` that is at work")
-            return Outcome()
-        make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
-        say = partial(_say_with_time, settings)
-        try:
+    make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
+    try:
+        with hold_directory(settings.out) as alone:
+            if not alone:
+                return _arm_running(settings, window)
             with (
+                _say_in_background(settings) as say,
                 end_on_signals(),
-                provision(
-                    cluster, root, directory, make_seed, window, say, address=address, tls_port=tls_port
-                ) as at_work,
+                provision(cluster, root, directory, make_seed, window, say, **listening) as at_work,
             ):
                 say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
-                say(f"seeds at {at_work.seed_url}: {_describe_window(window)}" if seeds else "no seeds are given out")
+                windows = describe_windows(at_work.ledger.read()) if seeds else "none is given out"
+                say(f"seeds at {at_work.seed_url}: {windows}")
                 while True:
                     at_work.serving.wait(1.0)
-        except KeyboardInterrupt:
+    except KeyboardInterrupt:
+        with suppress(OSError):  # nobody may be there to hear it
             _say(settings, f"stopped; what the nodes said is kept in {directory}: imagegen status")
+    except Unusable as error:
+        raise MachineLacks(
+            f"{directory} cannot be used ({error}): its disk is full, or another process holds it"
+        ) from error
     return Outcome()
 
 
-def _describe_window(window: Window) -> str:
-    from datetime import datetime, timedelta
+def _arm_running(settings: Settings, window: Window) -> Outcome:
+    """Opens windows in the ledger of the server that is at work. Raises BadUsage."""
+    from imagegen.provisioning import describe_windows, open_ledger
 
-    until = datetime.now() + timedelta(seconds=window.seconds)
-    who = ", ".join(window.names) or "every node"
-    times = "once" if window.claims == 1 else f"{window.claims} times"
-    return f"{who} may claim {times} until {until:%Y-%m-%d %H:%M}"
+    at_work = f"another `imagegen serve` is at work in {settings.out}"
+    if not window.names:
+        raise BadUsage(at_work, "arm nodes there by --arm, or give another -o")
+    ledger = open_ledger(settings.out)
+    try:
+        if unknown := ledger.find_unknown(window.names):
+            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "end it and start it anew")
+        if not ledger.gives_seeds:
+            raise BadUsage(f"{at_work}, and gives no seeds out", "end it and start it without --no-seeds")
+        ledger.open_windows(window.names, window.seconds, window.claims)
+        _say(settings, f"by the `imagegen serve` that is at work: {describe_windows(ledger.read())}")
+    finally:
+        ledger.close()
+    return Outcome()
 
 
-def _say_with_time(settings: Settings, line: str) -> None:
-    _say(settings, f"{time.strftime('%H:%M:%S')} {line}")
+@contextmanager
+def _say_in_background(settings: Settings) -> Iterator[Callable[[str], None]]:
+    """Gives say(line) that never waits and never fails: a terminal that is stopped or gone must not stop a server."""
+    from queue import Full, Queue
+    from threading import Thread
+
+    lines: Queue[str | None] = Queue(1000)
+
+    def work() -> None:
+        while (line := lines.get()) is not None:
+            with suppress(OSError, ValueError):
+                _say(settings, line)
+
+    def say(line: str) -> None:
+        with suppress(Full):
+            lines.put_nowait(f"{time.strftime('%H:%M:%S')} {line}")
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        with suppress(Full):
+            lines.put_nowait(None)
+        thread.join(1.0)
 
 
 STATUS_COLUMNS = ("name", "role", "state", "step", "seconds", "detail")

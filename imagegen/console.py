@@ -39,3 +39,8 @@ def plain_lines(data: bytes) -> list[str]:
     plain = CONTROL_SEQUENCE.sub("", data.decode(errors="replace"))
     lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in plain.split("\n"))
     return [line for line in lines if line]
+
+
+def printable(value: object) -> str:
+    """Text from a node without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(value))

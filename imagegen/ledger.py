@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagegen.console import printable
+
 STATES = ("waiting", "working", "ready", "failed")
+BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
 MOST_REPORTS = 1000
 
@@ -30,8 +33,8 @@ CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
 CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
     used INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS token (digest TEXT PRIMARY KEY, node TEXT NOT NULL, fate TEXT NOT NULL DEFAULT 'new');
-CREATE TABLE IF NOT EXISTS report (id INTEGER PRIMARY KEY, at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL,
-    text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS report (at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL, text TEXT NOT NULL,
+    times INTEGER NOT NULL DEFAULT 1, UNIQUE (node, address, text));
 """
 _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
 
@@ -48,7 +51,7 @@ class Ledger:
     """The file. Times are seconds since 1970 by this machine's clock. Every method raises Unusable."""
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        self._now = now
+        self._path, self._now = path, now
         self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         # Survives the process at any moment. Only claims must survive the machine too: see claim().
@@ -58,6 +61,10 @@ class Ledger:
 
     def close(self) -> None:
         self._db.close()
+
+    def reopen(self) -> Ledger:
+        """The same file once more, for another thread."""
+        return Ledger(self._path, self._now)
 
     def enter_nodes(self, roles: Mapping[str, str]) -> None:
         """Makes the ledger's nodes these, by name and role; of those that it had, it keeps what it knows."""
@@ -108,7 +115,7 @@ class Ledger:
         token = secrets.token_urlsafe(24)
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("UPDATE token SET fate = 'superseded' WHERE node = ? AND fate = 'new'", (name,))
+            self._void_tokens(name)
             # The refusals of old tokens need not be told apart for ever.
             self._db.execute(
                 "DELETE FROM token WHERE node = ? AND rowid NOT IN"
@@ -131,8 +138,8 @@ class Ledger:
                     raise Unclaimable(f"this token was never given out for {name}")
                 if found["fate"] == "used":
                     raise Unclaimable(f"the seed of {name} was given out for this token already")
-                if found["fate"] == "superseded":
-                    raise Unclaimable(f"{name} fetched its script again since, which made this token void")
+                if found["fate"] == "void":
+                    raise Unclaimable(f"this token is void: {name} has fetched its script again or booted since")
                 window = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
                 if window is None:
                     raise Unclaimable(f"no window is open for {name}")
@@ -169,19 +176,26 @@ class Ledger:
             if row["began"] is None or again:
                 self._restart(name)
             self._enter(name, state, step, document["detail"], steps)
+            if step == BOOTED or state == "ready":
+                self._void_tokens(name)
         return True
 
     def report(self, name: str, address: str, text: str) -> None:
-        """Writes down what was refused."""
+        """Writes down what was refused; the same again is counted."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
-                "INSERT INTO report (at, node, address, text) VALUES (?, ?, ?, ?)", (self._now(), name, address, text)
+                "INSERT INTO report (at, node, address, text) VALUES (?, ?, ?, ?) ON CONFLICT (node, address, text)"
+                " DO UPDATE SET at = excluded.at, times = times + 1",
+                (self._now(), name, address, text),
             )
             self._db.execute(
-                "DELETE FROM report WHERE id <= (SELECT max(id) FROM report) - ?",
+                "DELETE FROM report WHERE rowid IN (SELECT rowid FROM report ORDER BY at DESC LIMIT -1 OFFSET ?)",
                 (MOST_REPORTS,),
             )
+
+    def _void_tokens(self, name: str) -> None:
+        self._db.execute("UPDATE token SET fate = 'void' WHERE node = ? AND fate = 'new'", (name,))
 
     def _restart(self, name: str) -> None:
         self._db.execute("DELETE FROM event WHERE node = ?", (name,))
@@ -218,26 +232,51 @@ class Ledger:
 
     def read(self, since: int = 0) -> dict[str, Any]:
         """`{now, revision, nodes, reports}`: nodes that changed after that revision, and the newest reports."""
-        rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
-        revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
-        reports = self._db.execute("SELECT at, node, address, text FROM report ORDER BY id DESC LIMIT 20").fetchall()
+        with self._db:
+            self._db.execute("BEGIN")  # one state of the file for all that follows
+            rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
+            changed = "WHERE node IN (SELECT name FROM node WHERE revision > ?)"
+            events = self._db.execute(
+                f"SELECT node, at, state, step FROM event {changed} ORDER BY id",  # noqa: S608
+                (since,),
+            ).fetchall()
+            windows = self._db.execute(
+                f"SELECT node, closes, claims, used FROM window {changed}",  # noqa: S608
+                (since,),
+            ).fetchall()
+            revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
+            reports = self._db.execute("SELECT * FROM report ORDER BY at DESC LIMIT 20").fetchall()
+        keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
+        nodes = {row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None} for row in rows}
+        for event in events:
+            nodes[event["node"]]["timeline"].append({key: event[key] for key in ("at", "state", "step")})
+        for window in windows:
+            nodes[window["node"]]["seed"] = {key: window[key] for key in ("closes", "claims", "used")}
         return {
             "now": self._now(),
             "revision": revision,
-            "nodes": [self._describe(row) for row in rows],
-            "reports": [dict(row) for row in reports],
+            "nodes": list(nodes.values()),
+            "reports": [_describe_report(row) for row in reports],
         }
 
-    def _describe(self, row: sqlite3.Row) -> dict[str, Any]:
-        name = row["name"]
-        events = self._db.execute("SELECT at, state, step FROM event WHERE node = ? ORDER BY id", (name,))
-        window = self._db.execute("SELECT closes, claims, used FROM window WHERE node = ?", (name,)).fetchone()
-        keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
-        return {
-            **{key: row[key] for key in keys},
-            "timeline": [dict(event) for event in events],
-            "seed": dict(window) if window else None,
-        }
+    # whether seeds are given out at all, for who wants to open a window beside the server
+
+    @property
+    def gives_seeds(self) -> bool:
+        return bool(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def set_gives_seeds(self, value: bool) -> None:
+        self._db.execute(f"PRAGMA user_version = {int(value)}")
+
+    def find_unknown(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are no nodes of the ledger."""
+        known = {row["name"] for row in self._db.execute("SELECT name FROM node")}
+        return [name for name in names if name not in known]
+
+
+def _describe_report(row: sqlite3.Row) -> dict[str, Any]:
+    times = f" ({row['times']} times)" if row["times"] > 1 else ""
+    return {"at": row["at"], "node": row["node"], "address": row["address"], "text": row["text"] + times}
 
 
 def _digest(token: str) -> str:
@@ -269,4 +308,4 @@ def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError("no node of this cluster")
     if document["role"] not in ("", roles[document["node"]]):
         raise ValueError("not the node's role")
-    return document
+    return {**document, "step": printable(document["step"]), "detail": printable(document["detail"])}

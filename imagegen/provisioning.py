@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def provision(
     listen: Callable[[str, int], Any] = listen,
     enter: Callable[[], None] = lambda: None,
     find_mac: Callable[[str], str | None] = find_mac,
+    any_address: bool = False,
 ) -> Iterator[Provisioning]:
     """Serves `root`, the tree of `imagegen pxe`, and, unless `make_seed` is None, seeds; until the context is left.
 
@@ -108,25 +110,35 @@ def provision(
     names = [node.name for node in cluster.nodes]
     directory = directory.absolute()
     with ExitStack() as stack:
+        plain = listen(address, port)
+        stack.callback(plain.close)
+        tls = listen(address, tls_port)
+        stack.callback(tls.close)
         ledger = Ledger(directory / LEDGER)
         stack.callback(ledger.close)
         ledger.enter_nodes({node.name: str(node.role) for node in cluster.nodes})
-        if make_seed is None:
+        ledger.set_gives_seeds(make_seed is not None)
+        if make_seed is None or window.names:
             ledger.close_windows()
-        else:
+        if make_seed is not None:
             ledger.open_windows(window.names or names, window.seconds, window.claims, closed_only=not window.names)
 
         def make_iso(node: Node) -> bytes:
             assert make_seed is not None  # noqa: S101 - not called otherwise
             return seed_iso_bytes(make_seed(replace(cluster, status_url=site.status_url), node))
 
-        plain = listen(address, port)
-        stack.callback(plain.close)
-        tls = listen(address, tls_port)
-        stack.callback(tls.close)
         seed_url = f"https://{host}:{tls.getsockname()[1]}"
         site = Site(
-            cluster, url, seed_url, root.absolute(), authority, ledger, make_iso if make_seed else None, say, find_mac
+            cluster,
+            url,
+            seed_url,
+            root.absolute(),
+            authority,
+            ledger,
+            make_iso if make_seed else None,
+            say,
+            find_mac,
+            any_address,
         )
         server = issue_certificate(authority, sorted({IPv4Address(host), IPv4Address(address)}))
         certificate, key = directory / "server.pem", directory / "server.key"
@@ -142,6 +154,23 @@ def check_tree(cluster: Cluster, root: Path) -> None:
     missing = [node.name for node in cluster.nodes if not (root / f"nodes/{node.name}.ipxe").is_file()]
     if missing:
         raise BadUsage(f"{root} has no script for {', '.join(missing[:5])}", "run `imagegen pxe`")
+
+
+def describe_windows(told: Mapping[str, Any]) -> str:
+    """Who may claim a seed now, of Ledger.read(): names, how often still, until when."""
+    groups: dict[str, list[str]] = {}
+    for node in told["nodes"]:
+        seed = node["seed"]
+        if seed and seed["closes"] > told["now"] and seed["used"] < seed["claims"]:
+            until = datetime.fromtimestamp(seed["closes"]).strftime("%Y-%m-%d %H:%M")
+            left = seed["claims"] - seed["used"]
+            groups.setdefault(f"may claim {'once' if left == 1 else f'{left} times'} until {until}", []).append(
+                node["name"]
+            )
+    told_groups = [
+        f"{', '.join(names) if len(names) < 6 else f'{len(names)} nodes'} {text}" for text, names in groups.items()
+    ]
+    return "; ".join(told_groups) or "nobody may claim one"
 
 
 ORDER = ("failed", "waiting", "working", "", "ready")

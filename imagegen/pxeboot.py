@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from imagegen import qemu
 from imagegen.console import read_tail
 from imagegen.errors import BadUsage
-from imagegen.lan import Lan, remove_lan
+from imagegen.lan import Lan
 from imagegen.ledger import Ledger
 from imagegen.model import Cluster, Node
 from imagegen.provisioning import LEDGER, MakeSeed, Window, check_tree, provision
@@ -21,7 +21,7 @@ from imagegen.pxe import SUFFIXES, choose_url
 from imagegen.qemu import Firmware, Qemu, QemuMachine, find_ovmf, needs_outside, plan_outside
 from imagegen.run import Process, run
 from imagegen.serve import read_image
-from imagegen.server import listen
+from imagegen.server import Serving, listen
 from imagegen.tree import Tree
 
 DISK = "20G"  # sparse
@@ -58,7 +58,7 @@ class PxeQemu(Qemu):
                 "give `pxe: {url: ...}` an address of their network, then run `imagegen pxe`",
             )
         self.root = root.absolute()
-        self.served = self.directory / "serve"
+        self.served = self.directory / ".serve"  # no node can have that name
         self.make_seed = make_seed
         self.say = say
         self.from_disk = from_disk
@@ -66,6 +66,7 @@ class PxeQemu(Qemu):
         self.proxy_dhcp = proxy_dhcp
         self.lan = Lan(self.name, cluster.network, self.address)
         self.ledger: Ledger | None = None
+        self.serving: Serving | None = None
         self._stack = ExitStack()
 
     @property
@@ -80,6 +81,13 @@ class PxeQemu(Qemu):
         self.machines.append(machine)
         machine.prepare(image, self.complete_seed(seed))
         return machine
+
+    def needs(self, node: Node, image: Path) -> tuple[int, int]:
+        """As Qemu.needs(); a blank disk takes the whole image, and a live node has it in memory."""
+        memory, disk = super().needs(node, image)
+        if node.name in self.from_disk:
+            return memory, disk
+        return memory_of(self, node), disk + (3 << 30)
 
     def connect(self) -> None:
         """Makes the LAN and starts what serves it. Raises CommandFailed, BadUsage."""
@@ -115,16 +123,21 @@ class PxeQemu(Qemu):
             listen=lambda address, port: self.lan.call(lambda: listen(address, port)),
             enter=self.lan.enter,
         )
-        self._stack.enter_context(at_work)
+        self.serving = self._stack.enter_context(at_work).serving
         self.ledger = Ledger(self.served / LEDGER)  # of this thread
         self._stack.callback(self.ledger.close)
 
     def close(self) -> None:
         """As Qemu.close(); the server ends also when machines are kept: what it had to give, they have."""
-        self._stack.close()
-        super().close()
-        if not self._kept:
-            remove_lan(self.name)
+        try:
+            self._stack.close()
+        finally:
+            super().close()
+
+
+def memory_of(network: PxeQemu, node: Node) -> int:
+    """The bytes of memory of a node that boots over the network."""
+    return max(network.memory[node.role], LIVE_MEMORY if node.deploy.mode == "live" else 0)
 
 
 class TapMachine(QemuMachine):
@@ -140,11 +153,10 @@ class TapMachine(QemuMachine):
 
     def command(self) -> list[str]:
         """The QEMU that is this machine."""
-        live = self.blank and self.node.deploy.mode == "live"
         return qemu.node_command(
             self._lan.name,
             self.node,
-            memory=max(self._lan.memory[self.node.role], LIVE_MEMORY if live else 0),
+            memory=memory_of(self._lan, self.node) if self.blank else self._lan.memory[self.node.role],
             accelerated=self._lan.accelerated,
             firmware=self._lan.network_firmware if self.blank else self._lan.firmware,
             tap=self.tap,
@@ -165,5 +177,10 @@ class BlankMachine(TapMachine):
         run(["qemu-img", "create", "-q", "-f", "qcow2", self.directory / "disk.qcow2", DISK])
 
     def status(self) -> dict[str, Any] | None:
-        """What the node reported to the server: its firmware's and its initramfs' part as well. None: nothing yet."""
+        """What the node reported to the server: its firmware's and its initramfs' part as well. None: nothing yet.
+
+        Raises ImagegenError when the server has ended.
+        """
+        if self._lan.serving:
+            self._lan.serving.wait(0)
         return self._lan.ledger.find_document(self.node.name) if self._lan.ledger else None

@@ -163,6 +163,7 @@ class Qemu:
         for machine in self.machines:
             for name in ("disk.qcow2", "seed.iso", "qmp", "ssh"):
                 (machine.directory / name).unlink(missing_ok=True)
+        remove_leftovers(self.directory)  # what was started and not noted down yet, and the LAN of a network boot
         for name in (KEY, f"{KEY}.pub", STATE, lan_socket(self.name)):
             (self.directory / name).unlink(missing_ok=True)
 

@@ -6,24 +6,24 @@ Whoever is on the wire may ask: everything is bounded, and what is refused is wr
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from imagegen.authority import Authority
-from imagegen.ledger import Ledger, Unclaimable, check_document
+from imagegen.ledger import Ledger, Unclaimable, Unusable, check_document
 from imagegen.model import Cluster, Node
 from imagegen.resources import PACKAGE
 
@@ -40,6 +40,8 @@ LONGEST_PATH = 1024  # characters
 BODY_SECONDS = 10.0  # for a whole body to arrive
 RATE = 20.0  # requests a second of one address, in the long run
 BURST = 100.0
+LOOK_RATE = 3.0  # of nodes.json, which costs more
+LOOK_BURST = 15.0
 MOST_ADDRESSES = 10_000  # whose rate is remembered
 
 ARP = Path("/proc/thread-self/net/arp")  # of the network that this thread serves
@@ -74,6 +76,7 @@ class Site:
     make_seed: Callable[[Node], bytes] | None  # None: this server gives no seeds out
     say: Callable[[str], None]
     find_mac: Callable[[str], str | None] = find_mac
+    any_address: bool = False  # nodes come through a router or a translation: their addresses say nothing
     nodes: Mapping[str, Node] = field(init=False)
     roles: Mapping[str, str] = field(init=False)
 
@@ -93,6 +96,23 @@ class Site:
         self.say(f"refused: {address}: {text}")
         return HTTPException(code, text)
 
+    def wrong_speaker(self, node: Node, address: str) -> str:
+        """What is wrong with who claims or reports as that node: it has to be at the node's address. Empty: nothing."""
+        if self.any_address or address == str(node.address):
+            return ""
+        return f"came from {address}, and the node's address is {node.address}"
+
+    def wrong_mac(self, node: Node, address: str) -> str:
+        """The MAC address behind an address, when it is known and not the node's."""
+        mac = self.find_mac(address)
+        return mac if mac not in (None, node.mac) else ""
+
+    def knows(self, node: Node, address: str) -> bool:
+        """Whether who asks can be the node: by its address, by its MAC address, or because that cannot be seen."""
+        if self.any_address or address == str(node.address) or node.serial:
+            return True
+        return self.find_mac(address) == node.mac
+
 
 def client_address(request: Request) -> str:
     return request.client.host if request.client else ""
@@ -101,6 +121,20 @@ def client_address(request: Request) -> str:
 def make_files_app(site: Site) -> App:
     """The application for plain HTTP: files, scripts, status. Never a seed."""
     files = StaticFiles(directory=site.root)
+    looks, looking = Rates(LOOK_RATE, LOOK_BURST), asyncio.Lock()
+
+    def describe_nodes(since: int) -> bytes:
+        """The page's data. In a thread, with a connection of its own: of a large cluster it takes a while."""
+        ledger = site.ledger.reopen()
+        try:
+            told = ledger.read(since)
+        finally:
+            ledger.close()
+        for row in told["nodes"]:
+            node = site.nodes.get(row["name"])
+            row["address"] = str(node.address) if node else ""
+            row["image"] = read_image(site.root, row["name"])
+        return json.dumps({"version": 1, "cluster": site.cluster.name, **told}).encode()
 
     def page(name: str, kind: str) -> Route:
         async def show(request: Request) -> Response:
@@ -115,12 +149,11 @@ def make_files_app(site: Site) -> App:
         since = request.query_params.get("since", "0")
         if not re.fullmatch(r"[0-9]{1,15}", since):
             raise HTTPException(400, "since must be a number")
-        told = site.ledger.read(int(since))
-        for row in told["nodes"]:
-            node = site.nodes.get(row["name"])
-            row["address"] = str(node.address) if node else ""
-            row["image"] = read_image(site.root, row["name"])
-        return JSONResponse({"version": 1, "cluster": site.cluster.name, **told}, headers=CLOSED)
+        if not looks.allow(client_address(request)):
+            raise HTTPException(429, f"more than {LOOK_RATE:.0f} looks a second from this address")
+        async with looking:
+            data = await asyncio.to_thread(describe_nodes, int(since))
+        return Response(data, media_type="application/json", headers=CLOSED)
 
     async def take_status(request: Request) -> Response:
         body = await read_body(request)
@@ -129,7 +162,7 @@ def make_files_app(site: Site) -> App:
         except ValueError as error:
             raise site.refuse(400, "", request, f"a status was refused: {error}") from error
         node = site.nodes[document["node"]]
-        if told := wrong_address(site, node, client_address(request)):
+        if told := site.wrong_speaker(node, client_address(request)):
             raise site.refuse(403, node.name, request, f"a status of {node.name} {told}")
         if site.ledger.record(document) and document["state"] in ("ready", "failed"):
             site.say(" ".join(filter(None, (node.name, document["state"], document["step"], document["detail"]))))
@@ -142,17 +175,20 @@ def make_files_app(site: Site) -> App:
         node = site.nodes.get(request.path_params["node"])
         script = site.root / f"nodes/{node.name}.ipxe" if node else None
         if node is None or script is None or not script.is_file():
-            raise HTTPException(404, "there is no such node, or `imagegen pxe` has not written its script yet")
+            raise HTTPException(404, "no such node: after a change, `imagegen pxe` and a new start of `imagegen serve`")
         if request.method == "HEAD":
             return Response()
         address = client_address(request)
-        mac = site.find_mac(address)
-        if mac not in (None, node.mac):
+        # A node with a serial number may boot by another interface than its own.
+        if not node.serial and (mac := site.wrong_mac(node, address)):
             text = f"{mac} asked for the script of {node.name}, whose MAC address is {node.mac}"
             raise site.refuse(403, node.name, request, text)
-        site.ledger.begin_boot(node.name, "script", f"its iPXE script was fetched by {address}")
-        site.say(f"{node.name}: its script was fetched by {address}")
-        return PlainTextResponse(add_arguments(site, node, script.read_text()), headers={"Cache-Control": "no-store"})
+        text = script.read_text()
+        if site.knows(node, address):
+            site.ledger.begin_boot(node.name, "script", f"its iPXE script was fetched by {address}")
+            site.say(f"{node.name}: its script was fetched by {address}")
+            text = add_arguments(site, node, text)
+        return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
     routes = [
         page("page.html", "text/html"),
@@ -165,7 +201,7 @@ def make_files_app(site: Site) -> App:
         Route("/nodes/{node}.ipxe", give_script),
         Mount("/", files),
     ]
-    return Bounds(Starlette(routes=routes, exception_handlers={HTTPException: explain}))
+    return make_app(site, routes)
 
 
 def make_seeds_app(site: Site) -> App:
@@ -176,25 +212,25 @@ def make_seeds_app(site: Site) -> App:
         if (node := site.nodes.get(name)) is None:
             raise site.refuse(404, "", request, "a seed of an unknown node was asked for")
         address = client_address(request)
-        if told := wrong_address(site, node, address):
+        if told := site.wrong_speaker(node, address):
             raise site.refuse(403, name, request, f"a claim of the seed of {name} {told}")
-        mac = site.find_mac(address)
-        if mac not in (None, node.mac):
+        if mac := site.wrong_mac(node, address):
             text = f"{mac} asked for the seed of {name}, whose MAC address is {node.mac}"
             raise site.refuse(403, name, request, text)
         if site.make_seed is None:
             raise site.refuse(403, name, request, "this server gives no seeds out")
+        seed = site.make_seed(node)  # before a claim is used up
         try:
             site.ledger.claim(name, token)
         except Unclaimable as error:
             raise site.refuse(403, name, request, str(error)) from error
         site.say(f"{name}: its seed was claimed by {address}")
-        return Response(site.make_seed(node), media_type="application/octet-stream", headers=CLOSED)
+        return Response(seed, media_type="application/octet-stream", headers=CLOSED)
 
     route = Route("/seed/{node}/{token}", give_seed, methods=["GET"])
     # Starlette answers HEAD where it answers GET; a HEAD must not use a claim up.
     route.methods = {"GET"}
-    return Bounds(Starlette(routes=[route], exception_handlers={HTTPException: explain}))
+    return make_app(site, [route])
 
 
 def add_arguments(site: Site, node: Node, script: str) -> str:
@@ -221,16 +257,6 @@ def read_image(root: Path, node: str) -> str:
     return found[1] if found else ""
 
 
-def wrong_address(site: Site, node: Node, address: str) -> str:
-    """What is wrong with who speaks for the node: of the cluster's network only the node itself. Empty: nothing."""
-    try:
-        theirs = IPv4Address(address)
-    except ValueError:
-        return ""
-    inside = theirs in site.cluster.network.cidr and theirs != node.address
-    return f"came from {address}, and the node's address is {node.address}" if inside else ""
-
-
 async def read_body(request: Request) -> bytes:
     """The whole body. Raises HTTPException when it is too large or too slow."""
     body = b""
@@ -240,9 +266,29 @@ async def read_body(request: Request) -> bytes:
                 body += block
                 if len(body) > MOST_BODY:
                     raise HTTPException(413, f"a status has at most {MOST_BODY} bytes")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body broke off") from error
     except TimeoutError as error:
         raise HTTPException(408, f"the body took longer than {BODY_SECONDS:.0f} seconds") from error
     return body
+
+
+def make_app(site: Site, routes: list[BaseRoute]) -> App:
+    """An application of these routes, within the bounds; whatever goes wrong in it has one line of text."""
+
+    async def tell_unusable(request: Request, error: Exception) -> Response:
+        site.say(f"the ledger cannot be used: {error}")
+        return PlainTextResponse(
+            "the server cannot use its ledger: its disk is full, or another process holds it\n", 503
+        )
+
+    async def tell_failure(request: Request, error: Exception) -> Response:
+        # The text of an unforeseen error may quote any value, a secret too.
+        site.say(f"a request for {request.url.path.split('/')[1]} failed ({type(error).__name__}): report it")
+        return PlainTextResponse("the server failed\n", 500)
+
+    handlers: dict[Any, Any] = {HTTPException: explain, Unusable: tell_unusable, Exception: tell_failure}
+    return Bounds(Starlette(routes=routes, exception_handlers=handlers))
 
 
 async def explain(request: Request, error: Exception) -> Response:
@@ -255,15 +301,15 @@ async def explain(request: Request, error: Exception) -> Response:
 class Rates:
     """A token bucket an address."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self, rate: float = RATE, burst: float = BURST, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._now = rate, burst, now
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (left, when)
 
     def allow(self, address: str) -> bool:
         """Whether one more request is within the address's rate; counts it."""
         now = self._now()
-        left, when = self._buckets.pop(address, (BURST, now))
-        left = min(BURST, left + (now - when) * RATE)
+        left, when = self._buckets.pop(address, (self._burst, now))
+        left = min(self._burst, left + (now - when) * self._rate)
         self._buckets[address] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)

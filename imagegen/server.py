@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import h11
 from uvicorn import Config, Server
@@ -52,7 +53,9 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        if self.cycle and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()  # answered already, and the body that was announced drips in
+        elif self.conn.their_state is h11.IDLE:
             self._await_head()
         else:
             self._forget_head()
@@ -135,8 +138,16 @@ class Serving:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
+        """Returns once all listen. Raises ImagegenError when one cannot."""
         raise_file_limit()
+        silence_loggers()
         self._thread.start()
+        try:
+            while not all(server.started for server in self._servers):
+                self.wait(0.01)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,8 +170,29 @@ class Serving:
             self._failure = error
 
     async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.create_server = bound_handshakes(loop.create_server)  # type: ignore[assignment]
         pairs = zip(self._servers, self._listeners, strict=True)
         await asyncio.gather(*(server.serve([listener.socket]) for server, listener in pairs))
+
+
+def bound_handshakes(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """asyncio's create_server, with the time of a head for a TLS handshake; uvicorn leaves it at a minute."""
+
+    async def create_server(*args: Any, ssl: Any = None, **options: Any) -> Any:
+        if ssl:
+            options["ssl_handshake_timeout"] = HEAD_SECONDS
+        return await create(*args, ssl=ssl, **options)
+
+    return create_server
+
+
+def silence_loggers() -> None:
+    """What strangers send must not fill the operator's terminal; what the applications find wrong they say."""
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
 
 
 def raise_file_limit() -> None:

@@ -13,6 +13,7 @@ from types import FrameType
 def end_on_signals() -> Generator[None]:
     """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once; a second signal does not stop the clean-up.
 
+    A signal that is ignored, as nohup does with SIGHUP, stays ignored.
     Outside the main thread, where Python hands no signal over, nothing changes.
     """
 
@@ -24,7 +25,8 @@ def end_on_signals() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    given = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in given.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, interrupt)
     try:

@@ -451,6 +451,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         Window(),
         lambda line: None,
         tls_port=0,
+        any_address=True,  # the loopback is none of the cluster's
         find_mac=lambda address: made[0].mac if made else None,
     ) as at_work:
         made.append(Server(at_work, cluster))

@@ -54,6 +54,7 @@ class Site:
             window or Window(),
             self.said.append,
             tls_port=0,
+            any_address=True,  # the loopback is none of the cluster's
         ) as at_work:
             yield at_work
 

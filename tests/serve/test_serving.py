@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,8 +22,17 @@ from conftest import HOST, Site
 
 from imagegen import serve
 from imagegen.authority import generate_authority
-from imagegen.provisioning import Provisioning, Window
-from imagegen.server import HEAD_SECONDS, MOST_CONNECTIONS_EACH, TAKE_SECONDS, BoundedProtocol
+from imagegen.errors import ImagegenError, MachineLacks
+from imagegen.provisioning import Provisioning, Window, describe_windows
+from imagegen.server import (
+    HEAD_SECONDS,
+    MOST_CONNECTIONS_EACH,
+    TAKE_SECONDS,
+    BoundedProtocol,
+    Listener,
+    Serving,
+    listen,
+)
 
 SECONDS = 30.0
 
@@ -176,6 +186,39 @@ def test_who_does_not_finish_a_request_is_hung_up_on(
                 break
 
 
+def test_a_body_after_the_answer_ends_the_connection(server: Provisioning) -> None:
+    """A GET that announces a body and sends it byte by byte once it was answered holds nothing."""
+    with connect(server.url) as connection:
+        connection.sendall(b"GET /favicon.ico HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+        connection.sendall(b"x")
+        assert read_all(connection) == b""
+
+
+def test_a_handshake_that_is_not_begun_is_not_awaited_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the port for seeds, as for a request's head."""
+    monkeypatch.setattr("imagegen.server.HEAD_SECONDS", 1.0)
+    with site.serve() as at_work, connect(at_work.seed_url) as connection:
+        assert read_all(connection) == b""  # within this socket's own time-out
+
+
+def test_what_strangers_send_fills_no_terminal(site: Site) -> None:
+    """Garbage, and a client that hangs up in its body: neither traceback nor warning."""
+    with running(site) as process:
+        url = str(site.cluster.pxe_url)
+        for data in (
+            b"\x16\x03\x01\x00garbage\r\n\r\n",
+            b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        ):
+            with connect(url) as connection:
+                connection.sendall(data)
+        assert fetch(f"{url}/boot.ipxe")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr
+        said = process.stderr.read()
+    assert "Traceback" not in said and "Invalid HTTP" not in said and said.count("\n") == 1, said
+
+
 def test_a_second_request_has_no_more_time_than_the_first(
     server: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,13 +308,13 @@ def test_one_address_cannot_hold_all_connections(server: Provisioning) -> None:
 @contextmanager
 def running(site: Site, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The command itself, once it serves; it is asked to end when the context is left."""
-    words = ["-c", str(site.place / "cluster.yaml"), "-o", str(site.place / "out"), "serve", "--tls-port", "0"]
-    words[-1] = str(free_port())
+    words = ["-c", str(site.place / "cluster.yaml"), "-o", str(site.place / "out")]
+    words += ["serve", "--any-address", "--tls-port", str(free_port())]
     process = subprocess.Popen([sys.executable, "-m", "imagegen", *words, *options], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
         said = []
-        while not any(" seeds at " in line or "no seeds" in line for line in said):
+        while not any(" seeds at " in line for line in said):
             line = process.stderr.readline()
             assert line, "".join(said)
             said.append(line)
@@ -279,8 +322,8 @@ def running(site: Site, *options: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        assert process.stderr
-        process.stderr.read()
+        if process.stderr:
+            process.stderr.read()
         process.wait(SECONDS)
 
 
@@ -329,7 +372,7 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
         assert status_of(url, "c-1")["seed"] is None
         plan = plan_of(url, "c-1")
         armed = imagegen(site, "serve", "--arm", "c-1", "--for", "15m")
-        assert armed.returncode == 0 and "c-1 may claim once until" in armed.stderr
+        assert armed.returncode == 0 and "c-1 may claim once until" in armed.stderr and "c-2 may claim" in armed.stderr
         assert b"CD001" in claim_seed(plan)
         again = imagegen(site, "serve")
         assert again.returncode == 2 and "is at work" in again.stderr
@@ -339,6 +382,59 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
     assert not (site.directory / "server.key").exists()
 
 
+def test_arming_leaves_no_other_window_open(site: Site) -> None:
+    """A server that is started for one node gives the others nothing, whatever the one before it did; what is said at
+    its start is what the ledger holds.
+    """
+    with site.serve(Window(seconds=30 * 86400.0, claims=100)):
+        pass
+    with site.serve(Window(("c-2",), 900.0)) as at_work:
+        told = at_work.ledger.read()
+        assert {node["name"]: bool(node["seed"]) for node in told["nodes"]} == {"ctl": False, "c-1": False, "c-2": True}
+        assert describe_windows(told).startswith("c-2 may claim once until ")
+    with site.serve() as at_work:
+        claims = {node["name"]: node["seed"]["closes"] - told["now"] for node in at_work.ledger.read()["nodes"]}
+        assert claims["c-2"] < 1000 < claims["c-1"]
+
+
+def test_a_start_that_fails_opens_nothing(site: Site) -> None:
+    """The port is another's: no node may claim later by a window that nobody saw."""
+    with socket.socket() as taken:
+        taken.bind((HOST, urlsplit(str(site.cluster.pxe_url)).port or 0))
+        taken.listen()
+        with pytest.raises(MachineLacks, match="Address already in use"), site.serve():
+            pass
+    assert not (site.directory / "ledger.sqlite").exists()
+
+
+def test_arming_says_what_the_server_cannot_do(site: Site) -> None:
+    """A node that is newer than the server, and a server without seeds."""
+    with running(site, "--no-seeds"):
+        done = imagegen(site, "serve", "--arm", "c-1")
+        assert done.returncode == 2 and "gives no seeds out" in done.stderr
+    with running(site):
+        text = (site.place / "cluster.yaml").read_text()
+        late = '- {name: late, role: compute, mac: "52:54:00:99:00:01", address: 10.77.9.9}'
+        (site.place / "cluster.yaml").write_text(text.replace("nodes:\n", f"nodes:\n{late}\n"))
+        done = imagegen(site, "serve", "--arm", "late")
+        assert done.returncode == 2 and "does not know late" in done.stderr and "start it anew" in done.stderr
+
+
+def test_who_hears_the_server_does_not_stop_it(site: Site) -> None:
+    """Its stderr has nobody any more: claims go on."""
+    from imagegen_deploy.seed import claim_seed
+
+    url: Any = type("AtWork", (), {"url": str(site.cluster.pxe_url)})
+    with running(site) as process:
+        assert process.stderr
+        process.stderr.close()
+        for name in ("c-1", "c-2"):
+            assert b"CD001" in claim_seed(plan_of(url, name))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+        process.stderr = None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -346,6 +442,7 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
         (["--for", "soon"], "'soon' is no duration"),
         (["--no-seeds", "--arm", "c-1"], "--no-seeds gives no seed out"),
         (["--listen", "192.0.2.1"], "192.0.2.1 is no address of this machine"),
+        (["--listen", "localhost"], "'localhost' is no IPv4 address"),
     ],
 )
 def test_wrong_options_are_explained(site: Site, words: list[str], said: str) -> None:
@@ -386,6 +483,16 @@ def test_a_watch_ends_when_all_are_ready(site: Site) -> None:
 def test_nobody_served_yet(site: Site) -> None:
     done = imagegen(site, "-o", str(site.place / "none"), "status")
     assert done.returncode == 2 and "run `imagegen serve`" in done.stderr
+
+
+def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
+    """Its certificate is none: nobody waits for it."""
+    (tmp_path / "none.pem").write_text("no certificate")
+    listener = Listener(lambda *_: None, listen(HOST, 0), tmp_path / "none.pem", tmp_path / "none.pem")  # type: ignore[arg-type, return-value]
+    with pytest.raises(ImagegenError, match="the server ended by itself"):
+        with Serving([listener]):
+            pass
+    listener.socket.close()
 
 
 def test_the_time_outs_are_what_the_docs_say() -> None:

@@ -1,15 +1,17 @@
-"""The status by POST: what arrives, that nobody who listens badly holds up the boot, and that tries end."""
+"""The status by POST: what arrives, that nobody who listens badly holds up the boot, and how often it is tried."""
 
 from __future__ import annotations
 
 import json
 import threading
+import urllib.error
 from collections.abc import Callable
+from email.message import Message
 from typing import Any
 
 import pytest
 from imagegen_node import post
-from imagegen_node.post import TRIES, Poster
+from imagegen_node.post import LONGEST_PAUSE, Poster
 
 URL = "http://192.0.2.1:8080/status"
 SECONDS = 10.0  # until a thread must have done its part
@@ -71,13 +73,24 @@ def test_a_listener_that_comes_later_gets_it(listener: Listener) -> None:
     assert listener.got == [{"n": 1}] and pauses == [1.0, 2.0, 4.0]
 
 
-def test_tries_end_and_the_next_document_begins_anew(listener: Listener) -> None:
-    """Nobody listens: after some tries the document is let go."""
-    listener.faults = [ConnectionRefusedError()] * TRIES
+def test_a_listener_that_comes_much_later_gets_it_too(listener: Listener) -> None:
+    """The interval is bounded, not the waiting: a server that was away for an hour learns where the node is."""
+    listener.faults = [urllib.error.HTTPError("", 503, "", Message(), None), *[ConnectionRefusedError()] * 50]
+    pauses: list[float] = []
+    poster = start(pauses)
+    poster.send('{"n": 1}')
+    poster.drain(SECONDS)
+    assert listener.got == [{"n": 1}] and len(pauses) == 51
+    assert pauses[:6] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0] and max(pauses) == LONGEST_PAUSE
+
+
+def test_a_refusal_is_taken_for_an_answer(listener: Listener) -> None:
+    """Who does not want this document is not asked again; the next one is sent."""
+    listener.faults = [urllib.error.HTTPError("", 403, "", Message(), None)]
     poster = start([])
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
-    assert listener.tries == TRIES and listener.got == []
+    assert listener.tries == 1 and listener.got == []
     poster.send('{"n": 2}')
     poster.drain(SECONDS)
     assert listener.got == [{"n": 2}]

@@ -381,7 +381,8 @@ def serve_nothing(*_: Any, **__: Any) -> Iterator[Any]:
     def wait(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=SimpleNamespace(wait=wait))
+    ledger = SimpleNamespace(read=lambda: {"now": 0.0, "nodes": []})
+    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=SimpleNamespace(wait=wait), ledger=ledger)
 
 
 def keep_ledger(states: dict[str, str]) -> None:
@@ -401,9 +402,9 @@ def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Ou
     monkeypatch.setattr(provisioning, "provision", serve_nothing)
     assert run_command(["serve", "--for", "15m"]) == ExitCode.DONE
     said = output()[1]
-    assert "every node may claim once until" in said and "kept in out/serve: imagegen status" in said
+    assert "seeds at https://x: nobody may claim one" in said and "kept in out/serve: imagegen status" in said
     assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
-    assert "no seeds are given out" in output()[1]
+    assert "seeds at https://x: none is given out" in output()[1]
 
 
 def test_serving_without_seeds_reads_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

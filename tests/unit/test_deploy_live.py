@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,3 +164,47 @@ def test_a_medium_with_a_seed_is_the_nodes_only_one(machine: Machine, monkeypatc
     monkeypatch.setattr(live, "find_seed_label", lambda disk: "")
     assert boot.fetch_seed() == "3 bytes"
     assert boot.seed == b"iso"
+
+
+@pytest.fixture
+def root(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A root file system in the place of the node's; what is copied is copied, nothing is mounted."""
+    place = tmp_path / "root"
+    (place / "etc/ssh").mkdir(parents=True)
+    (place / "etc/ssh/sshd_config").write_text("Port 22\n")
+    (place / "var/lib/dbus").mkdir(parents=True)
+    (place / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
+    monkeypatch.setattr(live, "ROOT", place)
+
+    def run(argv: list[str]) -> str:
+        machine.commands.append(" ".join(argv))
+        if argv[:2] == ["cp", "-a"]:
+            shutil.copytree(argv[2], argv[3])
+        return ""
+
+    monkeypatch.setattr(live, "run", run)
+    return place
+
+
+def test_what_is_kept_is_there_before_the_first_boot(machine: Machine, root: Path, tmp_path: Path) -> None:
+    """Directories that the image lacks as well: the agent's stamp of the machine is made by the first boot."""
+    data = tmp_path / "data"
+    live.keep(machine.disk, data, live.KEPT)
+    assert (data / "etc/ssh/sshd_config").read_text() == "Port 22\n"
+    for path in live.KEPT:
+        assert (data / path).is_dir() and (root / path).is_dir()
+        assert f"mount -o bind {data / path} {root / path}" in machine.commands
+
+
+def test_a_live_node_has_one_machine_id(machine: Machine, root: Path, tmp_path: Path) -> None:
+    """Made for a new disk and kept there; systemd takes it from D-Bus' place, which is no link to its own any more."""
+    ids = []
+    for _ in range(2):
+        given = root / "var/lib/dbus/machine-id"
+        given.unlink()
+        given.symlink_to("/etc/machine-id")
+        live.keep(machine.disk, tmp_path / "data", live.KEPT)
+        assert not given.is_symlink() and not (root / "etc/machine-id").exists()
+        ids.append(given.read_text())
+    assert ids[0] == ids[1] == (tmp_path / "data/etc/machine-id").read_text()
+    assert re.fullmatch(r"[0-9a-f]{32}\n", ids[0])

@@ -218,7 +218,17 @@ def test_another_ca_is_refused_before_the_token_is_shown(monkeypatch: pytest.Mon
             Refused,
             "https://192.0.2.1/seeds/c-1 gives no seed (410): the window is closed. Open the window",
         ),
-        (urllib.error.URLError(ssl.SSLError("bad certificate")), Refused, "is not the server that the node's script"),
+        (
+            urllib.error.HTTPError("", 503, "", Message(), io.BytesIO(b"the disk is full\n")),
+            Waiting,
+            "https://192.0.2.1/seeds/c-1 (503): the disk is full",
+        ),
+        (
+            urllib.error.URLError(ssl.SSLCertVerificationError("bad certificate")),
+            Refused,
+            "is not the server that the node's script",
+        ),
+        (urllib.error.URLError(ssl.SSLEOFError("EOF in violation of protocol")), Waiting, "EOF in violation"),
         (urllib.error.URLError(OSError(111, "Connection refused")), Waiting, "Connection refused"),
         (ConnectionResetError(104, "Connection reset"), Refused, "broke off in the middle of the seed"),
         (b"x" * ((8 << 20) + 1), Refused, "that is no seed"),

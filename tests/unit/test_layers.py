@@ -14,9 +14,9 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 ROWS = (
     {"model", "errors", "resources"},
     {"document"},
-    {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "ledger", "server"},
-    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "serve"},
-    {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "qemu", "nspawn", "store"},
+    {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "server"},
+    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
+    {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning"},
     {"build", "pxeboot"},
     {"boot"},

@@ -94,7 +94,11 @@ def test_only_the_newest_token_of_that_node_counts(ledger: Ledger) -> None:
     """An older one is void, another node's and an invented one are unknown; none of them uses a claim up."""
     ledger.open_windows(ROLES, 60, 1)
     old, new, other = ledger.make_token("c-1"), ledger.make_token("c-1"), ledger.make_token("c-2")
-    for token, reason in ((old, "fetched its script again"), (other, "never given out"), ("x" * 32, "never given out")):
+    for token, reason in (
+        (old, "has fetched its script again"),
+        (other, "never given out"),
+        ("x" * 32, "never given out"),
+    ):
         with pytest.raises(Unclaimable, match=reason):
             ledger.claim("c-1", token)
     ledger.claim("c-1", new)
@@ -202,15 +206,34 @@ def test_status_and_reports_survive_a_restart(tmp_path: Path, ledger: Ledger, cl
     assert [report["text"] for report in again.read()["reports"]] == ["a second claim"]
 
 
-def test_nothing_grows_without_end(ledger: Ledger) -> None:
+def test_nothing_grows_without_end(ledger: Ledger, clock: Clock) -> None:
     """Neither a node's timeline nor the reports."""
     for number in range(MOST_EVENTS + 50):
         ledger.record(document("c-1", "working", f"s{number}"))
     assert len(find(ledger, "c-1")["timeline"]) == MOST_EVENTS
     for number in range(MOST_REPORTS + 5):
+        clock.time += 1
         ledger.report("", "192.0.2.1", f"r{number}")
     kept = ledger._db.execute("SELECT count(*) FROM report").fetchone()[0]
     assert kept == MOST_REPORTS and ledger.read()["reports"][0]["text"] == f"r{MOST_REPORTS + 4}"
+
+
+def test_the_same_refusal_is_counted(ledger: Ledger, clock: Clock) -> None:
+    """Who is refused a hundred times does not push others out of sight."""
+    ledger.report("c-1", "192.0.2.1", "a second claim")
+    for _ in range(100):
+        clock.time += 1
+        ledger.report("c-2", "192.0.2.2", "a false status")
+    assert [report["text"] for report in ledger.read()["reports"]] == ["a false status (100 times)", "a second claim"]
+
+
+def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledger: Ledger) -> None:
+    """And which nodes the server knows."""
+    ledger.set_gives_seeds(True)
+    other = ledger.reopen()
+    assert other.gives_seeds and other.find_unknown(["c-1", "c-9"]) == ["c-9"]
+    ledger.set_gives_seeds(False)
+    assert not other.gives_seeds
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from imagegen import serve
 from imagegen.authority import generate_authority
 from imagegen.cluster import load_cluster
-from imagegen.ledger import Ledger
+from imagegen.ledger import Ledger, Unusable
 from imagegen.serve import BURST, MOST_BODY, Rates, Site, find_mac, make_files_app, make_seeds_app
 
 CLUSTER = load_cluster(None)
@@ -43,6 +43,7 @@ class Served:
     ledger: Ledger
     said: list[str]
     macs: dict[str, str] = field(default_factory=dict)
+    faults: list[Exception] = field(default_factory=list)  # of the next seeds
 
     def ask(
         self,
@@ -84,7 +85,7 @@ class Served:
         return [report["text"] for report in self.ledger.read()["reports"]]
 
 
-def make_served(place: Path, cluster: Any = CLUSTER, give_seeds: bool = True) -> Served:
+def make_served(place: Path, cluster: Any = CLUSTER, give_seeds: bool = True, any_address: bool = False) -> Served:
     root = place / "pxe"
     (root / "nodes").mkdir(parents=True)
     (root / "boot.ipxe").write_text("#!ipxe\n")
@@ -95,11 +96,16 @@ def make_served(place: Path, cluster: Any = CLUSTER, give_seeds: bool = True) ->
     ledger.open_windows([NODE.name], 60, 1)
     said: list[str] = []
     macs: dict[str, str] = {}
-    make_seed = (lambda node: f"seed of {node.name}".encode()) if give_seeds else None
-    site = Site(
-        cluster, URL, "https://192.168.56.1:8443", root, AUTHORITY, ledger, make_seed, said.append, macs.get
-    )  # fmt: skip
-    return Served(make_files_app(site), make_seeds_app(site), ledger, said, macs)
+    faults: list[Exception] = []
+
+    def make_seed(node: Any) -> bytes:
+        if faults:
+            raise faults.pop()
+        return f"seed of {node.name}".encode()
+
+    seeds, tls = make_seed if give_seeds else None, "https://192.168.56.1:8443"
+    site = Site(cluster, URL, tls, root, AUTHORITY, ledger, seeds, said.append, macs.get, any_address)
+    return Served(make_files_app(site), make_seeds_app(site), ledger, said, macs, faults)
 
 
 @pytest.fixture
@@ -194,11 +200,88 @@ def test_a_forged_mac_gets_no_token(served: Served) -> None:
     assert served.reports() == [
         "02:00:00:00:00:66 asked for the script of linux-node2, whose MAC address is 52:54:00:56:00:12"
     ]
-    path = served.fetch_token(client=OUTSIDE)  # whose MAC nobody can know
+    path = served.fetch_token()
     served.macs[str(NODE.address)] = "02:00:00:00:00:66"
     assert served.ask(path, tls=True).status == 403
     served.macs[str(NODE.address)] = NODE.mac
     assert served.ask(path, tls=True).status == 200
+
+
+def test_from_outside_nothing_is_had_by_asking(served: Served) -> None:
+    """Behind a router there is no MAC address to see: neither token nor seed, and nobody's token becomes void."""
+    path = served.fetch_token()
+    script = served.ask("/nodes/linux-node2.ipxe", client=OUTSIDE)
+    assert script.status == 200 and b"imagegen.seed" not in script.body
+    assert served.ask(path, tls=True, client=OUTSIDE).status == 403
+    assert served.ask("/status", method="POST", body=status(), client=OUTSIDE).status == 403
+    assert served.ask(path, tls=True).status == 200
+
+
+def test_a_look_at_a_script_leaves_a_ready_node_ready(served: Served) -> None:
+    """Whoever cannot be the node resets nothing."""
+    served.ask("/status", method="POST", body=status(state="ready", step=""))
+    served.ask("/nodes/linux-node2.ipxe", client="192.168.56.1")
+    assert served.ledger.find_document(NODE.name)["state"] == "ready"  # type: ignore[index]
+
+
+def test_any_address_will_do_when_told(tmp_path: Path) -> None:
+    """Where nodes come through a router; a MAC address that is seen still counts."""
+    served = make_served(tmp_path, any_address=True)
+    path = served.fetch_token(client=OUTSIDE)
+    served.macs[OUTSIDE] = "02:00:00:00:00:66"
+    assert served.ask(path, tls=True, client=OUTSIDE).status == 403
+    del served.macs[OUTSIDE]
+    assert served.ask(path, tls=True, client=OUTSIDE).status == 200
+
+
+def test_a_node_with_a_serial_number_may_boot_by_another_interface(tmp_path: Path) -> None:
+    """Its script comes whatever the MAC address; the claim is made by its own interface."""
+    node = replace(NODE, serial="M-1")
+    served = make_served(tmp_path, replace(CLUSTER, nodes=(CLUSTER.nodes[0], node)))
+    served.macs["192.168.56.77"] = "02:00:00:00:00:66"
+    path = served.fetch_token(client="192.168.56.77")
+    assert served.ask(path, tls=True, client="192.168.56.77").status == 403
+    assert served.ask(path, tls=True).status == 200
+
+
+def test_a_token_is_worth_nothing_once_the_node_has_booted(served: Served) -> None:
+    """A machine whose disk bears the image asks for no seed: its unused token stands on its command line."""
+    path = served.fetch_token()
+    served.ask("/status", method="POST", body=status(step="role"))
+    answer = served.ask(path, tls=True)
+    assert answer.status == 403 and b"has fetched its script again or booted since" in answer.body
+
+
+def test_a_seed_that_cannot_be_made_uses_no_claim(tmp_path: Path) -> None:
+    """The server says so, and the next try is answered."""
+    served = make_served(tmp_path)
+    path = served.fetch_token()
+    served.faults.append(RuntimeError("a secret in its text"))
+    with pytest.raises(RuntimeError):  # for the server that runs the application; the client has its answer by then
+        served.ask(path, tls=True)
+    assert "a request for seed failed (RuntimeError): report it" in served.said
+    assert served.ask(path, tls=True).status == 200
+
+
+def test_a_ledger_that_cannot_be_used_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, which a node waits for, and a line for the operator."""
+    path = served.fetch_token()
+
+    def claim(name: str, token: str) -> None:
+        raise Unusable("database or disk is full")
+
+    monkeypatch.setattr(served.ledger, "claim", claim)
+    answer = served.ask(path, tls=True)
+    assert answer.status == 503 and b"its disk is full" in answer.body
+    assert "the ledger cannot be used: database or disk is full" in served.said
+
+
+def test_what_a_node_says_cannot_steer_a_terminal(served: Served) -> None:
+    """Neither escapes nor new lines."""
+    served.ask("/status", method="POST", body=status(state="failed", detail="\x1b[2Jgone\nc-9 ready\x07"))
+    told = served.ledger.find_document(NODE.name)
+    assert told and told["detail"] == " [2Jgone c-9 ready "
+    assert all(line.isprintable() for line in served.said)
 
 
 def test_another_node_cannot_claim_or_speak_for_it(served: Served) -> None:
@@ -238,7 +321,7 @@ def test_a_revision_is_a_number(served: Served, since: str) -> None:
 
 def test_a_wrong_status_is_refused_and_reported(served: Served) -> None:
     """With what is wrong."""
-    answer = served.ask("/status", method="POST", body=status(node="linux-node9"), client=OUTSIDE)
+    answer = served.ask("/status", method="POST", body=status(node="linux-node9"))
     assert answer.status == 400 and b"no node of this cluster" in answer.body
     assert served.reports() == ["a status was refused: no node of this cluster"]
 
@@ -268,7 +351,7 @@ def test_rates_are_bounded_for_each_address(served: Served) -> None:
 def test_a_rate_recovers_and_is_forgotten_in_the_end() -> None:
     """20 a second come back; the table of addresses does not grow for ever."""
     clock = [0.0]
-    rates = Rates(lambda: clock[0])
+    rates = Rates(now=lambda: clock[0])
     assert all(rates.allow("a") for _ in range(int(BURST))) and not rates.allow("a")
     clock[0] = 1.0
     assert [rates.allow("a") for _ in range(21)] == [True] * 20 + [False]

@@ -18,11 +18,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bringup import CONTROLLER, DEPLOYED, LIVE
-
 from imagegen import qemu
 from imagegen.model import Node
 
+CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"  # the nodes of bringup.py
 POLL = 0.2  # seconds
 CUTS = "power.log"
 

@@ -37,7 +37,6 @@ nodes:
     deploy: {{mode: live}}
     root_device: {{serial: attic-data}}
 """
-CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"
 
 
 @dataclass(frozen=True)

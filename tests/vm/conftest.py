@@ -13,7 +13,8 @@ from pathlib import Path
 
 import bad_day
 import pytest
-from bringup import BOOT_MINUTES, CLUSTER, CONTROLLER, IMAGES, BootedCluster, run_imagegen
+from bad_day import CONTROLLER
+from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
 from canaries import CLUSTER_FILE, KEY_COMMENT
 
 from imagegen import qemu

@@ -9,7 +9,8 @@ from uuid import uuid5
 
 import bad_day
 import pytest
-from bringup import BOOT_MINUTES, CONTROLLER, DEPLOYED, IMAGES, LIVE, BootedCluster, find_secrets
+from bad_day import CONTROLLER, DEPLOYED, LIVE
+from bringup import BOOT_MINUTES, IMAGES, BootedCluster, find_secrets
 from canaries import PLANTED
 from repository import ROOT
 from secret_places import OF_A_COMPUTE, find_misplaced
@@ -56,7 +57,7 @@ def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> No
 
 def test_seeds_were_given_once(booted: BootedCluster) -> None:
     """One claim each, by the two that booted over the network, and nothing was refused."""
-    ledger = Ledger(booted.directory / "serve/ledger.sqlite")
+    ledger = Ledger(booted.directory / ".serve/ledger.sqlite")
     told = ledger.read()
     ledger.close()
     assert {node["name"]: node["seed"]["used"] for node in told["nodes"]} == {CONTROLLER: 0, DEPLOYED: 1, LIVE: 1}
@@ -69,12 +70,14 @@ def test_a_live_node_keeps_its_identity_on_its_own_disk(booted: BootedCluster) -
     """Its root is in memory; instances, host keys, compute_id and stamp are on the disk that its hint names."""
     said = booted.execute(
         LIVE,
-        "findmnt -no FSTYPE /; for p in /var/lib/nova /var/lib/imagegen /etc/ssh /etc/machine-id; do "
-        "findmnt -no SOURCE,FSTYPE $p; done; blkid -o value -s LABEL /dev/vda; ls /var/lib/nova/compute_id",
+        "findmnt -no FSTYPE /; for p in /var/lib/nova /var/lib/imagegen /etc/ssh; do "
+        "findmnt -no SOURCE,FSTYPE $p; done; blkid -o value -s LABEL /dev/vda; ls /var/lib/nova/compute_id; "
+        "cat /etc/machine-id /run/imagegen/live/data/etc/machine-id",
     ).splitlines()
     assert said[0] == "overlay"
-    assert [line.split()[0].partition("[")[0] for line in said[1:5]] == ["/dev/vda"] * 4
-    assert said[5:] == ["imagegen-data", "/var/lib/nova/compute_id"]
+    assert [line.split()[0].partition("[")[0] for line in said[1:4]] == ["/dev/vda"] * 3
+    assert said[4:6] == ["imagegen-data", "/var/lib/nova/compute_id"]
+    assert said[6] == said[7] and len(said) == 8
 
 
 def test_a_clock_that_is_a_year_off_is_set(booted: BootedCluster) -> None:

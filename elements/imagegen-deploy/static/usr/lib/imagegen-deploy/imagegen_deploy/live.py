@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from imagegen_node.status import Status, write_atomically
 from imagegen_node.steps import Refused, Sleep, Step, run_steps
@@ -27,7 +28,10 @@ SEED = Path("var/lib/cloud/seed/nocloud")
 SPARE = 512 << 20  # bytes of memory beside the image
 LABEL = "imagegen-data"
 # What outlives a boot where there is a disk for it: instances, and what two machines must never share.
-KEPT = ("var/lib/nova", "var/lib/imagegen", "etc/ssh", "etc/iscsi", "etc/nvme", "etc/machine-id")
+KEPT = ("var/lib/nova", "var/lib/imagegen", "etc/ssh", "etc/iscsi", "etc/nvme")
+MACHINE_ID = "etc/machine-id"
+# Where systemd takes the id from at a first boot, which each boot of a live node is (machine-id(5)).
+GIVEN_ID = "var/lib/dbus/machine-id"
 FSTAB = "# Live: the root file system is in memory.\n"
 
 
@@ -153,14 +157,13 @@ def mount_image(image: Path, kind: str, place: Path) -> str:
 
 
 def keep(disk: Disk, place: Path, paths: Sequence[str]) -> None:
-    """Puts the disk's copies of these paths over the image's; at first the image's own are copied to it."""
+    """Puts the disk's copies of these directories over the image's; at first the image's own are copied to it."""
     place.mkdir(exist_ok=True)
     if not place.is_mount():
         run(["mount", "-t", "ext4", str(disk.path), str(place)])
     for path in paths:
         mine, theirs = place / path, ROOT / path
-        if not theirs.exists():
-            continue
+        theirs.mkdir(parents=True, exist_ok=True)
         if not mine.exists():
             beside = mine.with_name(f".{mine.name}.new")
             beside.parent.mkdir(parents=True, exist_ok=True)
@@ -169,3 +172,12 @@ def keep(disk: Disk, place: Path, paths: Sequence[str]) -> None:
             beside.rename(mine)
         if not theirs.is_mount():
             run(["mount", "-o", "bind", str(mine), str(theirs)])
+    keep_machine_id(place / MACHINE_ID)
+
+
+def keep_machine_id(mine: Path) -> None:
+    """The machine has the id that is on its disk; a new disk gets one."""
+    if not mine.exists():
+        write_atomically(mine, uuid4().hex + "\n")
+    (ROOT / GIVEN_ID).unlink(missing_ok=True)  # a link to what systemd is about to write
+    write_atomically(ROOT / GIVEN_ID, mine.read_text())

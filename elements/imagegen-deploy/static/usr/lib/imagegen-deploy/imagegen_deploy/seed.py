@@ -16,6 +16,7 @@ from imagegen_deploy.stream import OPENER
 TIMEOUT = 30.0  # seconds
 MOST_BYTES = 8 << 20
 MOST_CA_BYTES = 64 << 10
+BUSY = (429, 500, 502, 503)  # answers that use no claim up
 ATTACHED = "a medium labelled {} is attached: no seed is asked for"  # two for one node could contradict each other
 
 
@@ -69,12 +70,14 @@ def claim_seed(plan: Plan) -> bytes:
             data: bytes = answer.read(MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(300).decode(errors="replace").split())
+        if error.code in BUSY:
+            raise Waiting(f"{where} ({error.code}): {said}") from error
         raise Refused(
             f"{where} gives no seed ({error.code}): {said}. Open the window (imagegen serve --arm {plan.node}) and "
             "switch this machine on anew"
         ) from error
     except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLError):
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Refused(f"{where}: {error.reason}: this is not the server that the node's script names") from error
         raise Waiting(f"{where}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:

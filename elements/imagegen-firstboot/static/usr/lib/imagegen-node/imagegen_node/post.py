@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.error
 import urllib.request
 from typing import Callable
 
 from imagegen_node.api import OPENER
 
-TRIES = 6  # for one document; a newer one begins anew
 FIRST_PAUSE = 1.0  # seconds, doubled after each try
+LONGEST_PAUSE = 30.0
+REFUSALS = (400, 401, 403, 404, 405, 410, 413)  # the same again would be refused again
 TIMEOUT = 10.0  # seconds for one try
 
 
@@ -47,17 +49,22 @@ class Poster:
                 self._changed.notify_all()
 
     def _post(self, text: str) -> None:
-        """Tries a few times; gives up on a document when a newer one is there, or when its tries are over."""
-        for number in range(TRIES):
+        """Tries until it arrives or is refused for good; gives up on a document when a newer one is there."""
+        pause = FIRST_PAUSE
+        while True:
             request = urllib.request.Request(  # noqa: S310 - the URL comes from the seed
                 self._url, data=text.encode(), headers={"Content-Type": "application/json"}, method="POST"
             )
             try:
                 OPENER.open(request, timeout=TIMEOUT).close()
                 return
+            except urllib.error.HTTPError as error:
+                if error.code in REFUSALS:
+                    return
             except Exception:  # noqa: S110 - nobody listens: the console and the file have the status too
                 pass
-            self._sleep(FIRST_PAUSE * 2**number)
+            self._sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
             with self._changed:
                 if self._newest:
                     return
