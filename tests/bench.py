@@ -206,14 +206,19 @@ FILE_BYTES = 512 << 20  # about an image's
 
 async def answer_nothing(scope: Any, receive: Any, send: Any) -> None:
     """What costs least: the same few bytes, whatever is asked."""
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"15")]})
     await send({"type": "http.response.body", "body": b'{"revision": 0}'})
 
 
-def measure_load(url: str) -> tuple[float, float]:
-    """(statuses taken a second, seconds of the slower half of looks at the page's data meanwhile)."""
+def measure_load(url: str, answer: str) -> tuple[float, float]:
+    """(statuses taken a second, seconds of the slower half of looks at the page's data meanwhile).
+
+    Every status must have got that answer.
+    """
     load = [sys.executable, str(CHECKOUT / "tests/serve/load.py"), url, str(FLEET), str(DOCUMENTS)]
     result = json.loads(measure(load)[1])
+    if result["answers"] != {f"HTTP/1.1 {answer}": FLEET * DOCUMENTS}:
+        raise SystemExit(f"{url} did not take every status: {result['answers']}")
     return FLEET * DOCUMENTS / result["seconds"], median(sorted(result["polls"])[len(result["polls"]) // 2 :])
 
 
@@ -254,12 +259,14 @@ def bench_serve(work: Path) -> list[str]:
     peer = subprocess.Popen(["nginx", "-p", str(work), "-c", "nginx.conf"])
     try:
         with (
-            provision(cluster, root, directory, None, Window(), lambda line: None, tls_port=0) as at_work,
+            provision(
+                cluster, root, directory, None, Window(), lambda line: None, tls_port=0, any_address=True
+            ) as at_work,
             Serving([bare]),
         ):
             for _ in range(ROUNDS):
-                ours.append(measure_load(f"http://127.0.0.1:{port}"))
-                floor.append(measure_load(f"http://127.0.0.1:{peer_port}")[0])
+                ours.append(measure_load(f"http://127.0.0.1:{port}", "204 No Content"))
+                floor.append(measure_load(f"http://127.0.0.1:{peer_port}", "200 OK")[0])
                 files.append(measure_download(f"{at_work.url}/image"))
                 nginx.append(measure_download(f"http://127.0.0.1:{nginx_port}/image"))
     finally:
