@@ -852,9 +852,7 @@ def _show_status(settings: Settings, watch: bool) -> Outcome:
 
     ledger = open_ledger(settings.out)
     try:
-        told = ledger.read()
-        if watch:
-            told = _watch_ledger(settings, ledger)
+        told = _watch_ledger(settings, ledger) if watch else ledger.read()
     finally:
         ledger.close()
     rows = node_rows(told, settings.out)

@@ -26,6 +26,7 @@ from imagegen.authority import Authority
 from imagegen.ledger import Ledger, Unclaimable, Unusable, check_document
 from imagegen.model import Cluster, Node
 from imagegen.resources import PACKAGE
+from imagegen.server import MOST_HEAD
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -35,7 +36,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BODY = 64 << 10  # bytes; a status document has about 4 KiB
 MOST_HEADERS = 40
-MOST_HEAD = 16 << 10  # bytes of all headers
 LONGEST_PATH = 1024  # characters
 BODY_SECONDS = 10.0  # for a whole body to arrive
 RATE = 20.0  # requests a second of one address, in the long run
