@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit serve images cluster test-faults model faults ironic pxe-full elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit serve images canary cluster test-faults model faults ironic pxe-full elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -34,13 +34,16 @@ lint: set-up-test ## ruff, mypy, shellcheck and dib-lint
 	$(TIER) lint $(PYTEST) tests/unit/test_linters.py
 
 unit: set-up-test ## the pure parts, without root, network or images
-	$(TIER) unit $(PYTEST) tests/unit --ignore=tests/unit/test_linters.py
+	$(TIER) unit $(PYTEST) -n auto tests/unit --ignore=tests/unit/test_linters.py
 
 serve: set-up-test ## `imagegen serve` on the loopback: claims, slow and rude clients, a thousand nodes, the page in Chromium
 	$(TIER) serve $(PYTEST) tests/serve
 
 images: set-up-test ## the images of both roles, unless they are there
 	$(TIER) images $(IMAGEGEN) -o $(OUT) build
+
+canary: set-up-test ## build the compute's image, watched, amid values that must not get into it
+	$(TIER) canary $(PYTEST) tests/canary
 
 cluster: set-up-test images ## the built trees booted with systemd-nspawn, the procedure's 27 items proven; needs root
 	$(TIER) cluster $(PYTEST) tests/cluster

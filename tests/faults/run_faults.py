@@ -28,7 +28,7 @@ from imagegen.errors import ImagegenError
 from imagegen.signals import end_on_signals
 
 FIXED_SEED = 7
-FIXED_BRING_UPS = ("3 controllers at once, 1",)
+FIXED_BRING_UP = "3 controllers at once, 1"
 FIXED_FAULTS = (
     "database frozen for 30 s",
     "messaging stopped for 30 s",
@@ -164,8 +164,7 @@ def main(given: argparse.Namespace) -> int:
     schedules: list[Callable[[Matrix], None]] = (
         [
             partial(crash_agents, phases="one"),
-            *(bring_ups[key] for key in FIXED_BRING_UPS),
-            partial(trouble_ready_cluster, keys=FIXED_FAULTS),
+            partial(bring_ups[FIXED_BRING_UP], then=FIXED_FAULTS),
         ]
         if given.fixed
         else [

@@ -96,8 +96,17 @@ def holder_killed(site: Testbed, off: float) -> list[Event]:
 # bring-ups under faults
 
 
-def bring_up(matrix: Matrix, key: str, controllers: int, plan: Callable[[Testbed, random.Random], list[Event]]) -> None:
-    """All controllers start within the same second; `plan` adds the faults and, unless it starts them, two computes."""
+def bring_up(
+    matrix: Matrix,
+    key: str,
+    controllers: int,
+    plan: Callable[[Testbed, random.Random], list[Event]],
+    then: Sequence[str] = (),
+) -> None:
+    """All controllers start within the same second; `plan` adds the faults and, unless it starts them, two computes.
+
+    `then`: faults that the ready cluster bears afterwards.
+    """
     if not matrix.wants(key):
         return
     with matrix.open_site(controllers, 2) as site:
@@ -105,7 +114,8 @@ def bring_up(matrix: Matrix, key: str, controllers: int, plan: Callable[[Testbed
         later = {name for event in events for name in event.starts}
         site.start(*(name for name in site.names if name not in later))
         faults = 1 + sum(event.faults for event in events)
-        matrix.strike(key, site, lambda: (faults, "; ".join(site.pass_through(events))))
+        if matrix.strike(key, site, lambda: (faults, "; ".join(site.pass_through(events)))):
+            trouble(matrix, site, list(then))
 
 
 def list_bring_ups() -> dict[str, Callable[[Matrix], None]]:
@@ -284,21 +294,26 @@ def write_through(site: Testbed, plan: Callable[[], list[Event]]) -> str:
 SERVICE_FAULTS = [(service, how) for service in ("database", "messaging", "identity") for how in ("stopped", "frozen")]
 
 
-def trouble_ready_cluster(matrix: Matrix, keys: Sequence[str] = ()) -> None:
+def trouble_ready_cluster(matrix: Matrix) -> None:
     """One cluster of two controllers and two computes under each fault in turn; anew after one that it did not bear."""
     left = None
     while left is None or left:
         with matrix.open_site(2, 2) as site:
-            faults = list_ready_faults(matrix, site)
-            left = [key for key in keys or faults if matrix.wants(key)] if left is None else left
+            left = [key for key in list_ready_faults(matrix, site) if matrix.wants(key)] if left is None else left
             if not left:
                 return
             site.start(*site.names)
             site.wait_ready()
-            while left:
-                key = left.pop(0)
-                if not matrix.strike(key, site, partial(lambda do: (1, do()), faults[key])):
-                    break
+            left = trouble(matrix, site, left)
+
+
+def trouble(matrix: Matrix, site: Testbed, keys: list[str]) -> list[str]:
+    """The ready cluster under each fault in turn; what is left of them after one that it did not bear."""
+    faults = list_ready_faults(matrix, site)
+    for number, key in enumerate(keys, 1):
+        if matrix.wants(key) and not matrix.strike(key, site, partial(lambda do: (1, do()), faults[key])):
+            return keys[number:]
+    return []
 
 
 # the agent's own crash points

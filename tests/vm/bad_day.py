@@ -9,6 +9,7 @@ What a cut loses: the guest's page cache, and the part of the disk image's own t
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,16 +26,15 @@ CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"  # the nodes of 
 POLL = 0.2  # seconds
 CUTS = "power.log"
 
-# When power is cut: so many seconds after a file of the node's directory shows a text since the power came. A live node
-# has nothing that a cut could spoil.
+# When power is cut: so many seconds after a file of the node's directory shows a text since the power came. All wait
+# for the controller, so it loses power once only. A live node has nothing that a cut could spoil.
 PLANS: dict[str, list[tuple[str, str, float]]] = {
     CONTROLLER: [
-        ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
         ("status.jsonl", '"step": "nova-api-schema"', 20.0),  # the longest change of a schema
     ],
     DEPLOYED: [
         ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
-        ("status.jsonl", '"step": "wait-messaging"', 2.0),
+        ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
     ],
     LIVE: [],
 }
@@ -53,6 +53,12 @@ def spoil(name: str, node: Node, **how: Any) -> list[str]:
     return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan]), *argv]
 
 
+def boot_from_disk(argv: Sequence[str]) -> list[str]:
+    """The same machine with its disk, and not the network, first in the firmware's order."""
+    swapped = {",bootindex=1": ",bootindex=2", ",bootindex=2": ",bootindex=1"}
+    return [re.sub(",bootindex=[12]", lambda found: swapped[found[0]], word) for word in argv]
+
+
 def shows(place: Path, start: int, text: str) -> bool:
     """Whether the file shows the text beyond its first `start` bytes."""
     if not place.exists():
@@ -63,7 +69,7 @@ def shows(place: Path, start: int, text: str) -> bool:
 
 
 def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str]) -> int:
-    """Runs the machine; its return code when it ends by itself."""
+    """Runs the machine, after the last cut from its disk if it was deployed; its return code when it ends by itself."""
     for file, text, seconds in plan:
         place = Path(file)
         start = place.stat().st_size if place.exists() else 0
@@ -77,7 +83,8 @@ def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[
         process.wait()
         with log.open("a") as stream:
             stream.write(f"{text}\n")
-    return launch(argv).wait()
+    deployed = bool(plan) and any(word.endswith(",bootindex=2") for word in argv)
+    return launch(boot_from_disk(argv) if deployed else argv).wait()
 
 
 def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from canaries import ENVIRONMENT_VARIABLES
+from canaries import CLUSTER_FILE, ENVIRONMENT_VARIABLES, KEY_COMMENT
 from watch import spell_secret
 
 from imagegen.model import Cluster
+from imagegen.run import run
 
 CHECKOUT = Path(__file__).parents[2]
 IMAGES = CHECKOUT / "out/images"
@@ -56,6 +57,17 @@ class BootedCluster:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
         assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout
+
+
+def write_inputs(directory: Path) -> Path:
+    """Puts a cluster file unlike the default one, its secrets and its CA there, with canaries in them."""
+    run_imagegen(["init", str(directory / "init")])
+    for name in ("secrets.yaml", "ca.pem", "ca.key"):
+        (directory / "init" / name).rename(directory / name)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
+    key = (directory / "id.pub").read_text().strip()
+    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
+    return directory
 
 
 def run_imagegen(

@@ -14,25 +14,16 @@ from pathlib import Path
 import bad_day
 import pytest
 from bad_day import CONTROLLER
-from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
-from canaries import CLUSTER_FILE, KEY_COMMENT
+from bringup import BOOT_MINUTES, IMAGES, BootedCluster, run_imagegen, write_inputs
 
 from imagegen import qemu
 from imagegen.cluster import load_cluster
-from imagegen.run import run
 
 
 @pytest.fixture(scope="session")
 def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cluster file unlike the default one, its secrets, and the images that the build left in out/."""
-    directory = tmp_path_factory.mktemp("vm")
-    (directory / "init").mkdir()
-    run_imagegen(["init", str(directory / "init")])
-    for name in ("secrets.yaml", "ca.pem", "ca.key"):
-        (directory / "init" / name).rename(directory / name)
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
-    key = (directory / "id.pub").read_text().strip()
-    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
+    """The tier's cluster file and secrets, and the images that the build left in out/."""
+    directory = write_inputs(tmp_path_factory.mktemp("vm"))
     (directory / "out").mkdir()
     (directory / "out/images").symlink_to(IMAGES)
     return directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from uuid import uuid5
 
@@ -34,25 +35,28 @@ def test_both_nodes_become_ready_with_nobody_typing(booted: BootedCluster) -> No
     assert set(booted.logins) == {CONTROLLER, DEPLOYED, LIVE}
 
 
-def test_power_was_cut_four_times(booted: BootedCluster) -> None:
+def test_power_was_cut_three_times(booted: BootedCluster) -> None:
     """Each cut fell where it was planned, while the node was at work on its first boot."""
     for node in booted.cluster.nodes:
         log = booted.directory / node.name / bad_day.CUTS
         cuts = log.read_text().splitlines() if log.exists() else []
         assert cuts == [text for _, text, _ in bad_day.PLANS[node.name]], node.name
-    assert sum(map(len, bad_day.PLANS.values())) == 4
+    assert sum(map(len, bad_day.PLANS.values())) == 3
 
 
 def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> None:
-    """With the seed that it had claimed: iPXE, the image's initramfs, the disk and first boot, without another POST."""
+    """With the seed that it had claimed: iPXE, the image's initramfs, the disk and first boot, without another POST.
+
+    Then it boots by its own GRUB, under UEFI, from the disk whose power was cut in the middle of cloud-init.
+    """
     said = (booted.directory / DEPLOYED / "console.log").read_text(errors="replace")
     first, second, third = said.split("Linux version")[1:]
     assert ": blank" in first and "working table" not in first
     assert "that was cut off" in second and "kept by the deployment before" in second
     image = (IMAGES / "compute/current").read_text().strip()
     assert f"table: /dev/vda holds {image}" in second and "3 files as the seed promised" in second + third
-    assert ": deployed" in third and "working image" not in third
-    assert "efi: EFI v2" in first
+    assert "efi: EFI v2" in first and "boot=imagegen" in first
+    assert "efi: EFI v2" in third and "boot=imagegen" not in third and "root=PARTUUID=" in third
 
 
 def test_seeds_were_given_once(booted: BootedCluster) -> None:
@@ -145,8 +149,11 @@ def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
     """The whole of both machines is searched, files, journal and processes: only the known places hold a secret."""
     secrets = {**asdict(load_secrets(booted.cluster.secrets_path)), **PLANTED}
     spelled = {name: sorted(spell_secret(value)) for name, value in secrets.items()}
-    for node in booted.cluster.nodes:
-        scan = json.loads(booted.execute(node.name, "python3 -", input=f"{SCAN}\n\nmain({spelled!r})\n"))
+    program = f"{SCAN}\n\nmain({spelled!r})\n"
+    nodes = booted.cluster.nodes
+    with ThreadPoolExecutor() as pool:  # each takes a minute
+        said = list(pool.map(lambda node: booted.execute(node.name, "python3 -", input=program), nodes))
+    for node, scan in zip(nodes, map(json.loads, said), strict=True):
         assert scan["files seen"] > 20_000 and scan["files read"] > 100
         files, also = scan["files"], {}
         if node.name == LIVE:
