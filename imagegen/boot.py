@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,7 +13,10 @@ from typing import Any, Protocol, Self
 from imagegen import nspawn, pxeboot, qemu
 from imagegen.console import printable
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
+from imagegen.handles import is_file, open_directory, read_file
+from imagegen.lock import Held, hold_lock
 from imagegen.model import Cluster, Node, Role
+from imagegen.outdir import keep_closed, work_in
 from imagegen.run import Completed
 from imagegen.secrets import Secrets
 from imagegen.seeds import seed_tree
@@ -132,7 +134,7 @@ def boot_cluster(
             proxy_dhcp=network_boot.proxy_dhcp,
         )
 
-    with hold_directory(directory), end_on_signals(), make_network() as network:
+    with hold_directory(directory, report, keep=keep), end_on_signals(), make_network() as network:
         check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
         limit = network.timeout if timeout is None else timeout
         machines = []
@@ -197,13 +199,13 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
     how = f"run `imagegen build --role {role}` first"
     if current.is_symlink():
         content_id = current.readlink().name
-    elif current.is_file():
-        content_id = current.read_text().strip()
+    elif is_file(current):
+        content_id = read_file(current, 200).decode(errors="replace").strip()
     else:
         raise BadUsage(f"there is no image of the role {role} in {directory}", how)
     name = content_id.removeprefix(f"{role}-").split(".")[0]
     image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
-    if not image.is_file():
+    if not is_file(image):
         raise BadUsage(f"{image} is missing, which the backend {backend} boots", how)
     return image
 
@@ -223,26 +225,20 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 
 
 @contextmanager
-def hold_directory(directory: Path) -> Generator[None]:
+def hold_directory(directory: Path, report: Report = lambda line: None, *, keep: bool = False) -> Generator[None]:
     """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out.
 
-    Raises BadUsage, MachineLacks.
+    `keep`: what root made there stays root's, for the nodes that run on. Raises BadUsage, MachineLacks.
     """
+    with work_in(directory.parent, [directory.name], "boot", lambda line: report(progress_line("boot", "", "", line))):
+        pass  # nodes run long: others work in out meanwhile
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(0o700)
-    except PermissionError as error:
-        raise MachineLacks(
-            f"{directory} belongs to another user: give this run its own -o, or run it as root"
-        ) from error
-    with (directory / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadUsage(
-                f"another `imagegen boot` uses {directory}", "wait for it, or give this one its own -o"
-            ) from error
-        yield
+        with hold_lock(directory / "lock", "boot"), keep_closed(directory, for_good=keep):
+            yield
+    except Held:
+        raise BadUsage(
+            f"another `imagegen boot` uses {directory}", "wait for it, or give this one its own -o"
+        ) from None
 
 
 def watch_machines(
@@ -370,6 +366,5 @@ def save_journals(machines: Sequence[Machine], directory: Path) -> None:
             done = machine.execute(["journalctl", "--boot", "--no-pager", "--output=short-monotonic"], timeout=120)
         except CommandFailed:
             continue
-        place = directory / machine.node.name
-        place.mkdir(exist_ok=True)
-        write_file(place / "journal.log", File(done.stdout, 0o600))
+        with open_directory(directory / machine.node.name, make=True):
+            write_file(directory / machine.node.name / "journal.log", File(done.stdout, 0o600))

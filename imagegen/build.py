@@ -16,22 +16,24 @@ from typing import Any
 from imagegen import __version__, run
 from imagegen.dib import DibBuild, DibLog, run_dib
 from imagegen.disk import assemble_disk, convert_qcow2
-from imagegen.elements import content_id, elements_tree, in_house_elements, role_element
+from imagegen.elements import content_id, elements_tree, in_house_elements, role_element, root_element
+from imagegen.handles import link_into, open_directory
 from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
 from imagegen.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.model import Cluster, Role
 from imagegen.netboot import compress_raw, copy_kernel, pack_squashfs
+from imagegen.outdir import remove_leftovers, work_in
 from imagegen.releases import Release, find_release
-from imagegen.resources import PACKAGE, data_directory
+from imagegen.resources import data_directory
 from imagegen.signals import end_on_signals
 from imagegen.store import (
     built_at,
     cache_directory,
     check_machine,
     describe_age,
+    find_cache,
     forget_images,
-    link_file,
-    lock,
+    hold_cache,
     remove_work,
 )
 from imagegen.tree import Tree, read_tree, text, write_file, write_tree
@@ -47,7 +49,10 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 """The formats of an image in the order of their making, and the settings that are part of its content id."""
 
-BUILDERS = ("build.py", "dib.py", "disk.py", "netboot.py")
+ASSEMBLER = 1
+"""The version of what makes the formats from dib's tree (here, disk.py, netboot.py). Raise it with every change that
+makes other bytes: it is part of the content id, the source is not."""
+
 BASE_SECONDS = 86400  # a bootstrapped base is used again for a day; dib upgrades it first in any case
 KEPT_IMAGES = 3  # of each role in the cache
 
@@ -120,9 +125,22 @@ def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], 
 
 def image_content_id(role: Role, release: Release, static: Tree) -> str:
     """The content id of what this installation of imagegen would build."""
-    builders = hashlib.sha256(b"".join((PACKAGE / name).read_bytes() for name in BUILDERS)).hexdigest()
-    version = importlib.metadata.version("diskimage-builder")
-    return content_id(role, release, static, formats=FORMATS, dib=version, builders=builders)
+    return content_id(role, release, static, describe_inputs(role, release))
+
+
+def describe_inputs(role: Role, release: Release) -> dict[str, Any]:
+    """What dib and the assembler are told beside the elements, as the manifest records it.
+
+    dib's own elements, the root element among them, are those of dib's version.
+    """
+    anywhere = DibBuild(role, release.distro, "", Path(), Path(), Path(), Mirrors(""))
+    return {
+        "assembler": ASSEMBLER,
+        "dib": anywhere.inputs(),
+        "diskimage-builder": importlib.metadata.version("diskimage-builder"),
+        "formats": FORMATS,
+        "root element": root_element(release.distro),
+    }
 
 
 def build_images(
@@ -141,7 +159,7 @@ def build_images(
     `mirrors` is by default what choose_mirrors() finds. Raises MachineLacks before anything starts, CommandFailed with
     the log's path, KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP. Then no process, mount or half an image is left.
     """
-    cache = cache or cache_directory()
+    cache = find_cache(cache or cache_directory())
     plans = [plan_image(cluster, role, out, formats, cache) for role in roles]
     due = [plan for plan in plans if refresh or missing_formats(plan)]
     proxies: dict[str, str] = {}
@@ -151,11 +169,13 @@ def build_images(
         check_urls(mirrors, proxies)
     images: list[Image] = []
     with end_on_signals():
+        with work_in(out, ["images", "logs"], "build", lambda line: report(Progress(plans[0].role, "waiting", line))):
+            pass  # dib takes long: others work here meanwhile
         for plan in plans:
             if mirrors is None or plan not in due or not make_image(plan, mirrors, proxies, refresh, report):
                 age = describe_age(time() - built_at(plan.entry))
                 report(Progress(plan.role, "reused", f"image {plan.id} was built {age} ago; --refresh builds it again"))
-            images += publish_image(plan)
+            images += publish_image(plan, report)
     return images
 
 
@@ -172,10 +192,10 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
     One build at a time and cache: two dibs cannot share one package cache, and the second would find the first's work.
     """
 
-    def waiting() -> None:
-        report(Progress(plan.role, "waiting", "another build is at work in the cache"))
+    def waiting(holder: str) -> None:
+        report(Progress(plan.role, "waiting", f"{holder} builds in {plan.cache}"))
 
-    with lock(plan.cache / "build.lock", waiting):
+    with hold_cache(plan.cache, waiting):
         remove_work(plan.cache)
         if not refresh and not missing_formats(plan):
             return False
@@ -287,7 +307,7 @@ def build_tree(
 
 def base_cache(plan: Plan, mirrors: Mirrors) -> Path:
     """dib's cache for that distro from those mirrors: dib's own name for a base says neither."""
-    facts = [plan.release.distro.arch, mirrors.sources(plan.release.distro), str(run.missing_tools(["mmdebstrap"]))]
+    facts = [plan.release.distro.arch, mirrors.sources(plan.release.distro)]
     return plan.cache / "dib" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
@@ -330,23 +350,27 @@ def describe_image(plan: Plan) -> dict[str, Any]:
             "release": plan.release.id,
             "distro": {"name": distro.name, "suite": distro.suite, "arch": distro.arch},
             "elements": list(in_house_elements(role_element(plan.role), plan.elements)),
-            "formats": FORMATS,
-            "diskimage-builder": importlib.metadata.version("diskimage-builder"),
             "imagegen": __version__,
+            **describe_inputs(plan.role, plan.release),
         },
     }
 
 
-def publish_image(plan: Plan) -> list[Image]:
+def publish_image(plan: Plan, report: Report) -> list[Image]:
     """Links the image's files from the cache to OUT/images/ROLE, beside manifest, sums and `current`."""
     target = plan.out / "images" / plan.role
-    target.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(plan.entry)
     wanted = {plan.file_name(format): format for format in plan.formats}
     files = {name: facts for name, facts in manifest["files"].items() if name in wanted}
-    for name in files:
-        link_file(plan.entry / name, target / name)
-    write_file(target / "manifest.json", text(write_json({**manifest, "files": files})))
-    write_file(target / "SHA256SUMS", text(checksums(files)))
-    write_file(target / "current", text(f"{plan.id}\n"))
+
+    def waiting(line: str) -> None:
+        report(Progress(plan.role, "waiting", line))
+
+    with work_in(plan.out, ["images"], "build", waiting), open_directory(target, make=True) as directory:
+        remove_leftovers(target)
+        for name in files:
+            link_into(plan.entry / name, directory, name, target / name)
+        write_file(target / "manifest.json", text(write_json({**manifest, "files": files})))
+        write_file(target / "SHA256SUMS", text(checksums(files)))
+        write_file(target / "current", text(f"{plan.id}\n"))
     return [Image(plan.role, plan.id, format, target / name, files[name]["sha256"]) for name, format in wanted.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -41,11 +42,18 @@ class Settings:
 
     command: str = ""
     cluster: Path | None = None
-    out: Path = Path("out")
+    given_out: Path = Path("out")
     output: str = "text"
     verbose: int = 0
     quiet: bool = False
     debug: bool = False
+
+    @property
+    def out(self) -> Path:
+        """Where results go, once it is a place that no other user can change. Raises BadUsage."""
+        from imagegen.outdir import find_place
+
+        return find_place(self.given_out)
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,23 @@ def _common(function: Function) -> Function:
         (("-q", "--quiet"), {"is_flag": True, "help": "Say only what went wrong."}),
         (("-v", "--verbose"), {"count": True, "help": "Say more."}),
         (("--output",), {"type": click.Choice(["text", "json"]), "help": "The form of stdout. Default: text."}),
-        (("-o", "--out"), {"type": path, "metavar": "DIR", "help": "Where results go. Default: ./out."}),
+        (
+            ("-o", "--out", "given_out"),
+            {"type": _Directory(path_type=Path), "metavar": "DIR", "help": "Where results go. Default: ./out."},
+        ),
         (("-c", "--cluster"), {"type": path, "metavar": "FILE", "help": "Default: ./cluster.yaml."}),
     ):
         function = click.option(*names, expose_value=False, callback=_keep, **attributes)(function)  # type: ignore[arg-type]
     return function
+
+
+class _Directory(click.Path):
+    """A directory's path. Empty, as from a variable that is not set, it would be this directory."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("must not be empty; for this directory give `.`", parameter, context)
+        return super().convert(value, parameter, context)
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]
@@ -157,6 +177,7 @@ def init(settings: Settings, directory: Path) -> Outcome:
     """
     from imagegen.authority import CERTIFICATE, KEY, generate_authority
     from imagegen.cluster import default_text
+    from imagegen.handles import open_directory
     from imagegen.secrets import generate_secrets
     from imagegen.tree import File, text
 
@@ -168,9 +189,9 @@ def init(settings: Settings, directory: Path) -> Outcome:
         names = " and ".join(map(os.fspath, there))
         raise BadUsage(f"{names} exist already and are left as they are", "give another directory")
     files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
-    directory.mkdir(parents=True, exist_ok=True)
-    for path, file in files.items():
-        _write_new(path, file)
+    with open_directory(directory.resolve(), make=True):
+        for path, file in files.items():
+            _write_new(path, file)
     if there:
         _say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; the CA was made beside them")
     else:
@@ -264,7 +285,7 @@ def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
     """
     cluster, secrets = _load_inputs(settings)
     chosen = _choose_nodes(settings, cluster, names)
-    paths = _write_isos(settings, cluster, secrets, chosen)
+    paths = _write_isos(settings, cluster, secrets, chosen, whole=not names)
     rows = [
         {"name": n.name, "role": str(n.role), "seed": os.fspath(path)} for n, path in zip(chosen, paths, strict=True)
     ]
@@ -333,25 +354,21 @@ def pxe(settings: Settings) -> Outcome:
       imagegen pxe
       dnsmasq --conf-file=out/pxe/dnsmasq.conf
     """
+    from imagegen.outdir import mark_tree, work_in
     from imagegen.pxe import LOADERS, find_images, link_files, pxe_tree
-    from imagegen.store import link_file
-    from imagegen.tree import replace_directory, write_tree
+    from imagegen.tree import write_tree
 
-    cluster = _load_own_cluster(settings)
-    images = find_images(cluster, settings.out)
-    root = settings.out.absolute() / "pxe"
+    cluster, out = _load_own_cluster(settings), settings.out
+    images = find_images(cluster, out)
+    root = out.absolute() / "pxe"
     tree = pxe_tree(cluster, images, root)
-    loaders = {f"ipxe/{name}": IPXE / name for name in LOADERS if (IPXE / name).is_file()}
+    loaders = {f"ipxe/{name}": (IPXE / name).resolve() for name in LOADERS if (IPXE / name).is_file()}
     if not loaders:
         raise MachineLacks("iPXE's boot files are missing", f"install the package ipxe: they belong in {IPXE}")
-    stage = root.with_name(".pxe.stage")
-    write_tree(tree, stage)
-    for path, source in {**link_files(images.values()), **loaders}.items():
-        (stage / path).parent.mkdir(parents=True, exist_ok=True)
-        link_file(source, stage / path)
-    replace_directory(stage, root)
+    with work_in(out, ["pxe"], "pxe", lambda line: _say(settings, line)):
+        write_tree(mark_tree(tree), root, links={**link_files(images.values()), **loaders})
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
-    return Outcome([os.fspath(settings.out / "pxe")], nodes=rows)
+    return Outcome([os.fspath(out / "pxe")], nodes=rows)
 
 
 @cli.command(short_help="Serve the network boot, seeds and a status page while machines are provisioned.")
@@ -437,6 +454,7 @@ def baremetal(settings: Settings, driver: str) -> Outcome:
       kubectl apply -f out/metal3/linux-node2.yaml
     """
     from imagegen.baremetal import SUFFIXES, ironic_tree, metal3_tree
+    from imagegen.outdir import mark_tree, work_in
     from imagegen.pxe import find_images
     from imagegen.seeds import seed_trees
     from imagegen.tree import write_tree
@@ -447,8 +465,9 @@ def baremetal(settings: Settings, driver: str) -> Outcome:
         _say(settings, f"left out, because they are live: {', '.join(live)}")
     images, seeds = find_images(cluster, settings.out, SUFFIXES), seed_trees(cluster, secrets)
     trees = {"ironic": ironic_tree(cluster, images, seeds, driver), "metal3": metal3_tree(cluster, images, seeds)}
-    for name, tree in trees.items():
-        write_tree(tree, settings.out / name, directory_mode=0o700)
+    with work_in(settings.out, list(trees), "baremetal", lambda line: _say(settings, line)):
+        for name, tree in trees.items():
+            write_tree(mark_tree(tree), settings.out / name, directory_mode=0o700)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
     return Outcome([os.fspath(settings.out / name) for name in trees], nodes=rows)
 
@@ -524,6 +543,8 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
         return error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", "", ExitCode.INTERRUPTED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error}", "free some of it, then run the command again", ExitCode.MACHINE_LACKS
     if isinstance(error, OSError):
         where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
@@ -666,7 +687,7 @@ def _write_new(path: Path, file: Any) -> None:
     """Writes a file that must not be there yet, whole or not at all. Raises BadUsage when it is."""
     from imagegen.tree import write_file
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.parent.resolve() / f".{path.name}.{os.getpid()}"
     write_file(beside, file)
     try:
         os.link(beside, path)
@@ -682,6 +703,7 @@ def _write_new(path: Path, file: Any) -> None:
 def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list[Path]:
     from imagegen.build import image_content_id
     from imagegen.elements import elements_tree, images_yaml
+    from imagegen.outdir import mark_tree, work_in
     from imagegen.releases import find_release
     from imagegen.resources import data_directory
     from imagegen.seeds import seed_tree
@@ -692,12 +714,20 @@ def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list
     ids = {role: image_content_id(role, release, static) for role in cluster.roles}
     elements = elements_tree(static, cluster.roles, release, ids)
     seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
-    write_tree(elements, out / "elements")
-    write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
-    (out / "seeds").mkdir(mode=0o700, exist_ok=True)
-    for place, tree in seeds.items():
-        write_tree(tree, place, directory_mode=0o700)
+    with work_in(out, ["elements", "images.yaml", "seeds"], "generate", lambda line: _say(settings, line)):
+        write_tree(mark_tree(elements), out / "elements")
+        write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
+        for place, tree in seeds.items():
+            write_tree(tree, place, directory_mode=0o700)
+        _remove_old_seeds(settings, out, cluster)
     return [out / "elements", out / "images.yaml", *seeds]
+
+
+def _remove_old_seeds(settings: Settings, out: Path, cluster: Cluster) -> None:
+    from imagegen.outdir import remove_old_seeds
+
+    for place in remove_old_seeds(out / "seeds", [node.name for node in cluster.nodes]):
+        _say(settings, f"removed {place}: {_cluster_name(settings)} has no such node")
 
 
 def _build_images(
@@ -719,17 +749,22 @@ def _build_images(
     return [{**asdict(image), "role": str(image.role), "path": os.fspath(image.path)} for image in images]
 
 
-def _write_isos(settings: Settings, cluster: Cluster, secrets: Secrets, nodes: Sequence[Node]) -> list[Path]:
+def _write_isos(
+    settings: Settings, cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], *, whole: bool
+) -> list[Path]:
+    """The ISOs of these nodes; `whole`: they are all of the cluster's, and what others are there goes."""
     from imagegen.iso import write_seed_iso
+    from imagegen.outdir import work_in
     from imagegen.seeds import seed_tree
 
-    seeds = settings.out / "seeds"
-    settings.out.mkdir(parents=True, exist_ok=True)
-    seeds.mkdir(mode=0o700, exist_ok=True)
-    with _progress(settings) as report:
+    out = settings.out
+    seeds = out / "seeds"
+    with work_in(out, ["seeds"], "seed", lambda line: _say(settings, line)), _progress(settings) as report:
         for number, node in enumerate(nodes, 1):
             report("writing seeds", f"{number} of {len(nodes)}")
             write_seed_iso(seed_tree(cluster, node, secrets), seeds / f"{node.name}.iso")
+        if whole:
+            _remove_old_seeds(settings, out, cluster)
     return [seeds / f"{node.name}.iso" for node in nodes]
 
 

@@ -8,13 +8,15 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from imagegen import run
 from imagegen.elements import dib_elements, dib_environment
 from imagegen.errors import CommandFailed
+from imagegen.handles import create_file, open_directory, whole
 from imagegen.mirrors import Mirrors, read_lines
 from imagegen.model import Distro, Role
 
@@ -49,6 +51,9 @@ done
 
 # dib flushes all disks before it unmounts. Nothing of this tree outlives a failure: there is nothing to flush for.
 SYNC = "#!/bin/sh\nexit 0\n"
+
+PROGRAMS = {"sudo": SUDO, "sync": SYNC}
+"""What dib finds before this machine's programs of the same names."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,27 @@ class DibBuild:
             "DIB_IMAGEGEN_PACKAGE_CACHE": os.fspath(self.cache / "packages"),
             "DIB_DISTRIBUTION_MIRROR": self.mirrors.main,
             "DIB_APT_SOURCES_CONF": self.mirrors.sources(self.distro),
+        }
+
+    def inputs(self) -> dict[str, Any]:
+        """All that dib is told and that decides what it makes: arguments, environment, programs, as JSON has them.
+
+        Of what only says where from and where to there are names in capitals; whether a base is used again is left out.
+        """
+        same = replace(
+            self,
+            name="NAME",
+            elements=Path("/ELEMENTS"),
+            work=Path("/WORK"),
+            cache=Path("/CACHE"),
+            mirrors=Mirrors("MIRROR", updates=False),
+            proxies={},
+            reuse_base=False,
+        )
+        return {
+            "argv": ["PYTHON" if word == sys.executable else word for word in same.argv()],
+            "environment": run.environment(same.environment()),
+            "programs": PROGRAMS,
         }
 
 
@@ -197,14 +223,16 @@ def run_dib(build: DibBuild, log: Path, follow: DibLog) -> None:
     """
     binaries = build.work / "bin"
     binaries.mkdir(exist_ok=True)
-    for name, script in (("sudo", SUDO), ("sync", SYNC)):
+    for name, script in PROGRAMS.items():
         (binaries / name).write_text(script)
         (binaries / name).chmod(0o755)
-    for directory in (build.cache / "packages", build.cache / "locks", log.parent):
+    for directory in (build.cache / "packages", build.cache / "locks"):
         directory.mkdir(parents=True, exist_ok=True)
+    with open_directory(log.parent, make=True):
+        pass
     process = run.start(build.argv(), env=build.environment(), cwd=build.work)
     try:
-        with log.open("wb") as stream:
+        with create_file(log) as stream, whole(log):
             assert process.stdout is not None  # noqa: S101 # run.start makes the pipe
             for line in process.stdout:
                 stream.write(line)

@@ -146,13 +146,11 @@ def in_house_elements(name: str, elements: Tree) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def content_id(
-    role: Role, release: Release, static: Tree, *, formats: Mapping[str, Any], dib: str, builders: str
-) -> str:
+def content_id(role: Role, release: Release, static: Tree, told: Mapping[str, Any]) -> str:
     """The sha256, in hex, of everything that decides what the role's image holds: same id, same image.
 
-    `formats` are the settings of the image formats, `dib` is diskimage-builder's version, `builders` a digest of the
-    code that builds. Neither a mirror nor the state of its archive is part of it.
+    `told` is what dib and the assembler are told beside the elements, as JSON has it. Neither a mirror nor the state of
+    its archive is part of it.
     """
     elements = elements_tree(static, [role], release, {})
     names = in_house_elements(role_element(role), elements)
@@ -171,9 +169,7 @@ def content_id(
         "suite": distro.suite,
         "arch": distro.arch,
         "packages": sorted({package for name in names for package in release.packages.get(name, ())}),
-        "formats": dict(formats),
-        "dib": dib,
-        "builders": builders,
+        "told": told,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -26,9 +26,7 @@ _CLOCK_LOCK = Lock()
 
 def write_seed_iso(tree: Tree, path: Path) -> None:
     """Writes the seed ISO (0600) beside its place, then renames it over. Raises ValueError as seed_iso_bytes does."""
-    data = seed_iso_bytes(tree)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, File(data, 0o600))
+    write_file(path, File(seed_iso_bytes(tree), 0o600))
 
 
 def seed_iso_bytes(tree: Tree) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.handles import append_file
 from imagegen.model import Network, Node
 from imagegen.run import Process, require_tools, run, start
 
@@ -126,5 +127,5 @@ def enter_command(namespace: str) -> list[str]:
 def _dnsmasq(prefix: Sequence[str], options: Sequence[str], files: Path, log: Path) -> Process:
     """A dnsmasq that stays in the foreground and keeps nothing outside `files`, which bears its name."""
     own = ["--keep-in-foreground", "--pid-file=", f"--dhcp-leasefile={files}.leases", "--log-facility=-", "--log-dhcp"]
-    with log.open("ab") as output:
+    with append_file(log) as output:
         return start([*prefix, "dnsmasq", *own, *options], stdout=output.fileno())

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from imagegen.errors import BadUsage
+from imagegen.handles import read_file
+
 
 def digest_files(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Name -> {"size": bytes, "sha256": hex} for each file; several are read at once."""
@@ -45,8 +48,8 @@ def write_json(value: object) -> str:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """DIRECTORY/manifest.json; empty when it is missing or broken."""
     try:
-        loaded = json.loads((directory / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+        loaded = json.loads(read_file(directory / "manifest.json"))
+    except (OSError, ValueError, BadUsage):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from imagegen.console import plain_lines, read_tail
 from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.handles import append_file, make_fresh, open_directory, read_file, remove_place
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import Completed, Process, require_tools, run, start
 from imagegen.tree import Tree, text, write_file, write_tree
@@ -62,8 +62,8 @@ class Nspawn:
 
     def __enter__(self) -> Self:
         """Removes what an earlier run left and makes the network. Raises CommandFailed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.directory)
+        with open_directory(self.directory, make=True):
+            remove_leftovers(self.directory)
         write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
         try:
             self._make_hub()
@@ -127,7 +127,7 @@ class Nspawn:
         for machine in self.machines:
             machine.reap()
             remove_tree(machine.directory)
-        (self.directory / STATE).unlink(missing_ok=True)
+        remove_place(self.directory / STATE)
 
 
 class NspawnMachine:
@@ -149,9 +149,8 @@ class NspawnMachine:
         Raises CommandFailed.
         """
         remove_tree(self.directory)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir(parents=True, mode=0o700)
-        self.tree.mkdir(mode=0o755)
+        make_fresh(self.directory, 0o700)
+        make_fresh(self.tree)
         if self._source.is_dir():
             mount_changes(self._source, self.directory)
         else:
@@ -161,7 +160,7 @@ class NspawnMachine:
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed when its control groups cannot be made."""
         groups = make_control_groups(self._namespace)
-        with self._console.open("ab") as console:
+        with append_file(self._console) as console:
             self._process = start(
                 ["sh", "-euc", LOOP, " ".join(map(str, groups)), *nspawn_command(self._namespace, self.tree)],
                 # The containers' systemd (257) wants cgroup v2 also where the host is hybrid.
@@ -222,17 +221,19 @@ def mount_changes(image: Path, directory: Path) -> None:
     Raises CommandFailed.
     """
     for name in ("changes", "work"):
-        (directory / name).mkdir(mode=0o755)
+        make_fresh(directory / name)
     layers = f"lowerdir={image.absolute()},upperdir={directory / 'changes'},workdir={directory / 'work'}"
     run(["mount", "-t", "overlay", "-o", layers, "overlay", directory / "tree"])
 
 
 def remove_tree(directory: Path) -> None:
     """Removes the tree of a node that has ended from the node's directory. Raises CommandFailed."""
-    if (directory / "tree").is_mount():
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    if (directory / "tree").is_mount() and not (directory / "tree").is_symlink():
         run(["umount", "--recursive", directory / "tree"])
     for name in ("tree", "changes", "work"):
-        shutil.rmtree(directory / name, ignore_errors=True)
+        remove_place(directory / name)
 
 
 def nspawn_command(namespace: str, tree: Path) -> list[str]:
@@ -340,13 +341,13 @@ def remove_leftovers(directory: Path) -> None:
     """Removes the machines, namespaces and trees that an earlier run with this directory left. Raises CommandFailed."""
     state = directory / STATE
     try:
-        name = json.loads(state.read_bytes())["run"]
+        name = json.loads(read_file(state))["run"]
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         name = ""
     if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{6}", name):
         end_run(name)
     for tree in directory.glob("*/tree"):
         remove_tree(tree.parent)
-    state.unlink()
+    remove_place(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +14,12 @@ from urllib.parse import urlsplit
 
 from imagegen.authority import issue_certificate, load_authority
 from imagegen.errors import BadUsage, MachineLacks
+from imagegen.handles import is_file, keep_file, list_names, open_directory, remove_place
 from imagegen.iso import seed_iso_bytes
 from imagegen.ledger import Ledger, Unusable
+from imagegen.lock import Held, hold_lock
 from imagegen.model import Cluster, Node
+from imagegen.outdir import remove_leftovers, work_in
 from imagegen.pxe import choose_url
 from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app, read_image
 from imagegen.server import Listener, Serving, listen
@@ -53,18 +56,15 @@ class Provisioning:
 def hold_directory(out: Path) -> Iterator[bool]:
     """OUT/serve, closed to others; whether it is this process's alone. False: another server is at work there."""
     directory = out / DIRECTORY
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(0o700)
-        stream = (directory / "lock").open("w")
-    except PermissionError as error:
-        raise MachineLacks(f"{directory} belongs to another user: run this as that user, or with another -o") from error
-    with stream:
+    with work_in(out, [DIRECTORY], "serve"):
+        pass  # it runs for days: others work in out meanwhile
+    with ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(hold_lock(directory / "lock", "serve"))
+        except Held:
             yield False
             return
+        remove_leftovers(directory)
         yield True
 
 
@@ -72,13 +72,30 @@ def open_ledger(out: Path) -> Ledger:
     """What was served from OUT. Raises BadUsage when nothing was, MachineLacks when it is another user's."""
     path = out / DIRECTORY / LEDGER
     try:
-        if not path.is_file():
-            raise BadUsage(f"nothing was served from {out} yet", "run `imagegen serve`, or name its directory by -o")
+        check_ledger(path)
         return Ledger(path)
+    except FileNotFoundError:
+        raise BadUsage(
+            f"nothing was served from {out} yet", "run `imagegen serve`, or name its directory by -o"
+        ) from None
     except (PermissionError, Unusable) as error:
         raise MachineLacks(
             f"{path} cannot be opened ({error}): run this as the user who runs `imagegen serve`"
         ) from error
+
+
+def check_ledger(path: Path, *, make: bool = False) -> None:
+    """Whether SQLite, which follows links, finds none at its files' places; an empty ledger counts as one.
+
+    What it adds belongs to the ledger's owner. Raises BadUsage, FileNotFoundError when there is no ledger.
+    """
+    with open_directory(path.parent) as directory:
+        there = set(list_names(directory))
+    if path.name not in there and not make:
+        raise FileNotFoundError(path)
+    for name in (path.name, *(f"{path.name}-{suffix}" for suffix in ("wal", "shm", "journal"))):
+        if name in there or name == path.name:
+            os.close(keep_file(path.with_name(name)))
 
 
 @contextmanager
@@ -114,6 +131,7 @@ def provision(
         stack.callback(plain.close)
         tls = listen(address, tls_port)
         stack.callback(tls.close)
+        check_ledger(directory / LEDGER, make=True)
         ledger = Ledger(directory / LEDGER)
         stack.callback(ledger.close)
         ledger.enter_nodes({node.name: str(node.role) for node in cluster.nodes})
@@ -144,14 +162,14 @@ def provision(
         certificate, key = directory / "server.pem", directory / "server.key"
         for path, data in ((certificate, server.certificate), (key, server.key)):
             write_file(path, File(data, 0o600))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(remove_place, path)
         listeners = [Listener(make_files_app(site), plain), Listener(make_seeds_app(site), tls, certificate, key)]
         yield Provisioning(url, seed_url, stack.enter_context(Serving(listeners, enter)), ledger)
 
 
 def check_tree(cluster: Cluster, root: Path) -> None:
     """Whether `imagegen pxe` was run for these nodes. Raises BadUsage."""
-    missing = [node.name for node in cluster.nodes if not (root / f"nodes/{node.name}.ipxe").is_file()]
+    missing = [node.name for node in cluster.nodes if not is_file(root / f"nodes/{node.name}.ipxe")]
     if missing:
         raise BadUsage(f"{root} has no script for {', '.join(missing[:5])}", "run `imagegen pxe`")
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from imagegen.disk import KERNEL_WORDS
 from imagegen.errors import BadUsage
+from imagegen.handles import is_file
 from imagegen.manifest import checksums, read_manifest
 from imagegen.model import Cluster, Node, Role
 from imagegen.render import render_template
@@ -69,7 +70,7 @@ def find_images(
         image = NetbootImage(f"{role}-{manifest.get('id', '')}", directory, manifest.get("files", {}))
         modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
         wanted = {suffix for mode in modes for suffix in suffixes[mode]}
-        if lacking := sorted(s for s in wanted if not (directory / image.file_name(s)).is_file()):
+        if lacking := sorted(s for s in wanted if not is_file(directory / image.file_name(s))):
             missing.append(f"{role} ({', '.join(lacking)})")
         found[role] = image
     if missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Address
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from imagegen import qemu
 from imagegen.console import read_tail
 from imagegen.errors import BadUsage
+from imagegen.handles import make_fresh, remove_place
 from imagegen.lan import Lan
 from imagegen.ledger import Ledger
 from imagegen.model import Cluster, Node
@@ -58,7 +58,7 @@ class PxeQemu(Qemu):
                 "give `pxe: {url: ...}` an address of their network, then run `imagegen pxe`",
             )
         self.root = root.absolute()
-        self.served = self.directory / ".serve"  # no node can have that name
+        self.served = self.directory / qemu.SERVED
         self.make_seed = make_seed
         self.say = say
         self.from_disk = from_disk
@@ -106,13 +106,12 @@ class PxeQemu(Qemu):
 
     def _await_dnsmasq(self, log: str, begin: Callable[[Path], Process]) -> None:
         path = self.directory / log
-        path.unlink(missing_ok=True)
+        remove_place(path)
         self._await_process(begin(path), path, lambda: b" started, " in read_tail(path))
 
     def _serve_files(self) -> None:
         """The same server as `imagegen serve`, on the LAN; what it keeps is thrown away with the machines."""
-        shutil.rmtree(self.served, ignore_errors=True)
-        self.served.mkdir(mode=0o700)
+        make_fresh(self.served, 0o700)
         at_work = provision(
             self.cluster,
             self.root,
@@ -172,8 +171,7 @@ class BlankMachine(TapMachine):
     def prepare(self, image: Path, seed: Tree) -> None:
         """Makes the node's directory afresh. Raises CommandFailed."""
         self.image = f"{image.stem}.{SUFFIXES[self.node.deploy.mode][-1]}"
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir(parents=True, mode=0o700)
+        make_fresh(self.directory, 0o700)
         run(["qemu-img", "create", "-q", "-f", "qcow2", self.directory / "disk.qcow2", DISK])
 
     def status(self) -> dict[str, Any] | None:

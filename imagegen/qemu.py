@@ -12,7 +12,6 @@ import re
 import secrets
 import select
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -30,6 +29,7 @@ from uuid import uuid5
 
 from imagegen.console import newest_document, plain_lines, read_tail
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
+from imagegen.handles import create_file, make_fresh, open_directory, read_file, remove_place
 from imagegen.iso import write_seed_iso
 from imagegen.lan import remove_lan
 from imagegen.model import NAMESPACE, Cluster, Node, Role
@@ -39,6 +39,8 @@ from imagegen.tree import Tree, text, write_file
 
 STATE = "qemu.json"
 KEY = "ssh_key"
+SERVED = ".serve"  # what `imagegen serve` keeps in a network boot; no node can have that name
+NODE_FILES = ("disk.qcow2", "seed.iso", "qmp", "ssh")  # of a machine, beside its logs
 GROWTH = "16G"  # what a node's disk has beyond its image; sparse
 OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
 ANY = range(-64, 256)  # every way a process can end
@@ -94,14 +96,12 @@ class Qemu:
 
     def __enter__(self) -> Self:
         """Ends what an earlier run left and makes this run's ssh key. Raises CommandFailed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.directory)
+        with open_directory(self.directory, make=True):
+            remove_leftovers(self.directory)
         write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
         key = self.directory / KEY
-        for path in (key, key.with_suffix(".pub")):
-            path.unlink(missing_ok=True)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key])
-        self._public_key = key.with_suffix(".pub").read_text().strip()
+        self._public_key = read_file(key.with_suffix(".pub")).decode().strip()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +139,7 @@ class Qemu:
 
     def _serve(self, argv: Sequence[str], log: str, ready: Callable[[], bool]) -> None:
         path = self.directory / log
-        with path.open("wb") as output:
+        with create_file(path) as output:
             self._await_process(start(argv, cwd=self.directory, stdout=output.fileno()), path, ready)
 
     def _await_process(self, process: Process, log: Path, ready: Callable[[], bool]) -> None:
@@ -160,12 +160,7 @@ class Qemu:
         if self._kept:
             return
         end_processes([*(m.process for m in self.machines if m.process is not None), *self._processes])
-        for machine in self.machines:
-            for name in ("disk.qcow2", "seed.iso", "qmp", "ssh"):
-                (machine.directory / name).unlink(missing_ok=True)
-        remove_leftovers(self.directory)  # what was started and not noted down yet, and the LAN of a network boot
-        for name in (KEY, f"{KEY}.pub", STATE, lan_socket(self.name)):
-            (self.directory / name).unlink(missing_ok=True)
+        remove_leftovers(self.directory)  # also what was started and not noted down yet, and the LAN of a network boot
 
 
 class QemuMachine:
@@ -182,8 +177,7 @@ class QemuMachine:
 
     def prepare(self, image: Path, seed: Tree) -> None:
         """Makes the node's directory afresh: disk and seed. Raises CommandFailed."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.directory.mkdir(parents=True, mode=0o700)
+        make_fresh(self.directory, 0o700)
         kind = "raw" if image.suffix == ".raw" else "qcow2"
         disk = self.directory / "disk.qcow2"
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", image.absolute(), disk])
@@ -194,7 +188,7 @@ class QemuMachine:
         """Switches the node on, again after it ended too; console and status go to files. Raises CommandFailed."""
         network = self._network
         network.connect()
-        with (self.directory / "qemu.log").open("wb") as output:
+        with create_file(self.directory / "qemu.log") as output:
             self.process = start([*network.prefix, *self.command()], cwd=network.directory, stdout=output.fileno())
 
     def command(self) -> list[str]:
@@ -256,10 +250,10 @@ class QemuMachine:
         if self.tunnel is not None and self.tunnel.poll() is None:
             return self.tunnel
         path, log = self._network.directory / self._socket, self.directory / "ssh.log"
-        path.unlink(missing_ok=True)
+        remove_place(path)
         # Not by ControlPersist: such a process would belong to nobody.
         argv = self._ssh("-N", "-o", "ControlMaster=yes", "-S", self._socket)
-        with log.open("wb") as output:
+        with create_file(log) as output:
             self.tunnel = start(argv, cwd=self._network.directory, stdout=output.fileno())
         if not wait_until(path.exists, self.tunnel, seconds):
             end_processes([self.tunnel])
@@ -462,15 +456,27 @@ def end_processes(processes: Sequence[Process], seconds: float = 10.0) -> None:
 
 
 def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
-    """Ends the machines that an earlier run in the directory left: by --keep, or because it was killed itself."""
+    """Ends the machines that a run in the directory left, by --keep or because it was killed itself, and removes their
+    disks and seeds, the key and the state. Logs stay. Does nothing when no run left its state.
+    """
     try:
-        name = str(json.loads((directory / STATE).read_bytes())["run"])
-    except (OSError, ValueError, KeyError, TypeError):
+        name = json.loads(read_file(directory / STATE))["run"]
+    except FileNotFoundError:
         return
-    for entry in sorted(proc.iterdir()):
-        if entry.name.isdecimal() and bears_name(entry, name):
-            kill_process(int(entry.name), partial(bears_name, entry, name))
-    remove_lan(name)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = ""
+    # It is looked for in processes' arguments: an empty or short one would be found in those of others.
+    if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{8}", name):
+        for entry in sorted(proc.iterdir()):
+            if entry.name.isdecimal() and bears_name(entry, name):
+                kill_process(int(entry.name), partial(bears_name, entry, name))
+        remove_lan(name)
+        remove_place(directory / lan_socket(name))
+    for node in [place for place in directory.iterdir() if place.is_dir() and not place.is_symlink()]:
+        for left in NODE_FILES:
+            remove_place(node / left)
+    for left in (SERVED, KEY, f"{KEY}.pub", STATE):
+        remove_place(directory / left)
 
 
 def bears_name(entry: Path, name: str) -> bool:

@@ -23,6 +23,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from imagegen.authority import Authority
+from imagegen.errors import BadUsage
+from imagegen.handles import is_file, read_file
 from imagegen.ledger import Ledger, Unclaimable, Unusable, check_document
 from imagegen.model import Cluster, Node
 from imagegen.resources import PACKAGE
@@ -185,7 +187,7 @@ def make_files_app(site: Site) -> App:
     async def give_script(request: Request) -> Response:
         node = site.nodes.get(request.path_params["node"])
         script = site.root / f"nodes/{node.name}.ipxe" if node else None
-        if node is None or script is None or not script.is_file():
+        if node is None or script is None or not is_file(script):
             raise HTTPException(404, "no such node: after a change, `imagegen pxe` and a new start of `imagegen serve`")
         if request.method == "HEAD":
             return Response()
@@ -194,7 +196,7 @@ def make_files_app(site: Site) -> App:
         if not node.serial and (mac := site.wrong_mac(node, address)):
             text = f"{mac} asked for the script of {node.name}, whose MAC address is {node.mac}"
             raise site.refuse(403, node.name, request, text)
-        text = script.read_text()
+        text = read_file(script).decode()
         if site.knows(node, address):
             site.ledger.begin_boot(node.name, "script", f"its iPXE script was fetched by {address}")
             site.say(f"{node.name}: its script was fetched by {address}")
@@ -262,8 +264,8 @@ def add_arguments(site: Site, node: Node, script: str) -> str:
 def read_image(root: Path, node: str) -> str:
     """The content id that the node's script names; empty when there is no script."""
     try:
-        found = re.search(r" imagegen\.id=([0-9a-f]{12})\b", (root / f"nodes/{node}.ipxe").read_text())
-    except OSError:
+        found = re.search(r" imagegen\.id=([0-9a-f]{12})\b", read_file(root / f"nodes/{node}.ipxe").decode())
+    except (OSError, BadUsage):
         return ""
     return found[1] if found else ""
 

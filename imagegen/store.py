@@ -1,10 +1,9 @@
-"""The cache of built images: its locks, its entries, the links from it into OUT, and the room that a build needs."""
+"""The cache of built images: its lock, its entries, and the room that a build needs."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
+import pwd
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,11 @@ from datetime import datetime
 from pathlib import Path
 
 from imagegen import run
-from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.errors import CommandFailed, ImagegenError, MachineLacks
+from imagegen.handles import open_directory
+from imagegen.lock import Held, hold_lock
 from imagegen.manifest import read_manifest
+from imagegen.outdir import find_caller, find_place
 
 TOOLS = (
     "qemu-img",
@@ -23,6 +25,7 @@ TOOLS = (
     "mksquashfs",
     "zstd",
     "debootstrap",
+    "mmdebstrap",  # dib takes it where it is installed: required, because machines with and without made other images
     "unshare",
     "setpriv",
     "tar",
@@ -38,25 +41,39 @@ IMAGE_BYTES = (
     5 * GIB
 )  # for each further role, and for each role in OUT when that is another file system and gets copies
 MEMORY_BYTES = GIB
+LONGEST_WAIT = 2 * 3600.0  # seconds, for a build of both roles on a slow machine
 
 
 def cache_directory() -> Path:
-    """${XDG_CACHE_HOME:-~/.cache}/imagegen."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "imagegen"
+    """${XDG_CACHE_HOME:-~/.cache}/imagegen. Behind sudo ~ is root's: what root builds is in no user's directory."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    behind_sudo = os.geteuid() != find_caller()[0]
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir) if behind_sudo else Path.home()
+    return (Path(given) if given.startswith("/") else home / ".cache") / "imagegen"
+
+
+def find_cache(cache: Path) -> Path:
+    """The cache, once nobody but root and this process's user can change what is in it. Raises BadUsage.
+
+    A build runs programs of the tree that it makes there.
+    """
+    return find_place(cache, os.geteuid(), "name another cache by XDG_CACHE_HOME")
 
 
 @contextmanager
-def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds an exclusive flock; the kernel drops it with the process, so that none is ever left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def hold_cache(cache: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Keeps other builds out of the cache; waits for the one that is at work, which `waiting` is told. Raises
+    ImagegenError when that takes longer than builds do.
+    """
+    with open_directory(cache, make=True):
+        pass
+    try:
+        with hold_lock(cache / "build.lock", "build", seconds=LONGEST_WAIT, waiting=waiting):
+            yield
+    except Held as held:
+        raise ImagegenError(
+            f"{held} still builds in {cache} after {LONGEST_WAIT / 3600:.0f} hours", "see whether it hangs, and end it"
+        ) from None
 
 
 def remove_work(cache: Path) -> None:
@@ -100,21 +117,6 @@ def describe_age(seconds: float) -> str:
     return f"{max(0, int(seconds))} seconds"
 
 
-def link_file(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`; on another file system a copy, as sparse as can be."""
-    if target.exists() and target.samefile(source):
-        return
-    beside = target.with_name(f".{target.name}.new")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source, beside)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP):
-            raise
-        run.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,timestamps", source, beside])
-    beside.replace(target)
-
-
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
@@ -134,8 +136,9 @@ def check_machine(out: Path, cache: Path, count: int) -> None:
     lacks += run.missing_tools(TOOLS)
     cache_place, out_place = existing_parent(cache), existing_parent(out)
     wanted = {cache_place: WORK_BYTES + (count - 1) * IMAGE_BYTES}
-    if out_place.stat().st_dev != cache_place.stat().st_dev:
-        wanted[out_place] = IMAGE_BYTES * count
+    # Another file system or owner: copies, see handles.link_into().
+    if out_place.stat().st_dev != cache_place.stat().st_dev or find_caller()[0] != os.geteuid():
+        wanted[out_place] = wanted.get(out_place, 0) + IMAGE_BYTES * count
     for place, size in wanted.items():
         free = shutil.disk_usage(place).free
         if free < size:

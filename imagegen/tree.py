@@ -1,11 +1,15 @@
-"""Trees of files as values, and the one function that writes them."""
+"""Trees of files as values, and the functions that write them: whole or not at all, and through no link."""
 
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+
+from imagegen.handles import DIRECTORY, link_into, make_directory, open_directory, put_file, remove
 
 
 @dataclass(frozen=True)
@@ -42,40 +46,59 @@ def read_tree(root: Path) -> Tree:
     }
 
 
-def write_tree(tree: Tree, target: Path, *, directory_mode: int = 0o755) -> None:
-    """Replaces the directory `target` by the tree: written beside it, then renamed; nobody sees half of it."""
-    beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside.mkdir(mode=directory_mode)
-    beside.chmod(directory_mode)
-    for path, file in sorted(tree.items()):
-        place = beside / check_path(path)
-        for parent in reversed(place.relative_to(beside).parents[:-1]):
-            directory = beside / parent
-            if not directory.is_dir():
-                directory.mkdir()
-                directory.chmod(directory_mode)
-        write_file(place, file)
-    replace_directory(beside, target)
+def write_tree(
+    tree: Tree, target: Path, *, directory_mode: int = 0o755, links: Mapping[str, Path] = MappingProxyType({})
+) -> None:
+    """Replaces the directory `target` by the tree: written beside it, then renamed; nobody sees half of it.
+
+    `links`, by path in the tree, are files that link_into() puts there.
+    Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the tree is left then.
+    """
+    beside = f".{target.name}.new"
+    with open_directory(target.parent, make=True) as parent:
+        remove(parent, beside)
+        try:
+            fill_directory({**tree, **links}, parent, beside, target, directory_mode)
+            _exchange(parent, beside, target.name)
+        except BaseException:
+            remove(parent, beside)
+            raise
 
 
-def replace_directory(new: Path, target: Path) -> None:
-    """Puts a directory in the place of another on the same file system, which is removed."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def fill_directory(tree: Mapping[str, File | Path], parent: int, name: str, place: Path, directory_mode: int) -> None:
+    """Makes the directory `name` in `parent` with the tree's files; errors call it `place`."""
+    make_directory(parent, name, place, directory_mode)
+    handle = os.open(name, DIRECTORY, dir_fd=parent)
+    try:
+        for first, paths in groupby(sorted(tree), key=lambda path: check_path(path).parts[0]):
+            inner = {path.removeprefix(f"{first}/"): tree[path] for path in paths}
+            file = tree.get(first)
+            if isinstance(file, Path):
+                link_into(file, handle, first, place / first)
+            elif file:
+                put_file(handle, first, file.data, file.mode, place / first)
+            else:
+                fill_directory(inner, handle, first, place / first, directory_mode)
+    finally:
+        os.close(handle)
+
+
+def _exchange(parent: int, new: str, name: str) -> None:
+    old = f".{name}.old"
+    remove(parent, old)
+    try:
+        os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)
+    except FileNotFoundError:
+        old = ""
+    os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+    if old:
+        remove(parent, old)
 
 
 def write_file(place: Path, file: File) -> None:
-    """Writes one file beside its place, never readable beyond its mode, then renames it over."""
-    beside = place.with_name(f".{place.name}.new")
-    beside.unlink(missing_ok=True)
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode & 0o700)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(file.data)
-        os.fchmod(stream.fileno(), file.mode)
-    beside.replace(place)
+    """Writes one file beside its place, never readable beyond its mode, then renames it over.
+
+    Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the file is left then.
+    """
+    with open_directory(place.parent) as directory:
+        put_file(directory, place.name, file.data, file.mode, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,10 +20,10 @@ from repository import ROOT
 
 from imagegen import nspawn
 from imagegen.cluster import load_cluster
+from imagegen.lock import hold_lock
 from imagegen.model import Cluster, Node, Role
 from imagegen.run import run
 from imagegen.secrets import Secrets, load_secrets
-from imagegen.store import lock
 
 T = TypeVar("T")
 
@@ -318,7 +319,9 @@ def read_deployment(directory: Path, stdout: str, stderr: str, seconds: dict[str
 
 def hold_work() -> Any:
     """The lock on the tier's directory: a second run on this machine waits for the first."""
-    return lock(WORK / "lock", lambda: print("another run of the cluster tier is at work", file=sys.stderr))
+    WORK.mkdir(parents=True, exist_ok=True)
+    say = functools.partial(print, "waiting for another run of the cluster tier:", file=sys.stderr)
+    return hold_lock(WORK / "lock", seconds=60 * (BUILD_MINUTES + BOOT_MINUTES), waiting=say)
 
 
 def tear_down(directory: Path) -> None:

@@ -368,12 +368,9 @@ def test_a_backend_starts_without_the_leftovers_of_either(
 
 def test_another_users_directory_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a run as root, a run without root gets a sentence and not a traceback."""
-
-    def refuse(self: Path, mode: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "chmod", refuse)
-    with pytest.raises(MachineLacks, match="belongs to another user"), boot.hold_directory(tmp_path):
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1000)
+    with pytest.raises(MachineLacks, match="belongs to another user"), boot.hold_directory(tmp_path / "boot"):
         pass
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import build, dib, mirrors, store
+from imagegen import build, dib, disk, elements, mirrors, netboot, store
 from imagegen.build import Plan, Progress, build_images, plan_image
 from imagegen.cluster import load_cluster
 from imagegen.dib import DibBuild, DibLog
@@ -159,6 +164,119 @@ def test_dib_runs_in_namespaces_that_end_with_imagegen(tmp_path: Path) -> None:
     assert argv[argv.index("-t") + 1] == "tar"
 
 
+def identify(role: Role = Role.CONTROLLER) -> str:
+    """The content id of the default cluster's role, as this installation has it."""
+    return plan_image(load_cluster(None), role, Path("out"), [], Path("cache")).content_id
+
+
+def change_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    before = DibBuild.environment
+    monkeypatch.setattr(DibBuild, "environment", lambda self: {**before(self), **variables})
+
+
+def change_arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    before = DibBuild.argv
+    monkeypatch.setattr(DibBuild, "argv", lambda self: [*before(self), *words])
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
+    "a variable of the elements": lambda patch: change_environment(patch, DIB_NEW="1"),
+    "another value of one": lambda patch: change_environment(patch, DIB_PYTHON_VERSION="2"),
+    "one of tar's": lambda patch: change_environment(patch, TAR_OPTIONS=""),
+    "an element": lambda patch: change_arguments(patch, "vm"),
+    "a flag": lambda patch: change_arguments(patch, "--no-tmpfs"),
+    "what starts dib": lambda patch: patch.setattr(dib, "DISK_IMAGE_CREATE", "import other"),
+    "what waits for it": lambda patch: patch.setattr(dib, "INIT", "exec"),
+    "a program before this machine's": lambda patch: patch.setitem(dib.PROGRAMS, "sync", "#!/bin/sh\nexit 1\n"),
+    "the environment of all commands": lambda patch: patch.setattr(dib.run, "PATH", "/bin"),
+    "the root element": lambda patch: patch.setitem(elements.ROOT_ELEMENTS, "debian", "debian"),  # type: ignore[arg-type]
+    "dib, with its own elements": lambda patch: patch.setattr("importlib.metadata.version", lambda name: "9.9"),
+    "the assembler": lambda patch: patch.setattr(build, "ASSEMBLER", build.ASSEMBLER + 1),
+    "a format": lambda patch: patch.setitem(build.FORMATS, "tar", {"owners": "names"}),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_dib_and_the_assembler_are_told_is_in_the_content_id(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same id never means two contents; each input is varied alone."""
+    before = identify()
+    CHANGES[change](monkeypatch)
+    assert identify() != before
+
+
+def test_the_content_id_is_of_what_is_told_in_earnest(tmp_path: Path, machine: FakeMachine) -> None:
+    """A build cannot tell dib what the id does not know: both are one object's argv() and environment()."""
+    plan, _, _ = start(tmp_path)
+    (job,) = machine.jobs
+    told = build.describe_inputs(Role.CONTROLLER, plan.release)["dib"]
+    assert job.inputs() == told
+    words = [word for word in job.argv() if str(tmp_path) not in word and word != sys.executable]
+    assert [word for word in words if word not in told["argv"]] == []
+    assert job.environment().keys() - told["environment"].keys() <= {"DIB_DEBIAN_USE_DEBOOTSTRAP_CACHE"}
+
+
+def test_the_content_id_knows_neither_place_nor_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One id on every machine, from every mirror, through every proxy."""
+    before, build_of = identify(), make_dib_build(tmp_path)
+    monkeypatch.setattr("sys.executable", "/opt/python")
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.chdir(tmp_path)
+    assert identify() == before
+    elsewhere = replace(build_of, mirrors=Mirrors("http://other.example"), proxies={"http_proxy": "http://p"}, name="x")
+    assert elsewhere.inputs() == replace(build_of, reuse_base=True).inputs()
+
+
+def test_the_manifest_names_the_inputs(tmp_path: Path, machine: FakeMachine) -> None:
+    """dib's version stands for its own elements, and the root element is named."""
+    start(tmp_path)
+    inputs = read_manifest(tmp_path / "out/images/controller")["inputs"]
+    assert inputs["root element"] == "debian-minimal"
+    assert inputs["diskimage-builder"] == importlib.metadata.version("diskimage-builder")
+    assert inputs["assembler"] == build.ASSEMBLER
+    assert inputs["dib"]["environment"]["DIB_RELEASE"] == "trixie"
+    assert str(tmp_path) not in json.dumps(inputs)
+
+
+def normalise(node: object) -> object:
+    """A syntax tree as JSON, without docstrings, comments and what differs between Python's versions."""
+    if isinstance(node, list):
+        return [
+            normalise(one) for one in node if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+        ]
+    if isinstance(node, ast.AST):
+        fields = {name: normalise(value) for name, value in ast.iter_fields(node)}
+        return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
+    return repr(node)
+
+
+def digest_assembler() -> str:
+    """The digest of the source that makes an image's bytes from what dib is told: without it, what the id is not of."""
+    own = ("fill_stage", "build_tree", "read_from_tar", "unpack")
+    functions = {node.name: node for node in ast.parse(Path(build.__file__).read_text()).body if hasattr(node, "name")}
+    nodes = [functions[name] for name in own]
+    modules = [ast.parse(Path(module.__file__).read_text()) for module in (disk, netboot)]
+    return hashlib.sha256(json.dumps([normalise(node) for node in (*nodes, *modules)]).encode()).hexdigest()[:16]
+
+
+def test_a_change_of_the_assembler_asks_for_its_version() -> None:
+    """If images become other bytes by your change, raise build.ASSEMBLER. In any case write the new digest here."""
+    assert (build.ASSEMBLER, digest_assembler()) == (1, "34d33ff3a74c54c3")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("def f():\n    return 1", "def f():\n    'words'\n    return 1  # more", True),
+        ("x = 1", "x = 2", False),
+        ("def f(a, b=1): pass", "def f(a, b=2): pass", False),
+    ],
+)
+def test_words_are_no_change_of_the_assembler(before: str, after: str, same: bool) -> None:
+    assert (normalise(ast.parse(before)) == normalise(ast.parse(after))) is same
+
+
 LOG = """\
 2026-01-01 10:00:00.000 | Building elements: debian-minimal imagegen-role-controller
 2026-01-01 10:00:01.000 | Running hooks from /c/work/dib_build.x/hooks/root.d
@@ -263,9 +381,11 @@ class FakeMachine:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.jobs: list[DibBuild] = []
 
     def run_dib(self, job: DibBuild, log: Path, follow: DibLog) -> None:
         self.ran.append("dib")
+        self.jobs.append(job)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("log\n")
         job.cache.mkdir(parents=True, exist_ok=True)
@@ -371,18 +491,18 @@ def test_what_another_build_made_meanwhile_is_reused(
     tmp_path: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two builds at once, as of two checkouts: the one that waited for the lock says that nothing was left to do."""
-    free = build.lock
+    free = build.hold_cache
 
     @contextmanager
-    def lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-        monkeypatch.setattr(build, "lock", free)
-        waiting()
+    def hold_cache(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+        monkeypatch.setattr(build, "hold_cache", free)
+        waiting("another imagegen")
         start(tmp_path, name="other")
         machine.ran.clear()
-        with free(path):
+        with free(path, waiting):
             yield
 
-    monkeypatch.setattr(build, "lock", lock)
+    monkeypatch.setattr(build, "hold_cache", hold_cache)
     _, reports, images = start(tmp_path)
     assert machine.ran == []
     assert [report.phase for report in reports] == ["waiting", "reused"]
@@ -456,7 +576,7 @@ def test_a_build_that_ends_early_leaves_nothing(
             start(tmp_path)
     assert list((tmp_path / "cache").rglob("*.qcow2")) == []
     assert not (tmp_path / "cache/work").exists()
-    assert not (tmp_path / "out/images").exists()
+    assert [path.name for path in (tmp_path / "out/images").iterdir()] == [".imagegen"]
     assert len(start(tmp_path)[2]) == len(FORMATS)
 
 

@@ -264,7 +264,7 @@ def test_generate_writes_the_same_bytes_again(workers: dict[str, Any]) -> None:
     first = {path: Path("out", path).read_bytes() for path in files_below(Path("out")) if Path("out", path).is_file()}
     assert {"images.yaml", "seeds/linux-node1/user-data", "seeds/linux-node2/network-config"} <= first.keys()
     assert any(path.startswith("elements/imagegen-base/") for path in first)
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in Path("out/seeds").iterdir())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in Path("out/seeds").iterdir() if path.is_dir())
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in Path("out/seeds").glob("*/*"))
     assert run_command(["generate", "-o", "new"]) == ExitCode.DONE
     second = {path: Path("new", path).read_bytes() for path in files_below(Path("new")) if Path("new", path).is_file()}
@@ -277,7 +277,7 @@ def test_seed_takes_the_named_nodes(output: Output) -> None:
     output()
     assert run_command(["seed", "linux-node2"]) == ExitCode.DONE
     assert output()[0] == "out/seeds/linux-node2.iso\n"
-    assert files_below(Path("out")) == ["seeds", "seeds/linux-node2.iso"]
+    assert files_below(Path("out")) == [".imagegen", "seeds", "seeds/.imagegen", "seeds/linux-node2.iso"]
     assert stat.S_IMODE(Path("out/seeds/linux-node2.iso").stat().st_mode) == 0o600
     assert run_command(["seed", "linux-node9", "-o", "other"]) == ExitCode.BAD_INPUT
     assert "has no node `linux-node9`; did you mean `linux-node" in output()[1]

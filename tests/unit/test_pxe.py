@@ -260,15 +260,15 @@ def test_an_interrupted_command_leaves_the_tree_before(here: Path, monkeypatch: 
     cli.run_command(["pxe", "-q"])
     before = sorted((here / "out/pxe").rglob("*"))
 
-    def interrupt(source: Path, target: Path) -> None:
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("imagegen.store.link_file", interrupt)
+        patch.setattr("imagegen.tree.link_into", interrupt)
         assert cli.run_command(["pxe", "-q"]) == ExitCode.INTERRUPTED
     assert sorted((here / "out/pxe").rglob("*")) == before
     assert cli.run_command(["pxe", "-q"]) == ExitCode.DONE
-    assert not (here / "out/.pxe.stage").exists()
+    assert sorted(path.name for path in (here / "out").iterdir()) == [".imagegen", "images", "pxe"]
 
 
 def test_a_machine_without_ipxe_is_told(

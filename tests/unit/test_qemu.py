@@ -244,16 +244,16 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     monkeypatch.setattr(qemu, "kill_process", lambda number, check: seen.append(number) if check() else None)
     for pid, words in {
-        "self": "qemu-system-x86_64 -name run1-linux-node1",
-        "11": "qemu-system-x86_64 -name run1-linux-node1",
-        "12": "qemu-system-x86_64 -name run1-gateway",
-        "13": "qemu-system-x86_64 -name run2-linux-node1",
-        "14": "less run1-lan",
+        "self": "qemu-system-x86_64 -name imagegen-00000001-linux-node1",
+        "11": "qemu-system-x86_64 -name imagegen-00000001-linux-node1",
+        "12": "qemu-system-x86_64 -name imagegen-00000001-gateway",
+        "13": "qemu-system-x86_64 -name imagegen-00000002-linux-node1",
+        "14": "less imagegen-00000001-lan",
         "15": "",
-        "17": shlex.join(qemu.switch_command("run1")),
-        "18": shlex.join(qemu.switch_command("run2")),
-        "19": "dnsmasq --dhcp-leasefile=/out/boot/run1-lan.leases --conf-file=/out/pxe/dnsmasq.conf",
-        "20": "dnsmasq --dhcp-leasefile=/out/boot/run2-lan.leases",
+        "17": shlex.join(qemu.switch_command("imagegen-00000001")),
+        "18": shlex.join(qemu.switch_command("imagegen-00000002")),
+        "19": "dnsmasq --dhcp-leasefile=/out/boot/imagegen-00000001-lan.leases --conf-file=/out/pxe/dnsmasq.conf",
+        "20": "dnsmasq --dhcp-leasefile=/out/boot/imagegen-00000002-lan.leases",
         "21": "dnsmasq --conf-file=/etc/dnsmasq.conf",
     }.items():
         (tmp_path / "proc" / pid).mkdir(parents=True)
@@ -264,14 +264,37 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_leftovers_are_the_processes_of_the_last_run(tmp_path: Path, killed: list[int]) -> None:
     """The machines, gateway and switch; those of other runs and processes that only mention the name live on."""
-    (tmp_path / qemu.STATE).write_text(json.dumps({"version": 1, "run": "run1"}))
+    (tmp_path / qemu.STATE).write_text(json.dumps({"version": 1, "run": "imagegen-00000001"}))
     qemu.remove_leftovers(tmp_path, tmp_path / "proc")
     assert killed == [11, 12, 17, 19]
 
 
-@pytest.mark.parametrize("state", [None, b"", b"[]", b"{}", b"{", b"\xff"])
-def test_an_unreadable_state_kills_nothing(tmp_path: Path, killed: list[int], state: bytes | None) -> None:
-    """Without a name there is nothing to look for."""
+def test_leftovers_are_the_secrets_of_the_last_run(tmp_path: Path, killed: list[int]) -> None:
+    """Disks and seeds of every node that it had, also of those that the cluster file has no more; logs stay."""
+    node = tmp_path / "node-that-is-gone"
+    node.mkdir()
+    for name in ("disk.qcow2", "seed.iso", "console.log"):
+        (node / name).touch()
+    (tmp_path / qemu.SERVED).mkdir()
+    (tmp_path / qemu.SERVED / "server.key").touch()
+    (tmp_path / qemu.KEY).touch()
+    (tmp_path / qemu.STATE).write_text(json.dumps({"version": 1, "run": "imagegen-00000001"}))
+    qemu.remove_leftovers(tmp_path, tmp_path / "proc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [node.name, "proc"]
+    assert [path.name for path in node.iterdir()] == ["console.log"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        *(b"", b"[]", b"{}", b"{", b"\xff", b"[" * 100_000),
+        # Every process has an argument that begins with an empty name.
+        *(json.dumps({"run": name}).encode() for name in ("", "imagegen", "imagegen-0", "../x", 7, None)),
+    ],
+)
+def test_a_state_without_a_runs_name_kills_nothing(tmp_path: Path, killed: list[int], state: bytes | None) -> None:
+    """Without a name there is nothing to look for, and names are those that imagegen gives."""
     if state is not None:
         (tmp_path / qemu.STATE).write_bytes(state)
     qemu.remove_leftovers(tmp_path, tmp_path / "proc")

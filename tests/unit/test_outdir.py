@@ -1,0 +1,486 @@
+"""The out directory: who may own it, what in it is replaced, what is removed, and one command at a time."""
+
+from __future__ import annotations
+
+import ast
+import grp
+import os
+import pwd
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from netboot_images import make_images, make_loaders
+from repository import ROOT
+
+from imagegen import boot, cli, outdir, provisioning
+from imagegen.cli import run_command
+from imagegen.errors import BadUsage, ExitCode
+from imagegen.lock import hold_lock
+from imagegen.outdir import MARK, find_caller, find_place, keep_closed, remove_old_seeds
+
+ALICE, MALLORY = 12345, 12346  # nobody's uids
+WRITERS = (["generate"], ["seed"], ["pxe"], ["baremetal"])
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `imagegen init` writes."""
+    place = tmp_path_factory.mktemp("inputs")
+    assert run_command(["init", "-q", os.fspath(place)]) == ExitCode.DONE
+    return place
+
+
+@pytest.fixture
+def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with inputs and iPXE's files."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe-package"))
+    return tmp_path
+
+
+@pytest.fixture
+def sudo(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Alice's directory, in which she calls sudo."""
+    for path in (here, *here.rglob("*")):
+        os.chown(path, ALICE, ALICE)
+    monkeypatch.setenv("SUDO_UID", str(ALICE))
+    monkeypatch.setenv("SUDO_GID", str(ALICE))
+    return here
+
+
+def owners_below(place: Path) -> set[int]:
+    return {path.lstat().st_uid for path in (place, *place.rglob("*"))}
+
+
+# whose it is
+
+
+@pytest.mark.parametrize(
+    ("uid", "given", "caller"),
+    [
+        (0, {"SUDO_UID": "7", "SUDO_GID": "8"}, 7),
+        (0, {}, 0),
+        (0, {"SUDO_UID": "7"}, 0),
+        (0, {"SUDO_UID": "-1", "SUDO_GID": "8"}, 0),
+        (0, {"SUDO_UID": "4294967295", "SUDO_GID": "8"}, 0),  # chown(2): -1 changes nothing
+        (0, {"SUDO_UID": "root", "SUDO_GID": "root"}, 0),
+        (5, {"SUDO_UID": "7", "SUDO_GID": "8"}, 5),  # the variables are anybody's to set
+    ],
+)
+def test_the_caller_is_who_called_sudo(
+    monkeypatch: pytest.MonkeyPatch, uid: int, given: dict[str, str], caller: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert find_caller(given)[0] == caller
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_all_that_sudo_makes_is_the_callers(sudo: Path, command: list[str]) -> None:
+    """The same user goes on without sudo."""
+    if command[0] in ("pxe", "baremetal"):
+        make_images(sudo / "out")
+        for path in (sudo / "out", *(sudo / "out").rglob("*")):
+            os.chown(path, ALICE, ALICE)
+    assert run_command([*command, "-q"]) == ExitCode.DONE
+    assert owners_below(sudo / "out") == {ALICE}
+
+
+def test_an_out_that_root_made_is_handed_over(sudo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sudo imagegen build` of the version before left it as root's."""
+    with monkeypatch.context() as patch:
+        patch.delenv("SUDO_UID")
+        os.chown(sudo, 0, 0)
+        assert run_command(["generate", "-q"]) == ExitCode.DONE
+        assert owners_below(sudo / "out") == {0}
+    os.chown(sudo, ALICE, ALICE)
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert owners_below(sudo / "out") == {ALICE}
+
+
+def test_a_directory_of_roots_with_other_things_is_not_handed_over(sudo: Path) -> None:
+    """`-o /` must not make / anybody's."""
+    place = sudo / "srv"
+    (place / "www").mkdir(parents=True)
+    assert run_command(["seed", "-q", "-o", "srv"]) == ExitCode.DONE
+    assert place.stat().st_uid == (place / "www").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("name", ["out", "out/.imagegen", "out/elements", "out/images.yaml", "out/seeds", "out/pxe"])
+def test_no_command_writes_through_a_planted_link(
+    sudo: Path, command: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither where the link leads nor in its place, and the message names it; a command that needs it not goes on."""
+    make_images(sudo / "out")
+    victim = sudo / "etc"
+    (victim / "linux-node1").mkdir(parents=True)
+    (victim / "passwd").write_text("root\n")
+    link = sudo / name
+    if name == "out":
+        link.rename(sudo / "moved")
+    link.symlink_to(victim / ("passwd" if "." in link.name else ""))
+    os.chown(link, MALLORY, MALLORY, follow_symlinks=False)
+    before = sorted(victim.rglob("*"))
+    code = run_command([*command, "-q"])
+    assert sorted(victim.rglob("*")) == before
+    assert (victim / "passwd").read_text() == "root\n"
+    assert link.is_symlink()
+    needed = {"generate": ("elements", "images.yaml", "seeds"), "seed": ("seeds",), "pxe": ("pxe",)}
+    if name in ("out", "out/.imagegen") or link.name in needed.get(command[0], ()):
+        assert code == ExitCode.BAD_INPUT
+        assert link.name in capsys.readouterr().err
+    else:
+        assert code == ExitCode.DONE
+
+
+@pytest.mark.parametrize("name", ["lock", "ledger.sqlite", "ledger.sqlite-wal", "server.key", ".server.key.new"])
+def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
+    """The kind of the issue: out/serve/lock -> /etc/passwd."""
+    (sudo / "passwd").write_text("root\n")
+    serve = sudo / "out/serve"
+    serve.mkdir(parents=True)
+    (serve / MARK).touch()
+    (serve / name).symlink_to(sudo / "passwd")
+    try:
+        with provisioning.hold_directory(sudo / "out") as alone:
+            assert alone
+            provisioning.check_ledger(serve / provisioning.LEDGER, make=True)
+        assert name in ("server.key", ".server.key.new")
+    except BadUsage as error:
+        assert name in error.message
+    assert (sudo / "passwd").read_text() == "root\n"
+
+
+def test_the_ledger_and_what_sqlite_adds_are_the_callers(sudo: Path) -> None:
+    """`imagegen status` works for the user while `sudo imagegen serve` runs, and afterwards."""
+    with provisioning.hold_directory(sudo / "out"):
+        place = sudo / "out/serve" / provisioning.LEDGER
+        provisioning.check_ledger(place, make=True)
+        ledger = provisioning.Ledger(place)
+        ledger.enter_nodes({"linux-node1": "controller"})
+        assert {path.name for path in place.parent.iterdir()} >= {"ledger.sqlite-wal", "ledger.sqlite-shm", "lock"}
+        assert owners_below(sudo / "out") == {ALICE}
+        ledger.close()
+
+
+def test_boot_closes_its_directory_to_the_user_and_gives_it_back(sudo: Path) -> None:
+    """Trees of nodes are made and removed by root: the user can put nothing there meanwhile."""
+    place = sudo / "out/boot"
+    (place / "linux-node1").mkdir(parents=True)
+    (place / "lock").touch()
+    (sudo / "precious/tree").mkdir(parents=True)
+    (place / "link").symlink_to(sudo / "precious")
+    for path in (sudo / "out", place, *place.iterdir()):
+        os.chown(path, ALICE, ALICE, follow_symlinks=False)
+    with boot.hold_directory(place):
+        assert place.stat().st_uid == (place / "linux-node1").stat().st_uid == 0
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert not (place / "link").is_symlink()
+        boot.remove_leftovers(place)
+        (place / "linux-node1/console.log").touch()
+    assert owners_below(place) == {ALICE}
+    assert (sudo / "precious/tree").is_dir()
+    with boot.hold_directory(place, keep=True):
+        pass
+    assert place.stat().st_uid == 0, "kept nodes need their files' owners"
+
+
+def test_what_is_given_back_is_no_file_of_elsewhere(sudo: Path) -> None:
+    """A hard link in a user's directory may be to a file of root's."""
+    place = sudo / "out/boot"
+    place.mkdir(parents=True)
+    (sudo / "shadow").touch()
+    os.link(sudo / "shadow", place / "log")
+    with keep_closed(place, for_good=False):
+        pass
+    assert (sudo / "shadow").stat().st_uid == 0
+
+
+# what others can change
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "said"),
+    [
+        (MALLORY, 0o755, "user uid 12346 can write in"),
+        (0, 0o777, "every user can write in"),
+        (0, 0o1777, ""),
+        (0, 0o755, ""),
+        (ALICE, 0o755, ""),
+        (ALICE, 0o775, "group 12345 can write in"),  # which nobody knows the members of
+    ],
+)
+@pytest.mark.parametrize("below", ["out", "deep/out"])
+def test_a_place_that_others_can_change_is_refused(
+    sudo: Path, uid: int, mode: int, said: str, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it is on the way; /tmp with its sticky bit is no such place. Nothing is written there."""
+    place = sudo / "place"
+    (place / below).parent.mkdir(parents=True)
+    os.chown(place, uid, ALICE)
+    place.chmod(mode)
+    code = run_command(["seed", "-q", "-o", os.fspath(place / below)])
+    err = capsys.readouterr().err
+    assert said in err and (not said or f"{place}, and so change" in err)
+    assert code == (ExitCode.BAD_INPUT if said else ExitCode.DONE)
+    assert (place / below).exists() == (not said)
+
+
+def test_out_itself_must_not_be_open_even_with_the_sticky_bit(here: Path) -> None:
+    """Anybody could put a link there."""
+    (here / "out").mkdir()
+    (here / "out").chmod(0o1777)
+    with pytest.raises(BadUsage, match="every user can write"):
+        find_place(Path("out"))
+
+
+def test_a_group_counts_by_its_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own group, as of umask 002, is nobody else; an operators' group is."""
+    tmp_path.chmod(0o775)
+    users = {"root": 0, "alice": ALICE, "bob": MALLORY}
+    monkeypatch.setattr(
+        pwd, "getpwall", lambda: [SimpleNamespace(pw_name=n, pw_uid=u, pw_gid=u) for n, u in users.items()]
+    )
+    members: list[str] = []
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="ops", gr_mem=members))
+    os.chown(tmp_path, ALICE, ALICE)
+    assert find_place(tmp_path, ALICE) == tmp_path
+    members += ["alice", "bob", "gone"]
+    with pytest.raises(BadUsage, match=r"group ops \(bob, gone\) can write"):
+        find_place(tmp_path, ALICE)
+    os.chown(tmp_path, ALICE, MALLORY)
+    members.clear()
+    with pytest.raises(BadUsage, match=r"group ops \(bob\) can write"):
+        find_place(tmp_path, ALICE)
+
+
+def test_an_out_that_is_a_link_of_ones_own_is_where_it_leads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Large disks are elsewhere. What was written is named where it is."""
+    (here / "big/imagegen").mkdir(parents=True)
+    (here / "out").symlink_to("big/../big")
+    assert run_command(["seed", "-q", "-o", "out/imagegen"]) == ExitCode.DONE
+    assert capsys.readouterr().out.splitlines()[0] == os.fspath(here / "big/imagegen/seeds/linux-node1.iso")
+    (here / "big/loop").symlink_to("loop")
+    with pytest.raises(BadUsage, match="loop is a link"):
+        find_place(here / "big/loop")
+
+
+def test_no_out_is_no_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty variable in a script is not this directory."""
+    before = sorted(here.rglob("*"))
+    for argv in (["generate", "-o", ""], ["--out=", "seed"]):
+        assert run_command(argv) == ExitCode.BAD_INPUT
+        assert "must not be empty" in capsys.readouterr().err
+    assert sorted(here.rglob("*")) == before
+
+
+# what is replaced
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("generate", ["elements/own/README", "seeds/tomatoes.txt"]),
+        ("generate", ["elements/imagegen-base/README.rst"]),
+        ("generate", ["seeds/linux-node1/user-data"]),
+        ("generate", ["images.yaml"]),
+        ("seed", ["seeds/linux-node1.iso"]),
+        ("pxe", ["pxe/boot.ipxe", "pxe/dnsmasq.conf"]),
+        ("baremetal", ["metal3/linux-node1.yaml"]),
+        ("baremetal", ["ironic/nodes.yaml"]),
+    ],
+)
+@pytest.mark.parametrize("out", [".", "out"])
+def test_what_imagegen_did_not_make_stops_it(
+    here: Path, command: str, names: list[str], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything foreign is named, and nothing is written before."""
+    make_images(here / out)
+    for name in names:
+        (here / out / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / out / name).write_text("mine\n")
+    before = sorted(here.rglob("*"))
+    assert run_command([command, "-q", "-o", out]) == ExitCode.BAD_INPUT
+    assert sorted(here.rglob("*")) == before
+    err = capsys.readouterr().err
+    for name in names:
+        assert os.fspath(Path(out, name.split("/")[0])) in err
+        assert (here / out / name).read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: bool) -> None:
+    """Also by a version that wrote no marks."""
+    make_images(here / "out")
+    assert run_command([*command, "-q"]) == ExitCode.DONE
+    written = {path: path.stat().st_ino for path in (here / "out").rglob("*.y*ml") if path.is_file()}
+    if not marked:
+        for mark in list((here / "out").rglob(MARK)):
+            mark.unlink()
+    assert run_command([*command, "-q"]) == ExitCode.DONE
+    assert all(path.stat().st_ino != before for path, before in written.items())
+    assert all((path / MARK).is_file() for path in (here / "out").iterdir() if path.is_dir() and path.name != "images")
+
+
+def test_every_name_is_known_of_earlier_versions() -> None:
+    """A directory that is written to and could not be told from a foreign one would be taken for it."""
+    assert {*outdir.KEPT} - {"seeds"} < {*outdir.EARLIER}
+
+
+def test_a_killed_runs_halves_are_removed(here: Path) -> None:
+    """They hold secrets."""
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    for name in (".elements.new", ".elements.old", "seeds/.linux-node9.new", "seeds/.linux-node1.iso.new"):
+        (here / "out" / name).mkdir()
+        (here / "out" / name / "user-data").write_text("secret")
+    (here / "out/.mine.new").write_text("mine")
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert sorted(p.name for p in (here / "out").iterdir()) == [MARK, ".mine.new", "elements", "images.yaml", "seeds"]
+    assert sorted(p.name for p in (here / "out/seeds").iterdir()) == [MARK, "linux-node1", "linux-node2"]
+
+
+# seeds of nodes that are no more
+
+
+def test_seeds_of_nodes_that_are_no_more_go(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Directory and ISO, said in a line each; a command for one node leaves others', all leave what is no seed."""
+    assert run_command(["generate", "-q"]) == run_command(["seed", "-q"]) == ExitCode.DONE
+    cluster = here / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    (here / "out/seeds/notes.txt").write_text("mine")
+    (here / "out/seeds/debian.iso").write_bytes(b"x" * 40000)
+    assert run_command(["seed", "-q", "renamed"]) == ExitCode.DONE
+    assert (here / "out/seeds/linux-node2.iso").is_file()
+    capsys.readouterr()
+    assert run_command(["seed"]) == ExitCode.DONE
+    err = capsys.readouterr().err
+    for name in ("linux-node2", "linux-node2.iso"):
+        assert f"removed out/seeds/{name}: cluster.yaml has no such node" in err
+    left = ["debian.iso", "linux-node1", "linux-node1.iso", "notes.txt", "renamed.iso"]
+    assert sorted(p.name for p in (here / "out/seeds").iterdir()) == [MARK, *left]
+
+
+def test_generate_removes_old_seeds_and_keeps_the_nodes_isos(here: Path) -> None:
+    assert run_command(["generate", "-q"]) == run_command(["seed", "-q"]) == ExitCode.DONE
+    cluster = here / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    left = ["linux-node1", "linux-node1.iso", "renamed"]
+    assert sorted(p.name for p in (here / "out/seeds").iterdir()) == [MARK, *left]
+
+
+def test_other_files_of_old_nodes_go(here: Path) -> None:
+    """Config drives and Secrets hold the same secrets."""
+    make_images(here / "out")
+    assert run_command(["baremetal", "-q"]) == ExitCode.DONE
+    cluster = here / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    assert run_command(["baremetal", "-q"]) == ExitCode.DONE
+    assert [path for path in (here / "out").rglob("*") if "linux-node2" in path.name] == []
+
+
+def test_a_link_is_no_old_seed(tmp_path: Path) -> None:
+    """What it leads to may be anything."""
+    (tmp_path / "seed").mkdir()
+    (tmp_path / "seed/meta-data").write_text("imagegen: {}\n")
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/old").symlink_to("../seed")
+    assert remove_old_seeds(tmp_path / "seeds", []) == []
+    (tmp_path / "seed").rename(tmp_path / "seeds/old-node")
+    assert remove_old_seeds(tmp_path / "seeds", []) == [tmp_path / "seeds/old-node"]
+
+
+# one command at a time
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_second_command_waits_and_says_for_whom(
+    here: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It writes nothing meanwhile, and gives up in the end."""
+    make_images(here / "out")
+    monkeypatch.setattr(outdir, "WAIT_SECONDS", 0.05)
+    before = sorted((here / "out").rglob("*"))
+    with hold_lock(here / "out" / MARK, "build"):
+        assert run_command(command) == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert f"another imagegen (pid {os.getpid()}, `build`) works in out; waiting for it" in err
+    assert "still works in out" in err
+    assert [path for path in sorted((here / "out").rglob("*")) if path.name != MARK] == before
+    assert run_command([*command, "-q"]) == ExitCode.DONE
+
+
+@pytest.mark.parametrize("hold", [lambda out: boot.hold_directory(out / "boot"), provisioning.hold_directory])
+def test_what_runs_long_does_not_hold_others_up(here: Path, hold: Callable[[Path], object]) -> None:
+    """A server runs for days beside `seed` and `pxe`."""
+    with hold(here / "out"):  # type: ignore[attr-defined]
+        assert run_command(["seed", "-q"]) == ExitCode.DONE
+
+
+# where effects are
+
+# Calls that write, make or remove by path, and so follow links.
+BY_PATH = {"write_text", "write_bytes", "mkdir", "touch", "rename", "replace", "unlink", "rmdir", "symlink_to", "chmod"}
+BY_PATH |= {"hardlink_to", "copyfile", "copytree", "rmtree", "makedirs", "truncate"}
+# Modules that work in places that are root's alone, with what they may do there.
+ELSEWHERE = {
+    "build": {"mkdir", "rename", "touch", "unlink", "rmtree"},  # the cache, which find_cache() looked at
+    "store": {"rmtree"},
+    "dib": {"mkdir", "write_text", "chmod"},
+    "disk": {"mkdir", "unlink", "symlink_to", "replace", "write_text", "truncate"},
+    "netboot": {"copyfile"},
+    "nspawn": {"mkdir", "rmdir", "write_text"},  # control groups
+    "switch": {"unlink", "replace"},  # its socket, in out/boot, which keep_closed() holds
+    "cli": {"unlink"},  # the file that `init` wrote beside its place
+}
+
+
+def find_by_path(source: str) -> set[str]:
+    """The names of calls that change files by path: methods of Path, functions of shutil, open() to write."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        words = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        if name == "open" and any(set(word) <= set("rwaxbt+") and set(word) & set("wax+") for word in words):
+            found.add("open")
+        # dataclasses.replace and str.replace take other arguments than Path.replace, which takes one.
+        elif name in BY_PATH and not (name == "replace" and (len(node.args) != 1 or node.keywords)):
+            found.add(name)
+    return found
+
+
+def test_only_what_works_elsewhere_changes_files_by_path() -> None:
+    """All else goes through handles, tree, lock and outdir."""
+    modules = [p for p in (ROOT / "imagegen").glob("*.py") if p.stem not in ("handles", "tree", "lock", "outdir")]
+    faults = {p.stem: found for p in modules if (found := find_by_path(p.read_text()) - ELSEWHERE.get(p.stem, set()))}
+    faults.get("disk", set()).discard("open")
+    assert {module: calls for module, calls in faults.items() if calls} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "path.write_text('x')",
+        "(out / 'logs').mkdir(parents=True)",
+        "path.open('wb')",
+        "open(path, 'a')",
+        "beside.replace(path)",
+        "shutil.rmtree(path)",
+    ],
+)
+def test_a_planted_write_is_found(source: str) -> None:
+    assert find_by_path(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["path.open('rb')", "text.replace('a', 'b')", "replace(cluster, nodes=())", "open(p)"]
+)
+def test_reading_is_let_be(source: str) -> None:
+    assert not find_by_path(source)
