@@ -21,6 +21,7 @@ from imagegen import __version__
 from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, MachineLacks, Problem
 
 if TYPE_CHECKING:
+    from imagegen.fleet import Screen
     from imagegen.ledger import Ledger
     from imagegen.model import Cluster, Node, Role
     from imagegen.provisioning import Window
@@ -30,6 +31,7 @@ IPXE = Path("/usr/lib/ipxe")  # Debian's package ipxe
 DEFAULT_CLUSTER = Path("cluster.yaml")
 MAX_PROBLEMS = 100
 ROLES = ("controller", "compute")  # model.Role and build.FORMATS; importing them here would cost every start
+STATES = ("failed", "lost", "degraded", "waiting", "working", "silent", "ready")  # fleet.ORDER; likewise
 FORMATS = ("tar", "raw", "qcow2", "raw.zst", "squashfs", "vmlinuz", "initrd")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -421,21 +423,34 @@ def serve(
 
 
 @cli.command(short_help="Print how far the nodes are that `imagegen serve` provisions.")
-@click.option("--watch", is_flag=True, help="Go on until every node is ready.")
+@click.argument("names", nargs=-1, metavar="[NODE]...")
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Show only these. Repeatable.")
+@click.option("--watch", is_flag=True, help="Go on until every node is ready or has failed.")
+@click.option("--timeout", type=_Duration(), help="Watch, and give up after so long: 20m, 2h.")
 @_common
 @click.pass_obj
-def status(settings: Settings, watch: bool) -> Outcome:
+def status(
+    settings: Settings, names: tuple[str, ...], states: tuple[str, ...], watch: bool, timeout: float | None
+) -> Outcome:
     """Print each node's state, step and what it waits for, failed ones first: what `imagegen serve` was told.
 
-    Exit code 0 means that every node is ready, 5 that one has failed, 1 that some are still on their way.
+    Nodes that are in the same state for the same reason are one line. Nodes report every minute, and every five
+    minutes once they are ready: after three reports that did not come a node is lost, until it speaks again. A ready
+    node that does not do all its work is degraded. On a terminal everything fits on the screen; with NODE or --state,
+    and in a pipe, nothing is left out.
+
+    Exit code 0 means that every node is ready, 5 that one has failed or missed the timeout, 1 that some are on their
+    way, lost or degraded. NODE chooses which nodes that is about, --state only what is shown.
 
     \b
     Examples:
       imagegen status
-      imagegen status --watch
+      imagegen status --watch --timeout 30m
+      imagegen status linux-node2 linux-node3
+      imagegen status --state failed --state lost
       imagegen status --output json | jq '.nodes[] | select(.state == "failed")'
     """
-    return _show_status(settings, watch)
+    return _show_status(settings, names, states, watch or timeout is not None, timeout)
 
 
 @cli.command(short_help="Write what Ironic and Metal3 take.")
@@ -879,64 +894,99 @@ def _say_in_background(settings: Settings) -> Iterator[Callable[[str], None]]:
         thread.join(1.0)
 
 
-STATUS_COLUMNS = ("name", "role", "state", "step", "seconds", "detail")
-
-
-def _show_status(settings: Settings, watch: bool) -> Outcome:
-    from imagegen.provisioning import node_rows, open_ledger
+def _show_status(
+    settings: Settings, names: Sequence[str], states: Sequence[str], watch: bool, timeout: float | None
+) -> Outcome:
+    from imagegen.fleet import Screen, find_faults, node_rows, render, select
+    from imagegen.provisioning import open_ledger
 
     ledger = open_ledger(settings.out)
     try:
-        told = _watch_ledger(settings, ledger) if watch else ledger.read()
+        if unknown := ledger.find_unknown(names):
+            raise BadUsage(f"no node is called {', '.join(unknown)}", "`imagegen status` lists them all")
+        if watch:
+            end = None if timeout is None else time.monotonic() + timeout
+            _watch_ledger(settings, ledger, names, states, end)
+        told = ledger.read()
     finally:
         ledger.close()
-    rows = node_rows(told, settings.out)
-    failed = [row for row in rows if row["state"] == "failed"]
-    faults = [f"{row['name']} failed in {row['step']}: {row['detail']}" for row in failed]
-    if (late := sum(row["state"] != "ready" for row in rows) - len(failed)) > 0:
-        faults.append(f"{late} node(s) are not ready yet")
-    code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if late else ExitCode.DONE
-    for report in reversed(told["reports"]):
-        _say(settings, f"refused {_clock(report['at'])} {report['address']}: {report['text']}")
+    rows = select(node_rows(told, settings.out), names)
+    faults = find_faults(rows)
+    late = any(row["state"] not in ("ready", "degraded", "failed") for row in rows)
+    if timeout is not None and late:
+        faults.append(f"gave up after {timeout:.0f} seconds")
+        _complain(faults[-1])
+    failed = any(row["state"] == "failed" for row in rows) or (timeout is not None and late)
+    code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if faults else ExitCode.DONE
+    screen = _measure_screen(settings)
+    taken = _say_refusals(settings, told["reports"], screen)
+    if screen and screen.height:
+        room = None if names or states else max(4, screen.height - taken - 1)
+        screen = Screen(screen.width, room, screen.colour)
+    shown = select(rows, states=states)
     problems = [Problem("", 0, "", fault) for fault in faults]
-    return Outcome(_table(rows, STATUS_COLUMNS), nodes=rows, problems=problems, code=code)
+    return Outcome(render(shown, told["listened"], screen), nodes=shown, problems=problems, code=code)
 
 
-def _watch_ledger(settings: Settings, ledger: Ledger) -> dict[str, Any]:
-    """What the ledger says once every node is ready; meanwhile a table that lives, or a line a change."""
-    from imagegen.boot import progress_line
-    from imagegen.provisioning import node_rows
+def _measure_screen(settings: Settings) -> Screen | None:
+    """The terminal on which the answer goes; None: stdout is none."""
+    import shutil
 
-    revision = 0
+    from imagegen.fleet import Screen
+
+    if settings.output != "text" or not sys.stdout.isatty():
+        return None
+    size = shutil.get_terminal_size()
+    return Screen(size.columns, size.lines, not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+
+
+def _say_refusals(settings: Settings, reports: Sequence[dict[str, Any]], screen: Screen | None) -> int:
+    """The newest refused requests, on a terminal three of them unless -v asks for more; returns how many lines."""
+    few = reports if screen is None or settings.verbose else reports[:3]
+    lines = [f"refused {_clock(report['at'])} {report['address']}: {report['text']}" for report in reversed(few)]
+    if len(few) < len(reports):
+        lines.insert(0, f"{len(reports) - len(few)} more refused requests: -v shows them")
+    for line in lines:
+        _say(settings, line if screen is None else line[: screen.width])
+    return 0 if settings.quiet else len(lines)
+
+
+def _watch_ledger(
+    settings: Settings, ledger: Ledger, names: Sequence[str], states: Sequence[str], end: float | None
+) -> None:
+    """Until every node is ready or failed, or the time is over: a table that lives, or a line a change."""
+    from imagegen.fleet import Screen, find_changes, is_settled, node_rows, render, select
+
+    before: list[dict[str, Any]] = []
     with _live_table(settings) as show:
         while True:
             told = ledger.read()
-            rows = node_rows(told, settings.out)
-            if show:
-                show(_table(rows, STATUS_COLUMNS))
-            else:
-                changed = {row["name"] for row in ledger.read(revision)["nodes"]} if revision else set()
-                for row in rows:
-                    if row["name"] in changed:
-                        _say(settings, progress_line(row["name"], row["step"], row["state"], row["detail"]))
-            revision = told["revision"]
-            if all(row["state"] == "ready" for row in rows):
-                return told
-            time.sleep(1.0)
+            rows = select(node_rows(told, settings.out), names)
+            shown = select(rows, states=states)
+            if show and (screen := _measure_screen(settings)):
+                show(render(shown, told["listened"], Screen(screen.width, screen.height and screen.height - 1, screen.colour)))
+            elif not settings.quiet:
+                for line in find_changes(before, shown, told["now"]):
+                    click.echo(line, err=settings.output == "json")
+            sys.stdout.flush()
+            before = shown
+            if is_settled(rows) or (end is not None and time.monotonic() >= end):
+                return
+            time.sleep(1.0 if end is None else max(0.0, min(1.0, end - time.monotonic())))
 
 
 @contextmanager
 def _live_table(settings: Settings) -> Iterator[Callable[[Sequence[str]], None] | None]:
     """Gives show(lines) that redraws a table on a terminal; None elsewhere."""
-    if settings.quiet or not sys.stderr.isatty():
+    if settings.quiet or settings.output != "text" or not sys.stdout.isatty():
         yield None
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True, highlight=False), auto_refresh=False, vertical_overflow="ellipsis") as live:
-        yield lambda lines: live.update(Text("\n".join(lines), overflow="ellipsis", no_wrap=True), refresh=True)
+    with Live(console=Console(highlight=False), auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+        yield lambda lines: live.update(Text.from_ansi("\n".join(lines), no_wrap=True), refresh=True)
 
 
 def _clock(at: float) -> str:

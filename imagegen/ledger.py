@@ -11,12 +11,18 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from imagegen.console import printable
 
 STATES = ("waiting", "working", "ready", "failed")
+BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
+READY_BEAT = 300.0  # the same for one that is ready
+MISSED = 3  # reports in a row that make a node lost
+DEGRADED = "degraded: "  # how the detail of a ready node begins that does not do all its work (decision 35)
+LISTENING = 10.0  # seconds; how exactly it is known until when the server listened
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
 MOST_REPORTS = 1000
@@ -25,7 +31,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
     name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
     detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
-    revision INTEGER NOT NULL DEFAULT 0);
+    revision INTEGER NOT NULL DEFAULT 0, heard REAL);
 CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
     step TEXT NOT NULL);
@@ -33,6 +39,7 @@ CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
 CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
     used INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS token (digest TEXT PRIMARY KEY, node TEXT NOT NULL, fate TEXT NOT NULL DEFAULT 'new');
+CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS report (at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL, text TEXT NOT NULL,
     times INTEGER NOT NULL DEFAULT 1, UNIQUE (node, address, text));
 """
@@ -58,6 +65,9 @@ class Ledger:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        if "heard" not in [row["name"] for row in self._db.execute("PRAGMA table_info(node)")]:
+            self._db.execute("ALTER TABLE node ADD COLUMN heard REAL")  # a ledger of before
+            self._db.execute("UPDATE node SET heard = changed")
 
     def close(self) -> None:
         self._db.close()
@@ -155,12 +165,14 @@ class Ledger:
 
     # what happens
 
-    def begin_boot(self, name: str, step: str, detail: str) -> None:
-        """A machine booted as that node: its timeline begins anew."""
+    def begin_boot(self, name: str, step: str, detail: str, *, reports_here: bool = True) -> None:
+        """A machine booted as that node: its timeline begins anew. Who reports elsewhere is not expected to be heard."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._restart(name)
             self._enter(name, "working", step, detail, [])
+            if not reports_here:
+                self._db.execute("UPDATE node SET heard = NULL WHERE name = ?", (name,))
 
     def record(self, document: Mapping[str, Any]) -> bool:
         """Takes a checked status document of a known node; whether something changed."""
@@ -170,6 +182,8 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             row = self._db.execute("SELECT * FROM node WHERE name = ?", (name,)).fetchone()
             if (row["state"], row["step"], row["detail"]) == (state, step, document["detail"]):
+                # No new revision: who reads what changed would get the whole fleet once a minute.
+                self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
                 return False
             # A node that was ready and goes through its steps once more has booted again.
             again = row["state"] == "ready" and state != "ready" and len(steps) < len(json.loads(row["steps"]))
@@ -214,14 +228,28 @@ class Ledger:
                 (name, name, MOST_EVENTS),
             )
         self._db.execute(
-            "UPDATE node SET state = ?, step = ?, detail = ?, steps = ?, changed = ?,"
-            " ended = CASE WHEN ? = 'ready' THEN coalesce(ended, ?) END WHERE name = ?",
-            (state, step, detail, json.dumps(steps), now, state, now, name),
+            "UPDATE node SET step = ?, detail = ?, steps = ?, changed = ?, heard = ?,"
+            # Its clock stops when it is ready or has failed, at the first word of that.
+            " ended = CASE WHEN ? NOT IN ('ready', 'failed') THEN NULL WHEN state = ? THEN coalesce(ended, ?) ELSE ? END,"
+            " state = ? WHERE name = ?",
+            (step, detail, json.dumps(steps), now, now, state, state, now, now, state, name),
         )
         self._touch(name)
 
     def _touch(self, name: str) -> None:
         self._db.execute(f"UPDATE node SET revision = {_NEXT} WHERE name = ?", (name,))  # noqa: S608
+
+    # whether somebody listens: what was said meanwhile cannot have been missed
+
+    def begin_listening(self) -> None:
+        """From now on nodes are heard."""
+        now = self._now()
+        self._db.execute("INSERT OR REPLACE INTO listening (id, since, until) VALUES (1, ?, ?)", (now, now))
+
+    def keep_listening(self) -> None:
+        """They are heard still. To be called at least every LISTENING seconds. On a full disk it is not written down."""
+        with suppress(Unusable):
+            self._db.execute("UPDATE listening SET until = ?", (self._now(),))
 
     # what is told
 
@@ -231,7 +259,11 @@ class Ledger:
         return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
-        """`{now, revision, nodes, reports}`: nodes that changed after that revision, and the newest reports."""
+        """`{now, listened, revision, nodes, heard, reports}`: nodes that changed after that revision, the newest reports.
+
+        `listened` is until when the server heard what nodes say: now, while it works. `heard` has, of nodes that have
+        not changed, too, `{heard, due}`: when each was last heard, and after what time it is lost.
+        """
         with self._db:
             self._db.execute("BEGIN")  # one state of the file for all that follows
             rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
@@ -246,14 +278,25 @@ class Ledger:
             ).fetchall()
             revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
             reports = self._db.execute("SELECT * FROM report ORDER BY at DESC LIMIT 20").fetchall()
+            beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
+            listening = self._db.execute("SELECT since, until FROM listening").fetchone()
+        now = self._now()
+        since, listened = listening if listening else (0.0, now)
+        if now - listened < 2 * LISTENING:
+            listened = now
         keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
         nodes = {row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None} for row in rows}
         for event in events:
             nodes[event["node"]]["timeline"].append({key: event[key] for key in ("at", "state", "step")})
         for window in windows:
             nodes[window["node"]]["seed"] = {key: window[key] for key in ("closes", "claims", "used")}
+        heard = {row["name"]: {"heard": row["heard"], "due": find_due(row["state"], row["heard"], since)} for row in beats}
+        for name, node in nodes.items():
+            node |= heard.get(name, {"heard": None, "due": None})
         return {
-            "now": self._now(),
+            "now": now,
+            "listened": listened,
+            "heard": heard,
             "revision": revision,
             "nodes": list(nodes.values()),
             "reports": [_describe_report(row) for row in reports],
@@ -272,6 +315,23 @@ class Ledger:
         """Those of the names that are no nodes of the ledger."""
         known = {row["name"] for row in self._db.execute("SELECT name FROM node")}
         return [name for name in names if name not in known]
+
+
+def find_due(state: str, heard: float, since: float) -> float:
+    """After what time a node in that state is lost that was last heard then, by a server that listens since then."""
+    return max(heard, since) + MISSED * (READY_BEAT if state == "ready" else BEAT)
+
+
+def show_state(node: Mapping[str, Any], at: float) -> str:
+    """The state of a node of Ledger.read() at that time, in the eyes of who watches: lost and degraded too.
+
+    One that has failed and then falls silent has failed: somebody has to go there anyway.
+    """
+    if node["state"] != "failed" and node["due"] is not None and at > node["due"]:
+        return "lost"
+    if node["state"] == "ready" and node["detail"].startswith(DEGRADED):
+        return "degraded"
+    return str(node["state"])
 
 
 def _describe_report(row: sqlite3.Row) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,12 +17,12 @@ from imagegen.authority import issue_certificate, load_authority
 from imagegen.errors import BadUsage, MachineLacks
 from imagegen.handles import is_file, keep_file, list_names, open_directory, remove_place
 from imagegen.iso import seed_iso_bytes
-from imagegen.ledger import Ledger, Unusable
+from imagegen.ledger import LISTENING, Ledger, Unusable
 from imagegen.lock import Held, hold_lock
 from imagegen.model import Cluster, Node
 from imagegen.outdir import remove_leftovers, work_in
 from imagegen.pxe import choose_url
-from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app, read_image
+from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app
 from imagegen.server import Listener, Serving, listen
 from imagegen.tree import File, Tree, write_file
 
@@ -140,6 +141,7 @@ def provision(
             ledger.close_windows()
         if make_seed is not None:
             ledger.open_windows(window.names or names, window.seconds, window.claims, closed_only=not window.names)
+        stack.enter_context(attend(ledger))
 
         def make_iso(node: Node) -> bytes:
             assert make_seed is not None  # noqa: S101 - not called otherwise
@@ -167,6 +169,27 @@ def provision(
         yield Provisioning(url, seed_url, stack.enter_context(Serving(listeners, enter)), ledger)
 
 
+@contextmanager
+def attend(ledger: Ledger) -> Iterator[None]:
+    """Writes down that somebody listens, as long as this lasts: a node is not lost because nobody did."""
+    ledger.begin_listening()
+    ended = Event()
+
+    def work() -> None:
+        own = ledger.reopen()
+        while not ended.wait(LISTENING / 2):
+            own.keep_listening()
+        own.close()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def check_tree(cluster: Cluster, root: Path) -> None:
     """Whether `imagegen pxe` was run for these nodes. Raises BadUsage."""
     missing = [node.name for node in cluster.nodes if not is_file(root / f"nodes/{node.name}.ipxe")]
@@ -189,16 +212,3 @@ def describe_windows(told: Mapping[str, Any]) -> str:
         f"{', '.join(names) if len(names) < 6 else f'{len(names)} nodes'} {text}" for text, names in groups.items()
     ]
     return "; ".join(told_groups) or "nobody may claim one"
-
-
-ORDER = ("failed", "waiting", "working", "", "ready")
-
-
-def node_rows(told: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """The nodes of Ledger.read() as `--output json` has them, failed ones first; an empty state: never heard of."""
-    rows = []
-    for node in sorted(told["nodes"], key=lambda node: (ORDER.index(node["state"]), node["name"])):
-        seconds = 0.0 if node["began"] is None else round((node["ended"] or told["now"]) - node["began"], 1)
-        row = {key: node[key] for key in ("name", "role", "state", "step", "detail")}
-        rows.append({**row, "seconds": seconds, "image": read_image(out / "pxe", node["name"])})
-    return rows

@@ -198,7 +198,9 @@ def make_files_app(site: Site) -> App:
             raise site.refuse(403, node.name, request, text)
         text = read_file(script).decode()
         if site.knows(node, address):
-            site.ledger.begin_boot(node.name, "script", f"its iPXE script was fetched by {address}")
+            reports_here = site.status_url == f"{site.url}/status"
+            fetched = f"its iPXE script was fetched by {address}"
+            site.ledger.begin_boot(node.name, "script", fetched, reports_here=reports_here)
             site.say(f"{node.name}: its script was fetched by {address}")
             text = add_arguments(site, node, text)
         return PlainTextResponse(text, headers={"Cache-Control": "no-store"})

@@ -800,7 +800,7 @@ def test_a_mapping_that_another_made_meanwhile_is_tried_again(ready: World) -> N
     ready.commands.fail("nova-manage cell_v2 discover_hosts", 2)
     ready.watch(ready.controller(), 20)
     assert [row["host"] for row in ready.server.rows("nova_api", "host_mappings")] == ["linux-node2"]
-    assert [document["detail"] for document in ready.documents] == ["mapped linux-node2"]
+    assert [document["detail"] for document in ready.documents] == ["", "mapped linux-node2"]
 
 
 def test_a_host_with_a_mapping_is_not_discovered_for_ever(ready: World) -> None:
@@ -820,7 +820,7 @@ def test_a_cell_that_fails_does_not_keep_the_others_waiting(two_cells: World) ->
     two_cells.commands.fail(f"nova-manage cell_v2 discover_hosts --cell_uuid {first}", 255, "boom", times=99)
     two_cells.watch(two_cells.controller(), 60)
     assert [row["host"] for row in two_cells.server.rows("nova_api", "host_mappings")] == ["two-1"]
-    assert two_cells.documents[-1]["detail"].startswith("discovery failed: nova-manage cell_v2 discover_hosts")
+    assert two_cells.documents[-1]["detail"].startswith("degraded: discovery failed: nova-manage cell_v2 discover_hosts")
 
 
 def test_a_console_that_was_full_gets_its_line_later(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -838,12 +838,12 @@ def test_discovery_that_fails_is_said_and_ends_by_itself(ready: World) -> None:
     ready.register_compute("linux-node2")
     ready.commands.fail("nova-manage cell_v2 discover_hosts", 255, "boom", times=99)
     ready.watch(agent, 300)
-    assert "discovery failed: nova-manage cell_v2 discover_hosts" in ready.documents[-1]["detail"]
+    assert "degraded: discovery failed: nova-manage cell_v2 discover_hosts" in ready.documents[-1]["detail"]
     assert len(ready.commands.log) < 12
     ready.commands.faults.clear()
     ready.server.up = False
     ready.watch(agent, 100)
-    assert ready.documents[-1]["detail"].startswith("discovery waits for database nova at 192.168.56.11:3306")
+    assert ready.documents[-1]["detail"].startswith("degraded: discovery waits for database nova at 192.168.56.11:3306")
     ready.server.up = True
     ready.watch(agent, 100)
     assert ready.documents[-1]["detail"] == "mapped linux-node2"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes.pymysql import OperationalError
 from fakes.world import World
-from imagegen_node import cli, doctor
+from imagegen_node import cli, doctor, health
 from imagegen_node.doctor import Patient, examine
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
@@ -193,7 +193,7 @@ def test_computes_that_never_came_are_named(healthy: World) -> None:
 def test_a_full_disk_is_found(healthy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Space and inodes are two things to run out of."""
     full = SimpleNamespace(f_blocks=1000, f_bavail=49, f_frsize=2**20, f_files=100, f_favail=4)
-    monkeypatch.setattr(doctor, "os", SimpleNamespace(statvfs=lambda place: full))
+    monkeypatch.setattr(health, "os", SimpleNamespace(statvfs=lambda place: full))
     found = look(healthy, COMPUTE)
     assert any("is full: 49 of 1000 MiB are free" in line and "vacuum" in line for line in found)
     assert any("has no inodes left: 4 of 100" in line for line in found)
@@ -238,6 +238,15 @@ def test_a_compute_that_is_not_up_or_not_mapped_says_so(ready_compute: World) ->
     found = "\n".join(look(ready_compute))
     assert "nova-compute of this node is not up" in found
     assert "nova-compute.service is failed" in found and "retry compute-service" in found
+
+
+def test_a_compute_that_is_deaf_or_without_libvirt_is_told(ready_compute: World) -> None:
+    """Up in the API, and no request reaches it."""
+    ready_compute.deaf.add("compute")
+    ready_compute.commands.fail("virsh", 1, "no connection")
+    found = "\n".join(look(ready_compute))
+    assert "nova-compute is deaf" in found and "systemctl restart nova-compute" in found
+    assert "libvirt: virsh" in found and "no connection" in found
 
 
 def test_a_compute_with_another_id_is_told(ready_compute: World) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.message import Message
 from typing import Any
 
 import pytest
 from imagegen_node import post
 from imagegen_node.post import LONGEST_PAUSE, Poster
+
+from imagegen.ledger import BEAT, READY_BEAT
 
 URL = "http://192.0.2.1:8080/status"
 SECONDS = 10.0  # until a thread must have done its part
@@ -43,15 +46,31 @@ class Listener:
 
 
 @pytest.fixture
-def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     made = Listener()
     monkeypatch.setattr(post, "OPENER", made)
-    return made
+    yield made
+    for poster in STARTED:  # their threads live on, and would speak to the next test's listener
+        poster.send("{}", 3600.0)
+        poster.drain(SECONDS)
+    STARTED.clear()
+
+
+STARTED: list[Poster] = []
 
 
 def start(pauses: list[float]) -> Poster:
     sleep: Callable[[float], None] = pauses.append
-    return Poster(URL, sleep)
+    STARTED.append(Poster(URL, sleep))
+    return STARTED[-1]
+
+
+def wait_for(seen: Callable[[], bool]) -> None:
+    """Until that is so; fails after ten seconds."""
+    end = time.monotonic() + SECONDS
+    while not seen():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_a_document_arrives(listener: Listener) -> None:
@@ -117,6 +136,45 @@ def test_a_document_that_fails_gives_way_to_a_newer_one(listener: Listener) -> N
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
     assert listener.got == [{"n": 2}]
+
+
+def test_a_document_is_sent_again_and_again(listener: Listener) -> None:
+    """Whoever listens must not take a node that waits for one that died; it is the newest document each time."""
+    poster = start([])
+    poster.send('{"n": 1}', 0.01)
+    wait_for(lambda: len(listener.got) >= 3)
+    poster.send('{"n": 2}', 0.01)
+    wait_for(lambda: listener.got[-2:] == [{"n": 2}] * 2)
+    assert listener.got.index({"n": 2}) == listener.got.count({"n": 1})
+
+
+def test_a_node_reports_within_a_minute_and_within_five_when_ready(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """imagegen/ledger.py calls it lost after three reports that did not come: the two agree."""
+    pauses: list[float | None] = []
+    wait = threading.Condition.wait_for
+
+    def note(self: threading.Condition, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            pauses.append(timeout)
+        return wait(self, predicate, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait_for", note)
+    poster = start([])
+    for beat in (post.BEAT, post.READY_BEAT):
+        poster.send(json.dumps({"n": beat}), beat)
+        wait_for(lambda beat=beat: bool(pauses) and pauses[-1] is not None and 0.7 * beat <= pauses[-1] <= beat)
+    assert pauses[0] is None and (post.BEAT, post.READY_BEAT) == (BEAT, READY_BEAT)
+
+
+def test_what_was_refused_is_sent_again_seldom(listener: Listener) -> None:
+    """It may be taken when the server knows the node; meanwhile each refusal is a line there."""
+    listener.faults = [urllib.error.HTTPError("", 403, "", Message(), None)]
+    poster = start([])
+    poster.send('{"n": 1}', 0.01)
+    poster.drain(SECONDS)
+    assert listener.tries == 1 and poster._beat == post.READY_BEAT
 
 
 def test_draining_is_bounded(listener: Listener) -> None:

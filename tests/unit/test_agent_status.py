@@ -396,6 +396,15 @@ def test_status_is_an_exit_code_and_a_text(
     assert json.loads(capsys.readouterr().out) == read_status(said)
 
 
+def test_a_degraded_node_has_an_exit_code_of_its_own(said: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is ready, for whoever waits for that, and not well, for whoever watches."""
+    Status("node1", "compute").degraded("nova-compute is deaf")
+    assert read_status(said)["state"] == "ready"
+    assert cli.main(["status"]) == 4
+    out = capsys.readouterr().out
+    assert "node1 (compute) is ready since " in out and "\ndegraded: nova-compute is deaf\n" in out
+
+
 def test_no_status_yet_is_said(said: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The agent has not begun: 3, and where to look."""
     assert cli.main(["status"]) == 3

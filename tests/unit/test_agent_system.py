@@ -71,6 +71,17 @@ def test_a_failed_command_shows_its_last_lines(
     assert str(raised.value) == f"tool 'a b' ended with 7: {shown}"
 
 
+def test_a_command_that_hangs_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt may take a connection and never answer."""
+
+    def hang(argv: list[str], *, timeout: float, **_: Any) -> Any:
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(system.subprocess, "run", hang)
+    with pytest.raises(CommandFailed, match="virsh version ended with -9: no answer within 30 seconds"):
+        system.run(["virsh", "version"], timeout=30)
+
+
 def test_a_return_code_that_is_fine_is_no_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """nova-status ends with 1 for warnings."""
     monkeypatch.setattr(system.subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 1, "warning", ""))
@@ -427,7 +438,7 @@ def test_a_queue_that_is_not_there_is_waited_for(world: World) -> None:
     """The daemon has not declared it yet."""
     world.remote_control_plane = True
     world.import_definitions()
-    with pytest.raises(Waiting, match=r"no queue 'conductor\.linux-node1'"):
+    with pytest.raises(Waiting, match=r"a reader of the queue conductor\.linux-node1"):
         backing.check_consumers(world.node["messaging"], "nova", ["conductor.linux-node1"])
 
 

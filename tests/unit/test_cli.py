@@ -430,17 +430,80 @@ def test_serving_without_seeds_reads_no_secret(monkeypatch: pytest.MonkeyPatch) 
 def test_status_has_an_exit_code_and_names_what_failed(
     states: dict[str, str], code: ExitCode, faults: list[str], output: Output
 ) -> None:
-    """Failed nodes first, in the table as in the JSON."""
+    """Failed nodes first, in the table as in the JSON; the totals above."""
     keep_ledger(states)
     assert run_command(["status", "--output", "json"]) == code
     document = json.loads(output()[0])
     jsonschema.validate(document, SCHEMA)
     assert [problem["message"] for problem in document["problems"]] == faults
     assert run_command(["status"]) == code
-    shown = [line.split()[0] for line in output()[0].splitlines()[1:]]
-    assert sorted(shown) == sorted(states) and shown == [node["name"] for node in document["nodes"]]
-    if code is ExitCode.NODE_NOT_READY:
-        assert shown[0] == "a"
+    totals, head, *rows = output()[0].splitlines()
+    assert totals.startswith(f"{len(states)} nodes: ") and head.startswith("NODES ")
+    words = list(dict.fromkeys(node["state"] or "silent" for node in document["nodes"]))
+    assert len(rows) == len(words) and all(f"  {word}  " in row for word, row in zip(words, rows, strict=True))
+
+
+def test_status_takes_nodes_and_states(output: Output) -> None:
+    """The nodes decide the exit code, the states only what is shown; an unknown node is named."""
+    keep_ledger({"node2": "ready", "node10": "failed", "node1": "waiting"})
+    assert run_command(["status", "node2", "--output", "json"]) == ExitCode.DONE
+    assert [node["name"] for node in json.loads(output()[0])["nodes"]] == ["node2"]
+    assert run_command(["status", "--state", "ready", "--output", "json"]) == ExitCode.NODE_NOT_READY
+    assert [node["name"] for node in json.loads(output()[0])["nodes"]] == ["node2"]
+    assert run_command(["status", "node9"]) == ExitCode.BAD_INPUT
+    assert "no node is called node9" in output()[1]
+    assert run_command(["status", "--state", "happy"]) == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("state", ["ready", "failed", "degraded"])
+def test_watching_ends_when_nothing_more_will_come(state: str, output: Output) -> None:
+    """Every node is ready or has failed. Where stdout is no terminal, changes are lines on it."""
+    keep_ledger({"node1": "ready", "node2": "ready"})
+    if state != "ready":
+        ledger = Ledger(Path("out/serve/ledger.sqlite"))
+        said, detail = ("failed", "no disk") if state == "failed" else ("ready", "degraded: deaf")
+        ledger.record({"node": "node2", "state": said, "step": "disk", "detail": detail, "steps": []})
+        ledger.close()
+    code = {"ready": ExitCode.DONE, "failed": ExitCode.NODE_NOT_READY, "degraded": ExitCode.FAILED}[state]
+    assert run_command(["status", "--watch"]) == code
+    events = [line for line in output()[0].splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert any(re.search(r"node(2|\[1-2\])", line) and state in line for line in events)
+    assert "\x1b" not in "".join(events)
+
+
+def test_watching_has_an_end(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--timeout watches so long; who is not ready then has missed its time."""
+    keep_ledger({"node1": "waiting", "node2": "ready"})
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    assert run_command(["status", "--timeout", "1m"]) == ExitCode.NODE_NOT_READY
+    assert "gave up after 60 seconds" in output()[1]
+    assert run_command(["status", "--timeout", "1m", "node2"]) == ExitCode.DONE
+
+
+def test_status_fits_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 nodes on 80 by 24; coloured, unless NO_COLOR says no; with a choice of nodes it may scroll."""
+    keep_ledger({f"node{number}": ("waiting", "failed", "ready", "")[number % 4] for number in range(1, 501)})
+    ledger = Ledger(Path("out/serve/ledger.sqlite"))
+    for number in range(1, 501, 4):
+        reason = f"its own reason {number}: " + "many words " * 20
+        ledger.record({"node": f"node{number}", "state": "failed", "step": "disk", "detail": reason, "steps": []})
+    for number in range(9):
+        ledger.report("", f"10.0.0.{number}", "a long text " * 20)
+    ledger.close()
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(cli.sys.stdout, "isatty", lambda: True, raising=False)
+    for colour in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", colour)
+        monkeypatch.setenv("TERM", "xterm")
+        run_command(["status"])
+        out, err = output()
+        shown = re.sub(r"\x1b\[\d+m", "", out).splitlines() + err.splitlines()
+        assert len(shown) < 24 and max(map(len, shown)) <= 80
+        assert "more lines" in out and "more refused requests" in err
+    run_command(["status", "--state", "failed"])
+    assert output()[0].count("its own reason") == 125
 
 
 @pytest.mark.parametrize("given", ["1", "h", "0m", "-5m", "1.5h", "5w", "99999d", "m5"])

@@ -17,7 +17,7 @@ ROWS = (
     {"secrets", "releases", "render", "tree", "lock", "run", "signals", "console", "switch", "authority", "server"},
     {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "outdir"},
     {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
-    {"dib", "verify", "baremetal", "provisioning"},
+    {"dib", "verify", "baremetal", "provisioning", "fleet"},
     {"build", "pxeboot"},
     {"boot"},
     {"cli"},

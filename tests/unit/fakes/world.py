@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
+from subprocess import TimeoutExpired
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,6 +43,7 @@ AGENT_MODULES = (
     "controller",
     "database",
     "discovery",
+    "health",
     "lease",
     "machine",
     "metadata",
@@ -72,6 +74,8 @@ SERVICE_VERSION_ALIASES = {
 
 FIRST_REPORT = 5.0  # seconds after the start of one of Nova's services
 
+
+ROOMY = SimpleNamespace(f_blocks=1000, f_bavail=500, f_files=1000, f_favail=500, f_frsize=2**20)
 
 DMI_UUID = "8C6B1A2E-0000-4000-8000-0000000000AA"
 
@@ -119,8 +123,11 @@ class World:
         self.server = Server(lambda: self.clock)
         self.keystone = Keystone()
         self.broker: dict[str, Any] = {"users": {}, "vhosts": []}
+        self.disks: dict[Path, Any] = {}  # what statvfs says of a place
         self.deaf: set[str] = set()  # daemons that are up and do not reach the broker
         self.compute_services: dict[str, str] = {}  # host -> state, of other nodes
+        self.disabled: dict[str, str] = {}  # host -> why its nova-compute is disabled
+        self.forced_down: set[str] = set()  # hosts
         self.reports: dict[str, float] = {}  # service of this node -> when it last reported
         self.remote_control_plane = False  # the APIs are up, and no unit of this node stands behind them
         self.commands = Commands(self)
@@ -182,8 +189,11 @@ class World:
         return self._run(agent)
 
     def run_compute(self, seconds: float = 600) -> dict[str, Any]:
+        """Likewise for a compute."""
         self.patience = self.clock + seconds
-        return self._run(self.compute())
+        agent = self.compute()
+        agent.watch = lambda: None
+        return self._run(agent)
 
     def _run(self, agent: Any) -> dict[str, Any]:
         with suppress(Stuck):
@@ -191,7 +201,7 @@ class World:
         return self.documents[-1]
 
     def watch(self, agent: Any, seconds: float) -> None:
-        """Lets a ready controller go on for so long."""
+        """Lets a ready node go on for so long."""
         self.patience = self.clock + seconds
         with pytest.raises(Stuck):
             agent.watch()
@@ -328,11 +338,16 @@ class World:
             if self.works(f"{name}.service"):
                 if self.clock >= self.units[f"{name}.service"].since + FIRST_REPORT:
                     self.reports[name] = self.clock
-                row = {"id": name, "binary": name, "host": self.node_name, "state": "up"}
+                forced = name == "nova-compute" and self.node_name in self.forced_down
+                row = {"id": name, "binary": name, "host": self.node_name, "state": "down" if forced else "up"}
+                row |= {"forced_down": forced}
                 found.append({**row, "updated_at": tell_time(self.reports.get(name))})
         now = tell_time(self.clock)
         others = [
-            {"id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, "updated_at": now}
+            {
+                "id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, "updated_at": now,
+                "forced_down": host in self.forced_down,
+            }
             for host, state in self.compute_services.items()
             if host not in [item["host"] for item in found if item["binary"] == "nova-compute"]
         ]
@@ -341,7 +356,18 @@ class World:
     def list_hypervisors(self) -> list[dict[str, Any]]:
         hosts = {row["host"] for row in self.server.rows("nova_api", "host_mappings")}
         rows = [row for schema in self.cell_schemas() for row in self.server.rows(schema, "compute_nodes")]
-        return [{"id": row["uuid"], "service": {"host": row["host"]}} for row in rows if row["host"] in hosts]
+        return [self._view_hypervisor(row) for row in rows if row["host"] in hosts]
+
+    def _view_hypervisor(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As microversion 2.53 shows it."""
+        host, forced = row["host"], row["host"] in self.forced_down
+        disabled = self.disabled.get(host)
+        return {
+            "id": row["uuid"],
+            "state": "down" if forced else self.compute_services.get(host, "up"),
+            "status": "enabled" if disabled is None else "disabled",
+            "service": {"host": host, "disabled_reason": disabled},
+        }
 
     def cell_schemas(self) -> list[str]:
         """The schemas that are a cell's, cell0's left out."""
@@ -415,6 +441,8 @@ class World:
             (agent["status"], "time", clock),
             (agent["lease"], "time", clock),
             (agent["system"], "time", clock),
+            (agent["health"], "time", clock),
+            (agent["health"], "os", SimpleNamespace(statvfs=lambda place: self.disks.get(place, ROOMY))),
             (agent["clock"], "time", SimpleNamespace(time=lambda: self.clock + self.clock_ahead)),
             (agent["lease"], "threading", SimpleNamespace(Thread=lambda **_: thread, Lock=lambda: nullcontext())),
             (agent["system"], "pwd", accounts),
@@ -423,7 +451,11 @@ class World:
             (agent["metadata"], "grp", groups),
             (agent["machine"], "os", uname),
             (agent["cli"], "os", uname),
-            (agent["system"], "subprocess", SimpleNamespace(run=self.commands.run, DEVNULL=None)),
+            (
+                agent["system"],
+                "subprocess",
+                SimpleNamespace(run=self.commands.run, DEVNULL=None, TimeoutExpired=TimeoutExpired),
+            ),
             (agent["system"], "socket", SimpleNamespace(create_connection=self.connect_port)),
             (agent["system"].os, "getgrouplist", lambda *_: []),
             (agent["status"], "Outlet", self._make_outlet),

@@ -21,6 +21,10 @@ class Unauthorized(Exception):
     """Keystone does not take these credentials."""
 
 
+class TokenRefused(Waiting):
+    """An API does not take the token: it has expired, or the API cannot check it."""
+
+
 class NotFound(Waiting):
     """The API answers, and does not have what was asked for."""
 
@@ -94,14 +98,14 @@ class Session:
         return found
 
     def compute(self, region: str, path: str) -> Any:
-        """What Nova's API answers to GET path. Raises Waiting, also while Nova cannot check the token."""
+        """What Nova's API answers to GET path. Raises Waiting, TokenRefused while Nova does not take the token."""
         urls = self.endpoints("compute", region).get("public")
         if not urls:
             raise Waiting(f"an endpoint of type compute in region {region}")
         try:
             return fetch(urls[0].rstrip("/") + path, token=self._token)[0]
         except Unauthorized as error:
-            raise Waiting(f"the compute API to take a token of Keystone's: {error}") from error
+            raise TokenRefused(f"the compute API to take a token of Keystone's: {error}") from error
 
 
 def open_nova_session(node: dict[str, Any]) -> Session:

@@ -115,10 +115,18 @@ def check_messaging(messaging: dict[str, Any]) -> str:
 
 def check_consumers(messaging: dict[str, Any], vhost: str, queues: Iterable[str]) -> None:
     """Raises Waiting until each of these queues has a reader: a daemon can be up and not reach the broker."""
+    for queue in queues:
+        if not has_reader(messaging, vhost, queue):
+            raise Waiting(f"a reader of the queue {queue}")
+
+
+def has_reader(messaging: dict[str, Any], vhost: str, queue: str) -> bool:
+    """Whether somebody reads this queue. Raises Waiting when the broker does not say."""
     with connect_messaging(messaging, vhost) as connection:
-        for queue in queues:
-            if not connection.channel().queue_declare(queue=queue, passive=True).consumer_count:
-                raise Waiting(f"a reader of the queue {queue}")
+        try:
+            return bool(connection.channel().queue_declare(queue=queue, passive=True).consumer_count)
+        except amqp.exceptions.NotFound:  # it went with its last reader
+            return False
 
 
 def check_database(node: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from imagegen_node import metadata, retry
 from imagegen_node.mask import find_secrets, mask
-from imagegen_node.status import STATUS_FILE, Status
+from imagegen_node.status import DEGRADED, STATUS_FILE, Status
 from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
 
 OVERVIEW = """\
@@ -25,6 +25,8 @@ states:
   waiting   a step waits for what it names, as long as it takes: another node, a service, another try of a command
   ready     controller: schemas and cells are there, its services are up in the API, its endpoints are right
             compute: its service is up, a controller mapped it, its hypervisor is listed
+            A ready node looks at itself every five minutes. When something stopped working, it stays ready and says
+            `degraded:` and why; it restarts nothing. `imagegen-node doctor` names the cure.
   failed    a step cannot go on; it says why and what to do, and is tried again every 30 seconds
 """
 PLACES = f"""\
@@ -39,13 +41,13 @@ what cloud-init did:    /var/log/cloud-init.log
 after a new seed:       reboot
 after an edited file:   reboot (the seed's files are written again)
 """
-STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there"
+STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there, 4 ready but degraded"
 DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 cannot examine: not as root, no role yet, no such FILE"
 RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 no such step, or not as root"
 
 
 def run_role() -> int:
-    """Finds the role, runs its steps. A compute's agent ends when the node is ready, a controller's stays."""
+    """Finds the role, runs its steps, and stays: the node looks at itself, a controller maps new computes."""
     retry.listen()
     status = Status(os.uname().nodename, "")
     facts: dict[str, Any] = {}
@@ -105,6 +107,8 @@ def show_status(as_json: bool) -> int:
             print(": ".join(filter(None, (document["step"], document["detail"]))))
         for step in document["steps"]:
             print("  {name:<18} {state:<8} {seconds:8.1f} s".format(**step))
+    if document["state"] == "ready" and document["detail"].startswith(DEGRADED):
+        return 4
     return {"ready": 0, "failed": 2}.get(document["state"], 1)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import backing, configure, machine, metadata
-from imagegen_node.api import NotFound, Session, has_reported, open_nova_session
+from imagegen_node import backing, configure, health, machine, metadata
+from imagegen_node.api import NotFound, Session, TokenRefused, has_reported, open_nova_session
 from imagegen_node.status import Status
-from imagegen_node.steps import Refused, Sleep, Step, Waiting, run_steps
+from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, run_steps
 from imagegen_node.system import Units, put_file, run, seconds_active, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
@@ -17,6 +18,8 @@ LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 LIBVIRT: Units = {"libvirtd.service": ()}
 NOVA_COMPUTE: Units = {"nova-compute.service": (Path("/etc/nova"),)}
 UNITS: Units = {**LIBVIRT, **NOVA_COMPUTE}
+DISKS = (Path("/"), Path("/var/lib/nova"))
+LIBVIRT_SECONDS = 30.0  # until libvirt must have answered
 
 
 class Compute:
@@ -27,12 +30,44 @@ class Compute:
         self.node = node
         self.status = status
         self.sleep = sleep
+        self.session: Session | None = None  # kept between looks: a login costs Keystone a password's hash
 
     def run(self) -> None:
-        """Makes the node ready: service up, host mapped, hypervisor listed."""
+        """Makes the node ready - service up, host mapped, hypervisor listed - then stays, and looks whether it is."""
         run_steps(self.list_steps(), self.status, self.sleep)
         self.status.ready("")
-        self.status.close(self.sleep)
+        self.watch()
+
+    def watch(self) -> None:
+        """Looks at the node from time to time, for ever. What is wrong stands in the status until it is over."""
+        state = health.Health(self.list_looks())
+        while True:
+            self.sleep(state.seconds_left())
+            if trouble := state.examine():
+                self.status.degraded(trouble)
+            else:
+                self.status.ready("")
+            self.status.flush()
+
+    def list_looks(self) -> list[health.Look]:
+        """What has to be so on a compute that works."""
+        return [
+            lambda: health.look_at_disks(DISKS),
+            lambda: health.look_at_units(UNITS),
+            look_at_libvirt,
+            lambda: look_at_queue(self.node),
+            self.look_at_service,
+        ]
+
+    def look_at_service(self) -> Iterator[str]:
+        """What the API says of this node's nova-compute."""
+        if self.session is None:
+            self.session = open_nova_session(self.node)
+        try:
+            yield from find_service_troubles(self.node, self.session)
+        except TokenRefused:  # it has expired, an hour after the login
+            self.session = open_nova_session(self.node)
+            yield from find_service_troubles(self.node, self.session)
 
     def list_step_names(self) -> list[str]:
         """Every step of this node, in the order in which they run."""
@@ -76,7 +111,7 @@ class Compute:
         start_units(LIBVIRT)
         if not LIBVIRT_SOCKET.exists():
             raise Waiting(f"libvirt's socket {LIBVIRT_SOCKET}")
-        run(["virsh", "--connect", "qemu:///system", "version"])
+        ask_libvirt()
         return ""
 
     def start_compute(self) -> str:
@@ -94,6 +129,45 @@ class Compute:
         if not is_mapped(self.node, open_nova_session(self.node)):
             raise Waiting("a controller to map this host (registered, unmapped)")
         return "hypervisor listed"
+
+
+def ask_libvirt() -> None:
+    """Raises CommandFailed when libvirt does not answer."""
+    run(["virsh", "--connect", "qemu:///system", "version"], timeout=LIBVIRT_SECONDS)
+
+
+def look_at_libvirt() -> Iterator[str]:
+    """That it does not answer."""
+    try:
+        ask_libvirt()
+    except CommandFailed as error:
+        yield f"libvirt does not answer: {error}"
+
+
+def look_at_queue(node: dict[str, Any]) -> Iterator[str]:
+    """That nova-compute does not read its queue: it can be up in the API, and no request reaches it."""
+    for vhost in node["messaging"]["vhosts"]:
+        queue = "compute.{node}".format(**node)
+        if not backing.has_reader(node["messaging"], vhost, queue):
+            yield f"nova-compute is deaf: it does not read the queue {queue}"
+
+
+def find_service_troubles(node: dict[str, Any], session: Session) -> Iterator[str]:
+    """What the API says of this node's nova-compute, if that is not up, enabled and mapped.
+
+    Asked by the hypervisor's uuid where there is one: for /os-services, filters or not, Nova reads every service of
+    every cell (nova/compute/api.py, service_get_all), and each compute asks.
+    """
+    found = read_hypervisor(node, session)
+    if not found:
+        yield "the API lists no hypervisor of this node: no controller has mapped it, or its service was deleted"
+        return
+    if found["state"] != "up":
+        forced = find_service(node, session).get("forced_down")
+        yield "nova-compute is {} in the API".format("forced down" if forced else found["state"])
+    if found["status"] != "enabled":
+        reason = found["service"].get("disabled_reason")
+        yield "nova-compute is disabled in the API" + (f" ({reason})" if reason else "")
 
 
 def check_compute_id(node: dict[str, Any], session: Session) -> str:
@@ -117,17 +191,22 @@ def find_service(node: dict[str, Any], session: Session) -> dict[str, Any]:
 
 
 def is_mapped(node: dict[str, Any], session: Session) -> bool:
-    """Whether the API shows this node's hypervisor, which it does for mapped hosts only.
+    """Whether the API shows this node's hypervisor, which it does for mapped hosts only."""
+    return bool(read_hypervisor(node, session))
 
-    Asked by its uuid where this release has one in a file: a list of all grows with the fleet, and each compute polls.
+
+def read_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:
+    """This node's hypervisor in the API, or an empty map. Nova shows only mapped hosts.
+
+    By its uuid where this release has one in a file: a list of all grows with the fleet, and each compute asks.
     """
     if not COMPUTE_ID.exists():
-        return bool(find_hypervisor(node, session))
+        return find_hypervisor(node, session)
     try:
-        session.compute(node["region"], "/os-hypervisors/" + COMPUTE_ID.read_text().strip())
+        answer = session.compute(node["region"], "/os-hypervisors/" + COMPUTE_ID.read_text().strip())
     except NotFound:
-        return False
-    return True
+        return {}
+    return dict(answer["hypervisor"])
 
 
 def find_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:

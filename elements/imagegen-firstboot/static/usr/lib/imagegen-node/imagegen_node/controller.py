@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, configure, discovery, machine, metadata, upgrade
+from imagegen_node import backing, cells, configure, discovery, health, machine, metadata, upgrade
 from imagegen_node.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.database import schema_of
 from imagegen_node.lease import Lease
@@ -30,6 +30,7 @@ SERVICES: Units = {
     "nova-novncproxy.service": NOVA_FILES,
 }
 PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775, "noVNC proxy": 6080}
+DISKS = tuple(map(Path, ("/", "/var/log", "/var/lib/mysql", "/var/lib/rabbitmq")))
 DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
 LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
 
@@ -175,9 +176,13 @@ class Controller:
 
     def start_services(self) -> str:
         start_units(list_units(self.node))
+        self.check_ports()
+        return ""
+
+    def check_ports(self) -> None:
+        """Raises Waiting until each of the services listens."""
         for what, port in PORTS.items():
             check_port(self.node["address"], port, what)
-        return ""
 
     def verify(self) -> str:
         """Raises Waiting until Keystone has the endpoints and this node's conductor and scheduler are up and read."""
@@ -222,21 +227,39 @@ class Controller:
             self.lease.release()
 
     def watch(self) -> None:
-        """Maps computes as they come, for ever. Trouble stands in the status of the ready node until it is over."""
-        pause, trouble = DISCOVERY_PAUSE, False
+        """Maps computes as they come, and looks at this node's services, for ever. Trouble stands in the status."""
+        state, pause, said = health.Health(self.list_looks()), DISCOVERY_PAUSE, ""
         while True:
+            undiscovered = ""
             try:
-                mapped = self.map_hosts()
+                if mapped := self.map_hosts():
+                    said = "mapped " + ", ".join(mapped)
+                pause = DISCOVERY_PAUSE
             except Exception as error:  # the node stays ready, and tries again
-                what = f"discovery waits for {error}" if isinstance(error, Waiting) else f"discovery failed: {error}"
-                self.status.ready(what)
-                pause, trouble = min(2 * pause, LONGEST_DISCOVERY_PAUSE), True
+                undiscovered = f"discovery waits for {error}" if isinstance(error, Waiting) else f"discovery failed: {error}"
+                pause, said = min(2 * pause, LONGEST_DISCOVERY_PAUSE), ""
+            if trouble := "; ".join(filter(None, (undiscovered, state.examine()))):
+                self.status.degraded(trouble)
             else:
-                if mapped or trouble:
-                    self.status.ready("mapped " + ", ".join(mapped) if mapped else "")
-                pause, trouble = DISCOVERY_PAUSE, False
+                self.status.ready(said)
             self.status.flush()
             self.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - two that collided once do not meet again
+
+    def list_looks(self) -> list[health.Look]:
+        """What has to be so on a controller that works."""
+        return [
+            lambda: health.look_at_disks(DISKS),
+            lambda: health.look_at_units(list_all_units(self.node)),
+            health.require(lambda: backing.check_database(self.node)),
+            health.require(self.check_ports),
+            health.require(self.verify),
+        ]
+
+
+def list_all_units(node: dict[str, Any]) -> Units:
+    """Every unit that a controller needs: those of the services that it hosts, and Placement's and Nova's."""
+    hosted = (backing.HOSTED[service] for service in node["hosts"] if service in backing.HOSTED)
+    return {unit: files for units in (*hosted, list_units(node)) for unit, files in units.items()}
 
 
 def list_units(node: dict[str, Any]) -> Units:

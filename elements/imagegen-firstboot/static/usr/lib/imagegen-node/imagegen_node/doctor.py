@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, clock, compute, controller, discovery, machine, metadata, upgrade
+from imagegen_node import backing, cells, clock, compute, controller, discovery, health, machine, metadata, upgrade
 from imagegen_node.api import Session, is_up, open_nova_session
 from imagegen_node.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
-from imagegen_node.system import check_port, read_units
+from imagegen_node.system import check_port
 
-LEAST_FREE = 0.05  # of a file system's space, and of its inodes
 PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
 AGAIN = "imagegen-node retry {}"
 STEP_CLOCK = "chronyc tracking; chronyc sources; when a source is there: chronyc makestep"
@@ -65,19 +63,11 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
 
 
 def check_disk(patient: Patient) -> Iterator[Finding]:
-    seen = set()
-    for place in map(Path, PLACES):
-        if not place.exists() or place.stat().st_dev in seen:
-            continue
-        seen.add(place.stat().st_dev)
-        found = os.statvfs(place)
-        if found.f_blocks and found.f_bavail / found.f_blocks < LEAST_FREE:
-            free, size = (blocks * found.f_frsize // 2**20 for blocks in (found.f_bavail, found.f_blocks))
-            cure = "journalctl --vacuum-size=100M; apt-get clean; find what is large: du -xh {} | sort -h | tail"
-            yield Finding(f"{place} is full: {free} of {size} MiB are free", cure.format(place))
-        if found.f_files and found.f_favail / found.f_files < LEAST_FREE:
-            cure = f"find what is many: du -x --inodes {place} | sort -n | tail"
-            yield Finding(f"{place} has no inodes left: {found.f_favail} of {found.f_files} are free", cure)
+    for place, what in health.find_full(map(Path, PLACES)):
+        cure = f"find what is many: du -x --inodes {place} | sort -n | tail"
+        if "inodes" not in what:
+            cure = f"journalctl --vacuum-size=100M; apt-get clean; find what is large: du -xh {place} | sort -h | tail"
+        yield Finding(what, cure)
 
 
 def check_databases(patient: Patient) -> Iterator[Finding]:
@@ -179,14 +169,9 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
 def check_units(patient: Patient) -> Iterator[Finding]:
     wanted = dict(compute.UNITS)
     if patient.facts["role"] == "controller":
-        hosted = [backing.HOSTED[service] for service in patient.node["hosts"] if service in backing.HOSTED]
-        wanted = {
-            unit: files for units in (*hosted, controller.list_units(patient.node)) for unit, files in units.items()
-        }
-    for unit, state in read_units(list(wanted)).items():
-        if state["ActiveState"] != "active":
-            what = "{} is {ActiveState} ({SubState})".format(unit, **state)
-            yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(UNIT_STEPS.get(unit, "services")))
+        wanted = controller.list_all_units(patient.node)
+    for unit, what in health.find_inactive(wanted):
+        yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(UNIT_STEPS.get(unit, "services")))
 
 
 def check_service(patient: Patient) -> Iterator[Finding]:
@@ -199,6 +184,13 @@ def check_service(patient: Patient) -> Iterator[Finding]:
         yield Finding("nova-compute of this node is not up in the compute API", cure)
     elif not compute.is_mapped(patient.node, session):
         yield Finding("this node is registered and not mapped", "imagegen-node doctor on a controller")
+    for what in compute.look_at_queue(patient.node):
+        yield Finding(what, "journalctl -u nova-compute -n 50; then systemctl restart nova-compute")
+
+
+def check_libvirt(patient: Patient) -> Iterator[Finding]:
+    compute.ask_libvirt()
+    yield from ()
 
 
 UNIT_STEPS = {
@@ -226,5 +218,9 @@ CHECKS: dict[str, tuple[tuple[str, str, Check], ...]] = {
         ("cells", "first the database and its schemas", check_cells),
         ("computes", "first the database, Keystone and nova-api", check_computes),
     ),
-    "compute": (*LOCAL, ("compute service", "imagegen-node doctor on a controller", check_service)),
+    "compute": (
+        *LOCAL,
+        ("libvirt", "journalctl -u libvirtd -n 50; then systemctl restart libvirtd", check_libvirt),
+        ("compute service", "imagegen-node doctor on a controller", check_service),
+    ),
 }

@@ -1,7 +1,11 @@
-"""The status by HTTP POST, where the seed names a URL: beside the boot, never in its way."""
+"""The status by HTTP POST, where the seed names a URL: beside the boot, never in its way.
+
+The newest document is sent again from time to time, for whoever listens cannot tell a quiet node from a dead one.
+"""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import urllib.error
@@ -14,6 +18,8 @@ FIRST_PAUSE = 1.0  # seconds, doubled after each try
 LONGEST_PAUSE = 30.0
 REFUSALS = (400, 401, 403, 404, 405, 410, 413)  # the same again would be refused again
 TIMEOUT = 10.0  # seconds for one try
+BEAT = 60.0  # seconds within which a document is sent again
+READY_BEAT = 300.0  # the same for a node that is ready; imagegen/ledger.py calls it lost after three of them
 
 
 class Poster:
@@ -23,14 +29,16 @@ class Poster:
         self._url = url
         self._sleep = sleep
         self._newest = ""
+        self._said = ""  # the document that went out last
+        self._beat = BEAT
         self._idle = True
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def send(self, text: str) -> None:
-        """Hands the document over and returns at once."""
+    def send(self, text: str, beat: float = BEAT) -> None:
+        """Hands the document over and returns at once. Until the next one it is sent again within each `beat` seconds."""
         with self._changed:
-            self._newest, self._idle = text, False
+            self._newest, self._beat, self._idle = text, beat, False
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> None:
@@ -41,15 +49,20 @@ class Poster:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._newest))
-                text, self._newest = self._newest, ""
-            self._post(text)
+                # A thousand nodes that were switched on at once do not report at once for ever.
+                pause = self._beat * random.uniform(0.7, 0.95) if self._said else None  # noqa: S311
+                self._changed.wait_for(lambda: bool(self._newest), timeout=pause)
+                text, self._newest = self._newest or self._said, ""
+                self._said = text
+            taken = self._post(text)
             with self._changed:
+                if not taken and not self._newest:
+                    self._beat = READY_BEAT
                 self._idle = not self._newest
                 self._changed.notify_all()
 
-    def _post(self, text: str) -> None:
-        """Tries until it arrives or is refused for good; gives up on a document when a newer one is there."""
+    def _post(self, text: str) -> bool:
+        """Tries until it arrives; gives up on a document when a newer one is there. False: it was refused."""
         pause = FIRST_PAUSE
         while True:
             request = urllib.request.Request(  # noqa: S310 - the URL comes from the seed
@@ -57,14 +70,14 @@ class Poster:
             )
             try:
                 OPENER.open(request, timeout=TIMEOUT).close()
-                return
+                return True
             except urllib.error.HTTPError as error:
                 if error.code in REFUSALS:
-                    return
+                    return False
             except Exception:  # noqa: S110 - nobody listens: the console and the file have the status too
                 pass
             self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             with self._changed:
                 if self._newest:
-                    return
+                    return True

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node.mask import mask
-from imagegen_node.post import Poster
+from imagegen_node.post import BEAT, READY_BEAT, Poster
 
 STATUS_FILE = Path("/run/imagegen/status.json")
 PORT = Path("/dev/virtio-ports/org.imagegen.status")
 CONSOLE = Path("/dev/console")
 LONGEST_DETAIL = 1000  # characters
+DEGRADED = "degraded: "  # how the detail of a ready node begins that does not do all its work (decision 35)
 DRAIN_SECONDS = 10.0  # for what an agent that ends has said last
 
 
@@ -96,7 +97,7 @@ class Status:
     def post_to(self, url: str) -> None:
         """From now on every change goes there as well, the present state first."""
         self._poster = Poster(url)
-        self._poster.send(json.dumps(self.document(), sort_keys=True))
+        self._post(json.dumps(self.document(), sort_keys=True))
 
     def document(self) -> dict[str, Any]:
         """The status document of the design, version 1."""
@@ -141,6 +142,10 @@ class Status:
     def ready(self, detail: str) -> None:
         self._say("ready", "", detail)
 
+    def degraded(self, why: str) -> None:
+        """Still ready, for it was; and what it does not do any more."""
+        self._say("ready", "", DEGRADED + why)
+
     def flush(self) -> None:
         """Gives devices that were not there, or full, what they have not taken yet."""
         self._console.flush()
@@ -171,5 +176,8 @@ class Status:
         print(line, flush=True)
         self._console.send(line + "\r\n")
         self._port.send(text + "\n")
+        self._post(text)
+
+    def _post(self, text: str) -> None:
         if self._poster:
-            self._poster.send(text)
+            self._poster.send(text, READY_BEAT if self.state == "ready" else BEAT)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pwd
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -29,26 +30,33 @@ def run(
     input: str | None = None,
     env: dict[str, str] | None = None,
     ok: Sequence[int] = (0,),
+    timeout: float | None = None,
 ) -> str:
     """Runs a command, as that user, and returns its stdout. Raises CommandFailed for a return code not in `ok`.
+
+    After `timeout` seconds the command is killed, and CommandFailed says so.
 
     No secret may stand in argv, which every process can read: they go by `input` or `env`.
     """
     account = pwd.getpwnam(user) if user else None
     home = account.pw_dir if account else "/root"
-    done = subprocess.run(
-        list(argv),
-        input=input,
-        stdin=None if input is not None else subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": home, **(env or {})},
-        cwd=home if account else "/",
-        user=account.pw_uid if account else None,
-        group=account.pw_gid if account else None,
-        extra_groups=os.getgrouplist(account.pw_name, account.pw_gid) if account else None,
-    )
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": home, **(env or {})},
+            cwd=home if account else "/",
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=os.getgrouplist(account.pw_name, account.pw_gid) if account else None,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(shlex.join(argv), -signal.SIGKILL, f"no answer within {timeout:.0f} seconds") from error
     if done.returncode not in ok:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise CommandFailed(shlex.join(argv), done.returncode, " | ".join(lines[-3:]))
