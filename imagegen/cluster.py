@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagegen.document import Findings, Value, check_shape, load_document, parse_document, suggest
+from imagegen.document import STDIN, Findings, Value, check_shape, load_document, parse_document, suggest
+from imagegen.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.errors import BadInput
 from imagegen.model import Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
 from imagegen.releases import UnknownRelease, default_release, default_suite, find_release
 from imagegen.resources import PACKAGE
+from imagegen.sshkeys import find_key_fault
 
 PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: 11211, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
 DEFAULT_NAME = "the default cluster"
+_URL_KEYS = ("auth_url", "endpoint")
 
 
 def default_text() -> str:
@@ -37,9 +40,14 @@ def cluster_schema() -> dict[str, Any]:
 
 def load_cluster(path: Path | None) -> Cluster:
     """The cluster in that file; None: the embedded default. Raises BadInput with every problem in the file."""
-    found = Findings(DEFAULT_NAME if path is None else os.fspath(path))
+    return read_cluster(path)[0]
+
+
+def read_cluster(path: Path | None) -> tuple[Cluster, Findings]:
+    """The same, and where in the file its values stand. `-` is standard input; it lies in this directory."""
+    found = Findings(DEFAULT_NAME if path is None else "standard input" if path == STDIN else os.fspath(path))
     document = parse_document(default_text(), found) if path is None else load_document(path, found)
-    return check_cluster(document, found, path.parent if path else Path())
+    return check_cluster(document, found, path.parent if path else Path()), found
 
 
 def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
@@ -55,6 +63,10 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     if nodes and all(node.get("role") == Role.COMPUTE for node in nodes):
         found.add("nodes", "computes without a controller; give at least one node `role: controller`")
     _check_services(data.get("services", {}), nodes, found)
+    _check_hosts(data, found)
+    for i, key in enumerate(data.get("ssh_authorized_keys", [])):
+        if key and (fault := find_key_fault(key)):
+            found.add(f"ssh_authorized_keys[{i}]", fault)
     if found.problems or network is None:
         raise BadInput(found.problems)
     built = tuple(_build_node(node, cells[0]) for node in nodes)
@@ -75,7 +87,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
 
 
 def normalise_mac(text: str) -> str | None:
-    """A MAC address in lower case with colons, from any of the four usual spellings; None when it is none."""
+    """A MAC address in lower case with colons, from any of the five usual spellings; None when it is none."""
     digits = re.sub(r"[:.-]", "", text).lower()
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2)) if re.fullmatch(r"[0-9a-f]{12}", digits) else None
 
@@ -99,6 +111,9 @@ def _check_network(data: Mapping[str, Any], found: Findings) -> Network | None:
         return None
     if gateway is not None and (message := _misplaced(gateway, cidr)):
         found.add("network.gateway", message)
+    for i, each in enumerate(dns):
+        if each and (message := find_address_fault(each) or (_misplaced(each, cidr) if each in cidr else "")):
+            found.add(f"network.dns[{i}]", message)
     return Network(
         cidr, gateway, tuple(each for each in dns if each), tuple(each for each in data.get("ntp", []) if each)
     )
@@ -175,8 +190,19 @@ def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found:
             found.add(f"services.{service}.node", f"node `{name}` is no controller, and only controllers host services")
         elif name and name not in roles and all_named:
             found.add(f"services.{service}.node", f"there is no node `{name}`{suggest(name, list(roles))}")
-        _check_port(given.get("auth_url"), f"services.{service}.auth_url", found)
-    _check_port(data.get("image", {}).get("endpoint"), "services.image.endpoint", found)
+
+
+def _check_hosts(data: Mapping[str, Any], found: Findings) -> None:
+    """Every host and URL in the file that is no node's."""
+    services = {name: given for name, given in data.get("services", {}).items() if isinstance(given, dict)}
+    hosts = {f"services.{name}.host": given.get("host") for name, given in services.items()}
+    hosts |= {f"network.ntp[{i}]": host for i, host in enumerate(data.get("network", {}).get("ntp", []))}
+    urls = {f"services.{name}.{key}": given.get(key) for name, given in services.items() for key in _URL_KEYS}
+    urls |= {f"{name}.url": data.get(name, {}).get("url") for name in ("status", "pxe")}
+    faults = [(path, find_host_fault(host)) for path, host in hosts.items() if host]
+    for path, fault in [*faults, *((path, find_url_fault(url)) for path, url in urls.items() if url)]:
+        if fault:
+            found.add(path, fault)
 
 
 def _check_unique(values: Iterator[tuple[str, Any]], found: Findings) -> None:
@@ -201,15 +227,6 @@ def _misplaced(address: IPv4Address, cidr: IPv4Network) -> str:
     if address == cidr.network_address:
         return f"{address} is the address of the network {cidr} itself"
     return f"{address} is the broadcast address of {cidr}" if address == cidr.broadcast_address else ""
-
-
-def _check_port(url: str | None, path: str, found: Findings) -> None:
-    try:
-        good = url is None or urlsplit(url).port != 0
-    except ValueError:  # above 65535
-        good = False
-    if not good:
-        found.add(path, "the port must be 1 to 65535")
 
 
 def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
 TOO_DEEP = f"nested more than {MAX_DEPTH} deep; no cluster needs that"
 MAX_ALIASED = 100_000  # values that aliases may add to those written out
+
+STDIN = Path("-")  # the file that stands for standard input
+MERGE = "<<"  # YAML 1.1's merge key: not in 1.2's schema, but what people know
 
 MISSING = object()  # what a value becomes that failed a check: it was noted, and nothing more is said about it
 
@@ -72,7 +76,7 @@ class Findings:
 
 
 def load_document(path: Path, found: Findings) -> Value:
-    """The file's one YAML document. Notes duplicate keys and the like in `found`.
+    """The one YAML document of the file, or of standard input for `-`. Notes duplicate keys and the like in `found`.
 
     Raises BadInput when there is nothing to go on with: no such file, over 8 MiB, binary, empty, broken YAML, an alias
     bomb.
@@ -121,11 +125,14 @@ def suggest(word: str, known: list[str]) -> str:
 
 def _read_text(path: Path, found: Findings) -> str:
     try:
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size > MAX_BYTES:
-                raise found.stop(f"the file has {status.st_size} bytes; more than {MAX_BYTES} are refused")
-            data = stream.read(MAX_BYTES + 1)
+        if path == STDIN:
+            data = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""
+        else:
+            with path.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                if stat.S_ISREG(status.st_mode) and status.st_size > MAX_BYTES:
+                    raise found.stop(f"the file has {status.st_size} bytes; more than {MAX_BYTES} are refused")
+                data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise found.stop("there is no such file") from None
     except OSError as error:
@@ -209,13 +216,16 @@ class _Composer:
         return Value(line, entries, size=1 + sum(entry.size for entry in entries))
 
     def _compose_mapping(self, path: str, depth: int, line: int) -> Value:
-        value = Value(line, {})
+        value, merged = Value(line, {}), list[Value]()
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            merges = isinstance(event, yaml.ScalarEvent) and event.value == MERGE and event.style in (None, "")
             key = self.compose(event, path, depth + 1)
-            where = _join(path, key.text, self.found)
+            where = path if merges else _join(path, key.text, self.found)
             entry = self.compose(next(self.events), where, depth + 1)
             value.size += 1 + entry.size
-            if isinstance(key.content, dict | list):
+            if merges:
+                merged += entry.content if isinstance(entry.content, list) else [entry]
+            elif isinstance(key.content, dict | list):
                 self.found.add(path, "a key must be a word, not a mapping or a list", key.line)
             elif key.text in value.content:
                 first = value.key_lines[key.text]
@@ -223,7 +233,18 @@ class _Composer:
             else:
                 value.content[key.text] = entry
                 value.key_lines[key.text] = event.start_mark.line + 1
+        self._merge(value, merged, path)
         return value
+
+    def _merge(self, value: Value, merged: list[Value], path: str) -> None:
+        """Adds the keys that `<<` brings: the mapping's own win, then those of the mapping that is named first."""
+        for source in merged:
+            if isinstance(source.content, dict):
+                for key, entry in source.content.items():
+                    value.content.setdefault(key, entry)
+                    value.key_lines.setdefault(key, source.key_lines[key])
+            elif source.content is not MISSING:
+                self.found.add(path, f"`{MERGE}` takes a mapping, or a list of mappings: {MERGE}: *NAME", source.line)
 
 
 def _resolve(text: str) -> str | int | float | bool | None:
@@ -294,11 +315,16 @@ def _fits(value: Value, branch: Mapping[str, Any]) -> bool:
 def _type_message(value: Value, schema: Mapping[str, Any], found: Findings) -> str:
     if value.content is None:
         return "has no value; give one, or remove the key"
-    wanted = " or ".join(_TYPES[name] for name in _types(schema))
+    types = _types(schema)
+    wanted = " or ".join(_TYPES[name] for name in types)
     if isinstance(value.content, dict | list):
         return f"must be {wanted}, not {'a mapping' if isinstance(value.content, dict) else 'a list'}"
     shown = "" if found.secret else f", not {quoted(value.text)}"
-    return f"must be {wanted}{shown}" + ("; put it in quotes" if "string" in _types(schema) else "")
+    if "string" in types:
+        return f"must be {wanted}{shown}; put it in quotes"
+    # A string that is of the right type as soon as it is no string.
+    unquoted = Value(value.line, _resolve(value.text)) if isinstance(value.content, str) else value
+    return f"must be {wanted}{shown}" + ("; remove the quotes" if _has_type(unquoted, schema) else "")
 
 
 def _check_mapping(

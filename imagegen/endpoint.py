@@ -1,0 +1,41 @@
+"""Hosts, ports and URLs as people write them: checked in one way, wherever they stand."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address
+from urllib.parse import urlsplit
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+def find_host_fault(host: str) -> str:
+    """What is wrong with a host name (RFC 1123) or an IPv4 address, as the end of a sentence; empty: nothing."""
+    labels = host.split(".")
+    if labels[-1].isdecimal():  # no name ends in a number (RFC 1123, 2.1): this is meant as an address
+        try:
+            return find_address_fault(IPv4Address(host))
+        except ValueError:
+            return f"`{host[:60]}` is not an IPv4 address; write one such as 192.168.56.11"
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        return f"`{host[:60]}` is not a host name: its parts must have 1 to 63 letters, digits and inner dashes"
+    return ""
+
+
+def find_address_fault(address: IPv4Address) -> str:
+    """Why nothing can be reached at an address, as the end of a sentence; empty: something can."""
+    if address.is_multicast or address.is_reserved or int(address) >> 24 == 0:
+        return f"{address} is not an address that anything can be reached at"
+    return ""
+
+
+def find_url_fault(url: str) -> str:
+    """What is wrong with a URL's host or port, as the end of a sentence; empty: nothing."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # above 65535
+        port = 0
+    if port == 0:
+        return "the port must be 1 to 65535"
+    return find_host_fault(parts.hostname or "")

@@ -1,0 +1,92 @@
+"""stdout and stderr: the one door through which text leaves imagegen, and nothing in it steers a terminal.
+
+What is said may come from anywhere: a file, a node, another machine's answer. So it is made harmless here, not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import unicodedata
+from typing import TextIO
+
+RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
+
+
+class OutputLost(Exception):
+    """stdout does not take what it should; `closed`: because whoever read it has gone."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or type(error).__name__)
+        self.closed = error.errno == errno.EPIPE
+
+
+def visible(text: str) -> str:
+    r"""The text with every character escaped (`\x1b`) that could steer a terminal, or show it in another order.
+
+    These are Unicode's control, format, surrogate, private and unassigned characters and separators of lines; line
+    feeds and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(c: str) -> bool:
+    return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+
+
+def print_data(text: str) -> None:
+    """Writes text to stdout, all of it. Raises OutputLost."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(visible(text))
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        raise OutputLost(error) from error
+
+
+def tell(text: str, label: str = "", color: str = RED) -> None:
+    """Writes a line to stderr, behind a label that is coloured on a terminal.
+
+    Never fails: work does not end because nobody can hear of it.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        colored = label and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        sys.stderr.write((f"{color}{label}{PLAIN} " if colored else label and f"{label} ") + visible(text) + "\n")
+        sys.stderr.flush()
+    except BlockingIOError:  # a terminal that is stopped
+        return
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def open_streams() -> None:
+    """Makes the standard streams fit for whatever is said; one that was closed leads nowhere.
+
+    Otherwise the next file that is opened would take its number, and get what a command says.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _give_up(stream: TextIO) -> None:
+    """Lets the rest go nowhere, so that Python's own flush at the end finds nothing to complain of."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+    except (OSError, ValueError):  # a stream without a file
+        return
