@@ -964,7 +964,13 @@ def _watch_ledger(
             rows = select(node_rows(told, settings.out), names)
             shown = select(rows, states=states)
             if show and (screen := _measure_screen(settings)):
-                show(render(shown, told["listened"], Screen(screen.width, screen.height and screen.height - 1, screen.colour)))
+                show(
+                    render(
+                        shown,
+                        told["listened"],
+                        Screen(screen.width, screen.height and screen.height - 1, screen.colour),
+                    )
+                )
             elif not settings.quiet:
                 for line in find_changes(before, shown, told["now"]):
                     click.echo(line, err=settings.output == "json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from imagegen.serve import read_image
 
 SILENT = "silent"  # the word for a node that never said anything
 ORDER = ("failed", "lost", "degraded", "waiting", "working", SILENT, "ready")  # of the rows
-COLOURS = {"failed": 31, "lost": 35, "degraded": 33, "waiting": 33, "working": 34, SILENT: 2, "ready": 32}  # ECMA-48, SGR
+COLOURS = {
+    "failed": 31,
+    "lost": 35,
+    "degraded": 33,
+    "waiting": 33,
+    "working": 34,
+    SILENT: 2,
+    "ready": 32,
+}  # ECMA-48, SGR
 COLUMNS = ("nodes", "role", "state", "step", "seconds", "heard", "detail")
 LEAST_NODES = 12  # columns of a terminal, for names
 MOST_DETAIL = 4  # lines of a terminal, for one group's reason
@@ -45,7 +54,9 @@ def natural(name: str) -> list[Any]:
 def select(rows: Iterable[Row], names: Sequence[str] = (), states: Sequence[str] = ()) -> list[Row]:
     """The rows of these nodes in these states; without any, all."""
     return [
-        row for row in rows if (not names or row["name"] in names) and (not states or (row["state"] or SILENT) in states)
+        row
+        for row in rows
+        if (not names or row["name"] in names) and (not states or (row["state"] or SILENT) in states)
     ]
 
 
@@ -135,7 +146,7 @@ def fold_names(names: Iterable[str]) -> str:
         parts.setdefault((found[1], width), []).append(int(digits))
     folded = [
         prefix + fold_numbers(sorted(numbers), width)
-        for (prefix, width), numbers in sorted(parts.items(), key=lambda part: natural(part[0][0]))
+        for (prefix, width), numbers in sorted(parts.items(), key=lambda part: (natural(part[0][0]), part[0][1]))
     ]
     return ",".join([*folded, *sorted(plain, key=natural)])
 
@@ -173,12 +184,13 @@ def render(rows: Sequence[Row], now: float, screen: Screen | None) -> list[str]:
     lines = fit_columns([{key: key.upper() for key in columns}, *groups], columns, screen.width)
     heads = [paint(line, group["state"], screen.colour) for line, group in zip(lines[1:], groups, strict=True)]
     top = [*textwrap.wrap(totals, screen.width), *lines[: len(groups[:1])]]
+    height = screen.height or sys.maxsize
     for most in (MOST_DETAIL, 2, 1, 0):
-        blocks = [[head, *wrap(group, screen.width, most)] for head, group in zip(heads, groups, strict=True)]
-        body = [line for block in blocks for line in block]
-        if screen.height is None or len(top) + len(body) <= screen.height:
+        pairs = zip(heads, groups, strict=True)
+        body = [line for head, group in pairs for line in (head, *wrap(group, screen.width, most))]
+        if len(top) + len(body) <= height:
             return [*top, *body]
-    room = max(1, screen.height - len(top) - 1)
+    room = max(1, height - len(top) - 1)
     more = f"and {len(body) - room} more lines: choose by NODE or --state, or pipe this to `less`"
     return [*top, *body[:room], more[: screen.width]]
 
@@ -186,7 +198,10 @@ def render(rows: Sequence[Row], now: float, screen: Screen | None) -> list[str]:
 def align(table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
     """Lines of columns; `-` where nothing is."""
     widths = [max(len(line[key] or "-") for line in table) for key in columns]
-    return ["  ".join((line[key] or "-").ljust(n) for key, n in zip(columns, widths, strict=True)).rstrip() for line in table]
+    return [
+        "  ".join((line[key] or "-").ljust(n) for key, n in zip(columns, widths, strict=True)).rstrip()
+        for line in table
+    ]
 
 
 def fit_columns(table: Sequence[Mapping[str, str]], columns: Sequence[str], width: int) -> list[str]:

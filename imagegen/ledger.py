@@ -166,7 +166,7 @@ class Ledger:
     # what happens
 
     def begin_boot(self, name: str, step: str, detail: str, *, reports_here: bool = True) -> None:
-        """A machine booted as that node: its timeline begins anew. Who reports elsewhere is not expected to be heard."""
+        """A machine booted as that node: its timeline begins anew. One that reports elsewhere is not waited for."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._restart(name)
@@ -228,11 +228,11 @@ class Ledger:
                 (name, name, MOST_EVENTS),
             )
         self._db.execute(
-            "UPDATE node SET step = ?, detail = ?, steps = ?, changed = ?, heard = ?,"
-            # Its clock stops when it is ready or has failed, at the first word of that.
-            " ended = CASE WHEN ? NOT IN ('ready', 'failed') THEN NULL WHEN state = ? THEN coalesce(ended, ?) ELSE ? END,"
-            " state = ? WHERE name = ?",
-            (step, detail, json.dumps(steps), now, now, state, state, now, now, state, name),
+            "UPDATE node SET step = :step, detail = :detail, steps = :steps, changed = :now, heard = :now,"
+            # Its clock stops at the first word that it is ready or has failed.
+            " ended = CASE WHEN :state NOT IN ('ready', 'failed') THEN NULL"
+            " WHEN state = :state THEN coalesce(ended, :now) ELSE :now END, state = :state WHERE name = :name",
+            {"name": name, "state": state, "step": step, "detail": detail, "steps": json.dumps(steps), "now": now},
         )
         self._touch(name)
 
@@ -247,7 +247,7 @@ class Ledger:
         self._db.execute("INSERT OR REPLACE INTO listening (id, since, until) VALUES (1, ?, ?)", (now, now))
 
     def keep_listening(self) -> None:
-        """They are heard still. To be called at least every LISTENING seconds. On a full disk it is not written down."""
+        """They are heard still; to be said every LISTENING seconds. What a full disk does not take is not known."""
         with suppress(Unusable):
             self._db.execute("UPDATE listening SET until = ?", (self._now(),))
 
@@ -259,10 +259,10 @@ class Ledger:
         return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
-        """`{now, listened, revision, nodes, heard, reports}`: nodes that changed after that revision, the newest reports.
+        """`{now, listened, revision, nodes, heard, reports}`: what changed after that revision, and the newest reports.
 
-        `listened` is until when the server heard what nodes say: now, while it works. `heard` has, of nodes that have
-        not changed, too, `{heard, due}`: when each was last heard, and after what time it is lost.
+        `listened` is until when the server heard what nodes say: now, while it works. `heard` has of every node that
+        ever spoke `{heard, due}`: when it was last heard, and after what time it is lost.
         """
         with self._db:
             self._db.execute("BEGIN")  # one state of the file for all that follows
@@ -281,7 +281,7 @@ class Ledger:
             beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
             listening = self._db.execute("SELECT since, until FROM listening").fetchone()
         now = self._now()
-        since, listened = listening if listening else (0.0, now)
+        listens_since, listened = listening or (0.0, now)
         if now - listened < 2 * LISTENING:
             listened = now
         keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
@@ -290,7 +290,10 @@ class Ledger:
             nodes[event["node"]]["timeline"].append({key: event[key] for key in ("at", "state", "step")})
         for window in windows:
             nodes[window["node"]]["seed"] = {key: window[key] for key in ("closes", "claims", "used")}
-        heard = {row["name"]: {"heard": row["heard"], "due": find_due(row["state"], row["heard"], since)} for row in beats}
+        heard = {
+            row["name"]: {"heard": row["heard"], "due": find_due(row["state"], row["heard"], listens_since)}
+            for row in beats
+        }
         for name, node in nodes.items():
             node |= heard.get(name, {"heard": None, "due": None})
         return {

@@ -1,15 +1,20 @@
 "use strict";
 // Nodes write most of what an answer holds, and anything may pose as a node: it all becomes text or a title, never markup.
 
-const STATES = ["failed", "waiting", "working", "", "ready"]; // the order of the rows
+const STATES = ["failed", "lost", "degraded", "waiting", "working", "", "ready"]; // the order of the rows
+const GROUPED = ["failed", "lost", "degraded"]; // equal ones are one row: what they need is done once for all
+const OVER = { working: "worked", waiting: "waited", failed: "failed", ready: "ready" }; // of an entry that is over
+const DISMISSED = "imagegen.dismissed"; // in localStorage: the refusals that need no look any more
 const TICKS = [5, 10, 15, 30, 60, 120, 180, 300, 600, 900, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 const POLL = 1000, OVERDUE = 5000, SPEAK = 10000, ALL = 300000; // milliseconds
 
 const $ = (id) => document.getElementById(id);
-const items = new Map(); // name -> {data, row, cells, rank, place, text, seen}
+const items = new Map(); // name -> {data, row, cells, state, rank, place, key, text, seen}
+const groups = new Map(); // key -> {row, cells, key, state, members, open}
 let sorted = [];         // the same, in the order of the rows
 let axis = { start: 0, end: 1, own: false };
-let cluster = "", reports = "[]", reported = 0, wanted = [];
+let cluster = "", refusals = [], reports = "", reported = 0, wanted = [];
+let dismissed = new Set(); // refusals as JSON; one that came again is another
 let revision = 0, full = true, fullAt = 0; // full: the next question is for all nodes
 let answer = null;       // {now, at}: the server's clock at a time of ours; browsers' clocks are wrong
 let asking = performance.now(), lost = "", polling = false, timer = 0; // asking: since when no answer is owed
@@ -38,6 +43,20 @@ function duration(seconds) {
   return `${head}:${two(whole % 60)}`;
 }
 
+function age(seconds) {
+  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+  return `${Math.max(0, Math.floor(seconds))} s`;
+}
+
+// As imagegen/ledger.py, show_state: who said nothing for so long is lost, unless it has failed anyway.
+function shownState(data) {
+  if (data.state !== "failed" && data.due !== null && serverNow() > data.due) return "lost";
+  return data.state === "ready" && data.detail.startsWith("degraded: ") ? "degraded" : data.state;
+}
+
+// Until when its clock ran: it is ready, has failed, or was last heard then.
+const endOf = ({ data, state }) => data.ended ?? (state === "lost" ? data.heard : serverNow());
+
 function seedText(seed) {
   if (!seed) return "";
   const used = `${seed.used} of ${seed.claims} used`;
@@ -61,14 +80,19 @@ function addRow(name) {
 
 // Returns whether the row now belongs somewhere else.
 function fillRow(item, data) {
-  const { row, cells } = item, rank = STATES.indexOf(data.state), moved = rank !== item.rank;
-  Object.assign(item, { data, rank, text: [data.name, data.role, label(data.state), data.step, data.address].join(" ").toLowerCase() });
-  if (moved) row.dataset.state = data.state;
+  const { row, cells } = item, state = shownState(data), rank = STATES.indexOf(state);
+  // The same reason but for the node's own name and address is the same.
+  const own = [data.name, data.address].filter(Boolean).map((word) => word.replaceAll(".", "\\.")).join("|");
+  const reason = data.detail.replace(new RegExp(`(?<![\\w-])(${own})(?![\\w-])`, "g"), "NODE");
+  const key = GROUPED.includes(state) ? JSON.stringify([state, data.role, data.step, state === "lost" ? "" : reason]) : "";
+  const moved = rank !== item.rank || key !== item.key;
+  Object.assign(item, { data, state, rank, key, reason, text: [data.name, data.role, label(state), data.step, data.address, data.detail].join(" ").toLowerCase() });
+  row.dataset.state = state;
   put(cells.name.lastChild, data.address);
   put(cells.role, data.role);
-  put(cells.state, label(data.state));
+  put(cells.state, label(state));
   put(cells.step, data.step);
-  put(cells.detail.firstChild, data.detail);
+  put(cells.detail.firstChild, state === "degraded" ? data.detail.slice(10) : data.detail);
   put(cells.image, data.image);
   tickRow(item);
   item.bar.setAttribute("aria-label", `${data.timeline.length} entries; the button with the node's name lists them`);
@@ -80,8 +104,44 @@ function fillRow(item, data) {
 // What changes by time alone.
 function tickRow(item) {
   const { data, cells } = item;
-  put(cells.running, data.began === null ? "" : duration((data.ended ?? serverNow()) - data.began));
+  put(cells.running, data.began === null ? "" : duration(endOf(item) - data.began));
+  put(cells.heard, data.heard === null ? "" : age(serverNow() - data.heard));
   put(cells.seed, seedText(data.seed));
+}
+
+// ---- groups: equal failures are one row, and a button shows the nodes
+
+function placeGroups() {
+  const found = new Map();
+  for (const item of sorted) if (item.key) found.set(item.key, [...found.get(item.key) ?? [], item]);
+  for (const [key, group] of groups) {
+    if ((found.get(key) ?? []).length > 1) continue;
+    group.row.remove();
+    groups.delete(key);
+  }
+  for (const [key, members] of found) if (members.length > 1) {
+    if (!groups.has(key)) {
+      const row = $("group").content.firstElementChild.cloneNode(true);
+      const cells = Object.fromEntries([...row.cells].map((cell) => [cell.className, cell]));
+      groups.set(key, { key, row, cells, open: false });
+      row.group = groups.get(key);
+    }
+    const group = Object.assign(groups.get(key), { members, state: members[0].state });
+    group.row.dataset.state = group.row.dataset.group = group.state;
+    put(group.cells.role, members[0].data.role);
+    put(group.cells.state, label(group.state));
+    put(group.cells.step, members[0].data.step);
+    put(group.cells.detail.firstChild, group.state === "lost" ? "" : members[0].reason.replace(/^degraded: /, ""));
+    if (members[0].row.previousElementSibling !== group.row) members[0].row.before(group.row);
+  }
+}
+
+function showGroup({ row, cells, members, open }) {
+  const shown = members.filter((item) => item.matches);
+  row.hidden = shown.length < 2;
+  put(cells.name.firstElementChild, `${shown.length} nodes`);
+  cells.name.firstElementChild.setAttribute("aria-expanded", open);
+  put(cells.detail.lastChild, shown.map((item) => item.data.name).join(", "));
 }
 
 // Rows that stay in order among themselves are not touched: from the last to the first, each moved row goes before its successor.
@@ -91,13 +151,17 @@ function placeRows(moved, grown) {
     sorted = [...items.values()].sort((a, b) => compare(a.data.name, b.data.name));
     sorted.forEach((item, index) => { item.place = index; });
   }
-  sorted.sort((a, b) => a.rank - b.rank || a.place - b.place);
+  const first = new Map(); // key of a group -> the place of its first node
+  for (const item of sorted) if (item.key) first.set(item.key, Math.min(item.place, first.get(item.key) ?? Infinity));
+  const head = (item) => first.get(item.key) ?? item.place;
+  sorted.sort((a, b) => a.rank - b.rank || head(a) - head(b) || a.place - b.place);
   const focused = document.activeElement;
   let next = null;
   for (const item of sorted.toReversed()) {
-    if (moved.has(item)) $("rows").insertBefore(item.row, next);
+    if (moved.has(item) || !item.row.isConnected) $("rows").insertBefore(item.row, next);
     next = item.row;
   }
+  placeGroups();
   if (focused !== document.activeElement) focused.focus({ preventScroll: true }); // a moved row loses the focus
 }
 
@@ -123,26 +187,30 @@ function drawTimeline(item) {
   for (let index = 0; index < count; index++) drawEntry(item, index);
 }
 
-function drawEntry({ data, bar, steps }, index) {
-  const { at, state, step } = data.timeline[index], zero = axis.own ? data.began ?? at : 0;
-  const until = Math.max(at, data.timeline[index + 1]?.at ?? data.ended ?? serverNow()), seconds = until - at;
-  const text = `${step || label(state)}: ${seconds.toFixed(seconds < 10 ? 1 : 0)} s, ${label(state)}`;
+function drawEntry(item, index) {
+  const { data, bar, steps } = item, { at, state, step } = data.timeline[index], zero = axis.own ? data.began ?? at : 0;
+  const follower = data.timeline[index + 1], last = !follower;
+  const until = Math.max(at, follower?.at ?? endOf(item)), seconds = until - at;
+  const done = state === "working" && (follower ? follower.step !== step : data.state === "ready");
+  const word = done ? "done" : last ? (item.state === "lost" ? `${label(state)} when last heard` : label(state)) : OVER[state] ?? label(state);
+  const text = `${step || label(state)}: ${seconds.toFixed(seconds < 10 ? 1 : 0)} s, ${word}`;
   const percent = (value) => `${(100 * value / (axis.end - axis.start)).toFixed(3)}%`;
   const segment = bar.children[index], line = steps.children[index];
   segment.dataset.state = state;
   segment.title = text;
   segment.style.left = percent(at - zero - axis.start);
   segment.style.width = percent(seconds);
-  if (line) { line.dataset.state = state; put(line, text); }
+  if (line) { line.dataset.state = done ? "ready" : last && item.state === "lost" ? "lost" : state; put(line, text); }
 }
 
 // The axis ends at whole ticks, so that it changes every few minutes and not every second.
 function setAxis() {
   const own = $("span").value === "own", recent = Number($("span").value), now = serverNow();
   let first = Infinity, last = -Infinity;
-  for (const { data } of sorted) {
+  for (const item of sorted) {
+    const { data } = item;
     if (data.began === null) continue;
-    const until = data.ended ?? now;
+    const until = endOf(item);
     first = Math.min(first, own ? 0 : data.began);
     last = Math.max(last, own ? until - data.began : until);
   }
@@ -165,8 +233,17 @@ function setAxis() {
 // ---- the head
 
 function filterRow(item) {
-  const hidden = !wanted.every((word) => item.text.includes(word));
-  if (item.row.hidden !== hidden) item.row.hidden = hidden;
+  item.matches = wanted.every((word) => word.startsWith("is:") ? word === `is:${label(item.state)}` : item.text.includes(word));
+}
+
+// A node of a closed group is there, and not shown; one that alone matches the filter is.
+function showRows() {
+  for (const group of groups.values()) showGroup(group);
+  for (const { row, key, matches } of sorted) {
+    const group = groups.get(key), hidden = !matches || Boolean(group && !group.open && !group.row.hidden);
+    if (row.hidden !== hidden) row.hidden = hidden;
+    row.classList.toggle("member", Boolean(group && !group.row.hidden));
+  }
 }
 
 function applyFilter() {
@@ -177,14 +254,15 @@ function applyFilter() {
 }
 
 function showHead() {
+  showRows();
   const counts = Object.fromEntries(STATES.map((state) => [state, 0]));
   let shown = 0;
-  for (const { data, row } of sorted) { counts[data.state]++; shown += !row.hidden; }
+  for (const { state, matches } of sorted) { counts[state]++; shown += matches; }
   for (const button of $("counts").children) {
     const state = button.dataset.state;
     put(button.firstChild, String(counts[state]));
     button.classList.toggle("zero", counts[state] === 0);
-    button.setAttribute("aria-pressed", $("filter").value === label(state));
+    button.setAttribute("aria-pressed", $("filter").value === `is:${label(state)}`);
   }
   for (const part of $("meter").children) part.style.flexGrow = counts[part.dataset.state];
   put($("cluster"), cluster);
@@ -194,25 +272,43 @@ function showHead() {
   const said = STATES.filter((state) => counts[state]).map((state) => `${counts[state]} ${label(state)}`);
   if (reported) said.push(`${reported} ${reported === 1 ? "report" : "reports"}`);
   $("spoken").dataset.next = `${$("total").textContent}: ${said.join(", ")}`;
-  document.title = `${lost ? "no contact, " : ""}${counts.failed ? `${counts.failed} failed, ` : ""}${counts.ready}/${sorted.length} ready - ${cluster}`;
+  document.title = `${lost ? "no contact, " : ""}${["failed", "lost", "degraded"].map((state) => counts[state] ? `${counts[state]} ${state}, ` : "").join("")}${counts.ready}/${sorted.length} ready - ${cluster}`;
 }
 
 function showReports(list) {
-  const text = JSON.stringify(list);
+  refusals = list;
+  const fresh = list.filter((report) => !dismissed.has(JSON.stringify(report)));
+  const text = JSON.stringify([fresh, list.length]);
   if (text === reports) return;
   reports = text;
-  reported = list.length;
+  reported = fresh.length;
   $("reports").hidden = list.length === 0;
-  put($("reports-title"), `Refused requests, the latest ${list.length}`);
-  $("reports").lastElementChild.replaceChildren(...[...list].sort((a, b) => b.at - a.at).map((report) => {
-    const line = document.createElement("li");
+  $("reports").classList.toggle("quiet", reported === 0);
+  put($("reports-title"), reported ? `Refused requests, the latest ${reported}` : "No new refused requests");
+  $("dismiss").hidden = reported === 0;
+  $("recall").hidden = reported === list.length;
+  put($("recall"), `Show ${list.length - reported} dismissed`);
+  $("reports").lastElementChild.replaceChildren(...fresh.sort((a, b) => b.at - a.at).map((report) => {
+    const line = document.createElement("li"), button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Dismiss";
+    button.report = report;
     for (const part of [time(report.at, true), report.node || "unknown node", report.address, report.text]) {
       const field = document.createElement("span");
       field.textContent = part;
       line.append(field, " ");
     }
+    line.append(button);
     return line;
   }));
+}
+
+// Only this browser forgets them: the ledger keeps the evidence. What is not listed any more need not be remembered.
+function dismiss(list) {
+  dismissed = new Set(list.map((report) => JSON.stringify(report)));
+  try { localStorage.setItem(DISMISSED, JSON.stringify([...dismissed])); } catch (error) { console.warn(error); }
+  showReports(refusals);
+  showHead();
 }
 
 // ---- the server
@@ -232,6 +328,9 @@ function showAnswer(news, all) {
     const item = items.get(data.name) ?? addRow(data.name);
     if (fillRow(item, data)) moved.add(item);
   }
+  // Who says the same again has no new revision, and is heard all the same.
+  for (const [name, heard] of Object.entries(news.heard)) if (items.has(name)) Object.assign(items.get(name).data, heard);
+  for (const item of items.values()) if (shownState(item.data) !== item.state && fillRow(item, item.data)) { moved.add(item); changed = true; }
   if (changed) placeRows(moved, items.size !== before || sorted.length !== items.size);
   showReports(news.reports);
   showHead();
@@ -283,7 +382,7 @@ function tick() {
     for (const item of sorted) {
       if (!item.seen) continue;
       tickRow(item);
-      if (!item.data.ended && item.data.timeline.length) drawEntry(item, item.data.timeline.length - 1);
+      if (!item.data.ended && item.state !== "lost" && item.data.timeline.length) drawEntry(item, item.data.timeline.length - 1);
     }
   }
   // A busy cluster changes each second; nobody can listen to that.
@@ -291,6 +390,13 @@ function tick() {
   if (next !== spoken && performance.now() - spokenAt > SPEAK) { put($("spoken"), spoken = next); spokenAt = performance.now(); }
 }
 
+try { dismissed = new Set(JSON.parse(localStorage.getItem(DISMISSED) ?? "[]")); } catch (error) { console.warn(error); }
+$("reports").addEventListener("click", ({ target }) => {
+  const gone = refusals.filter((report) => dismissed.has(JSON.stringify(report)));
+  if (target.id === "dismiss") dismiss(refusals);
+  else if (target.id === "recall") dismiss([]);
+  else if (target.report) dismiss([...gone, target.report]);
+});
 $("filter").value = new URLSearchParams(location.hash.slice(1)).get("filter") ?? "";
 if ($("filter").value) applyFilter();
 $("filter").addEventListener("input", applyFilter);
@@ -298,12 +404,17 @@ $("span").addEventListener("change", setAxis);
 $("counts").addEventListener("click", ({ target }) => {
   const button = target.closest("button");
   if (!button) return;
-  $("filter").value = button.getAttribute("aria-pressed") === "true" ? "" : label(button.dataset.state);
+  $("filter").value = button.getAttribute("aria-pressed") === "true" ? "" : `is:${label(button.dataset.state)}`;
   applyFilter();
 });
 $("rows").addEventListener("click", ({ target }) => {
-  const { item } = target.closest("tr");
+  const { item, group } = target.closest("tr");
   if (!target.closest("button, .bar")) return;
+  if (group) {
+    group.open = !group.open;
+    showHead();
+    return;
+  }
   item.steps.hidden = !item.row.classList.toggle("open");
   item.cells.name.firstChild.setAttribute("aria-expanded", !item.steps.hidden);
   drawTimeline(item);

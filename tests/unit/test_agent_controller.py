@@ -820,7 +820,9 @@ def test_a_cell_that_fails_does_not_keep_the_others_waiting(two_cells: World) ->
     two_cells.commands.fail(f"nova-manage cell_v2 discover_hosts --cell_uuid {first}", 255, "boom", times=99)
     two_cells.watch(two_cells.controller(), 60)
     assert [row["host"] for row in two_cells.server.rows("nova_api", "host_mappings")] == ["two-1"]
-    assert two_cells.documents[-1]["detail"].startswith("degraded: discovery failed: nova-manage cell_v2 discover_hosts")
+    assert two_cells.documents[-1]["detail"].startswith(
+        "degraded: discovery failed: nova-manage cell_v2 discover_hosts"
+    )
 
 
 def test_a_console_that_was_full_gets_its_line_later(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes.pymysql import OperationalError
 from fakes.world import World
-from imagegen_node import cli, doctor, health
+from imagegen_node import cli, health
 from imagegen_node.doctor import Patient, examine
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"

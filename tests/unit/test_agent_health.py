@@ -152,7 +152,7 @@ def test_a_restart_by_hand_is_no_trouble(compute: World) -> None:
 
 
 def test_the_api_bears_a_thousand_computes(compute: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A healthy compute asks it once in four to five minutes, by keys, and logs in once; a sick one no oftener at last."""
+    """A healthy compute asks it once in four to five minutes, by keys, and logs in once; a sick one hardly more."""
     asked: list[str] = []
     answer = compute._answer
 

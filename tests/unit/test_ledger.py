@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.ledger import MOST_EVENTS, MOST_REPORTS, Ledger, Unclaimable, check_document
+from imagegen.ledger import (
+    BEAT,
+    MOST_EVENTS,
+    MOST_REPORTS,
+    READY_BEAT,
+    Ledger,
+    Unclaimable,
+    check_document,
+    show_state,
+)
 
 ROLES = {"ctl": "controller", "c-1": "compute", "c-2": "compute"}
 
@@ -178,6 +187,99 @@ def test_the_same_again_is_no_change(ledger: Ledger) -> None:
     before = ledger.read()["revision"]
     assert not ledger.record(document("c-1", "working", "role"))
     assert ledger.read()["revision"] == before
+
+
+def shown(ledger: Ledger, name: str) -> str:
+    told = ledger.read()
+    return show_state(next(node for node in told["nodes"] if node["name"] == name), told["listened"])
+
+
+@pytest.mark.parametrize(("state", "beat"), [("working", BEAT), ("waiting", BEAT), ("ready", READY_BEAT)])
+def test_a_node_that_says_nothing_is_lost(ledger: Ledger, clock: Clock, state: str, beat: float) -> None:
+    """After three reports that did not come; its last step stays, and what it says next brings it back."""
+    ledger.record(document("c-1", state, "role"))
+    clock.time += 3 * beat
+    assert shown(ledger, "c-1") == state
+    clock.time += 1
+    assert shown(ledger, "c-1") == "lost"
+    assert (find(ledger, "c-1")["state"], find(ledger, "c-1")["step"]) == (state, "role")
+    ledger.record(document("c-1", state, "role"))
+    assert shown(ledger, "c-1") == state and find(ledger, "c-1")["heard"] == clock.time
+
+
+def test_the_same_again_is_heard(ledger: Ledger, clock: Clock) -> None:
+    """Without a revision: who reads only what changed finds it in `heard`."""
+    ledger.record(document("c-1", "working", "role"))
+    revision = ledger.read()["revision"]
+    clock.time += 50
+    assert not ledger.record(document("c-1", "working", "role"))
+    told = ledger.read(revision)
+    assert told["nodes"] == [] and told["heard"] == {"c-1": {"heard": 1050.0, "due": 1050.0 + 3 * BEAT}}
+
+
+def test_a_script_that_was_fetched_counts_as_a_word(ledger: Ledger, clock: Clock) -> None:
+    """A machine that dies before its first report is lost; one that reports to another server is not expected here."""
+    ledger.begin_boot("c-1", "script", "fetched")
+    ledger.begin_boot("c-2", "script", "fetched", reports_here=False)
+    clock.time += 1000
+    assert (shown(ledger, "c-1"), shown(ledger, "c-2"), shown(ledger, "ctl")) == ("lost", "working", "")
+
+
+def test_nobody_is_lost_because_nobody_listened(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
+    """Neither while the server is away, nor when it comes back: then nodes have their time anew."""
+    ledger.begin_listening()
+    ledger.record(document("c-1", "working", "role"))
+    clock.time += 60
+    ledger.keep_listening()
+    clock.time += 86400
+    assert shown(ledger, "c-1") == "working"
+    ledger.begin_listening()
+    clock.time += 3 * BEAT
+    ledger.keep_listening()
+    assert shown(ledger, "c-1") == "working"
+    clock.time += 1
+    assert shown(ledger, "c-1") == "lost"
+
+
+def test_what_died_before_the_server_ended_is_lost(ledger: Ledger, clock: Clock) -> None:
+    ledger.begin_listening()
+    ledger.record(document("c-1", "working", "role"))
+    clock.time += 600
+    ledger.keep_listening()
+    clock.time += 86400
+    assert shown(ledger, "c-1") == "lost"
+
+
+def test_a_ledger_of_before_is_taken_over(tmp_path: Path, clock: Clock) -> None:
+    """Its nodes were last heard when they last changed."""
+    old = Ledger(tmp_path / "old.sqlite", clock)
+    old.enter_nodes(ROLES)
+    old.record(document("c-1", "working", "role"))
+    old._db.execute("ALTER TABLE node DROP COLUMN heard")
+    old._db.execute("DROP TABLE listening")
+    old.close()
+    clock.time += 1000
+    new = Ledger(tmp_path / "old.sqlite", clock)
+    assert find(new, "c-1")["heard"] == 1000.0 and find(new, "c-2")["heard"] is None
+    assert shown(new, "c-1") == "lost"
+    new.close()
+    Ledger(tmp_path / "old.sqlite", clock).record(document("c-2", "working", "role"))
+
+
+def test_the_clock_of_a_node_that_failed_stops(ledger: Ledger, clock: Clock) -> None:
+    """At its first word of that; when it goes on after all, and is ready, then there."""
+    ledger.record(document("c-1", "working", "role"))
+    clock.time += 5
+    ledger.record(document("c-1", "failed", "disk", 2, "no disk"))
+    clock.time += 100
+    ledger.record(document("c-1", "failed", "disk", 2, "another reason"))
+    assert find(ledger, "c-1")["ended"] == 1005.0
+    ledger.record(document("c-1", "working", "image", 3))
+    assert find(ledger, "c-1")["ended"] is None
+    ledger.record(document("c-1", "failed", "image", 3))
+    clock.time += 1
+    ledger.record(document("c-1", "ready", "", 4))
+    assert find(ledger, "c-1")["ended"] == 1106.0
 
 
 def test_only_what_changed_is_read(ledger: Ledger) -> None:

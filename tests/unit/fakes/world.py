@@ -345,7 +345,11 @@ class World:
         now = tell_time(self.clock)
         others = [
             {
-                "id": f"id-of-{host}", "binary": "nova-compute", "host": host, "state": state, "updated_at": now,
+                "id": f"id-of-{host}",
+                "binary": "nova-compute",
+                "host": host,
+                "state": state,
+                "updated_at": now,
                 "forced_down": host in self.forced_down,
             }
             for host, state in self.compute_services.items()

@@ -236,7 +236,9 @@ class Controller:
                     said = "mapped " + ", ".join(mapped)
                 pause = DISCOVERY_PAUSE
             except Exception as error:  # the node stays ready, and tries again
-                undiscovered = f"discovery waits for {error}" if isinstance(error, Waiting) else f"discovery failed: {error}"
+                undiscovered = (
+                    f"discovery waits for {error}" if isinstance(error, Waiting) else f"discovery failed: {error}"
+                )
                 pause, said = min(2 * pause, LONGEST_DISCOVERY_PAUSE), ""
             if trouble := "; ".join(filter(None, (undiscovered, state.examine()))):
                 self.status.degraded(trouble)

@@ -167,9 +167,7 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
 
 
 def check_units(patient: Patient) -> Iterator[Finding]:
-    wanted = dict(compute.UNITS)
-    if patient.facts["role"] == "controller":
-        wanted = controller.list_all_units(patient.node)
+    wanted = controller.list_all_units(patient.node) if patient.facts["role"] == "controller" else compute.UNITS
     for unit, what in health.find_inactive(wanted):
         yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(UNIT_STEPS.get(unit, "services")))
 

@@ -1,4 +1,4 @@
-"""Whether a node that is ready still does its work: when it looks, and what it says. Nothing is mended (decision 35)."""
+"""Whether a ready node still does its work: when it looks, and what it says. It mends nothing (decision 35)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Poster:
         threading.Thread(target=self._work, daemon=True).start()
 
     def send(self, text: str, beat: float = BEAT) -> None:
-        """Hands the document over and returns at once. Until the next one it is sent again within each `beat` seconds."""
+        """Hands the document over and returns at once; it is sent again within each `beat` seconds until the next."""
         with self._changed:
             self._newest, self._beat, self._idle = text, beat, False
             self._changed.notify_all()
