@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from imagegen.configdrive import configdrive_iso, configdrive_tree, encode_configdrive, meta_data, network_data
 from imagegen.errors import BadUsage
+from imagegen.hints import hint_text, parse_hint
 from imagegen.model import Cluster, Node, Role
 from imagegen.pxe import NetbootImage, choose_url
 from imagegen.render import dump_yaml
 from imagegen.tree import File, Tree, text
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
-OPERATORS = ("s==", "s!=", "s>=", "s<=", "s>", "s<", "<in>", "<all-in>", "<or>")
 
 SUFFIXES = {"deploy": ("raw",)}
 """Which built files are needed, by the modes of nodes."""
 
-DEVICE_NAME = re.compile(r"/dev/(disk/by-path/)?[^/]+")  # what the webhook of Metal3 takes
-
-# Ironic's hints (its docs, "Specifying the disk for deployment") -> spec.rootDeviceHints of a BareMetalHost.
+# Ironic's hints -> spec.rootDeviceHints of a BareMetalHost, and the one operator that each becomes in Ironic again
+# (baremetal-operator, pkg/provisioner/ironic/devicehints).
 METAL3_HINTS = {
-    "name": "deviceName",
-    "by_path": "deviceName",
-    "hctl": "hctl",
-    "model": "model",
-    "vendor": "vendor",
-    "serial": "serialNumber",
-    "size": "minSizeGigabytes",
-    "wwn": "wwn",
-    "wwn_with_extension": "wwnWithExtension",
-    "wwn_vendor_extension": "wwnVendorExtension",
-    "rotational": "rotational",
+    "name": ("deviceName", "s=="),
+    "by_path": ("deviceName", "s=="),
+    "hctl": ("hctl", "s=="),
+    "model": ("model", "<in>"),
+    "vendor": ("vendor", "<in>"),
+    "serial": ("serialNumber", "s=="),
+    "size": ("minSizeGigabytes", ">="),
+    "wwn": ("wwn", "s=="),
+    "wwn_with_extension": ("wwnWithExtension", "s=="),
+    "wwn_vendor_extension": ("wwnVendorExtension", "s=="),
+    "rotational": ("rotational", "=="),
 }
 
 
@@ -83,7 +81,7 @@ def instance_info(cluster: Cluster, image: NetbootImage) -> dict[str, Any]:
 
 
 def metal3_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree]) -> Tree:
-    """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage for hints that Metal3 lacks."""
+    """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage for hints that Metal3 cannot express."""
     tree = {}
     for node in cluster.nodes:
         documents = [
@@ -142,17 +140,21 @@ def bare_metal_host(cluster: Cluster, node: Node, image: NetbootImage) -> dict[s
 
 
 def metal3_hints(node: Node) -> dict[str, Any]:
-    """rootDeviceHints, which know no operators. Raises BadUsage."""
-    for hint, value in node.root_device.items():
-        if isinstance(value, str) and value.split(" ")[0] in OPERATORS:
-            raise BadUsage(
-                f"root_device.{hint} of {node.name} has an operator of Ironic's, which Metal3 does not know",
-                "give the value itself, or leave Metal3's files out",
-            )
-    names = [str(node.root_device[hint]) for hint in ("name", "by_path") if hint in node.root_device]
-    if len(names) > 1 or not all(DEVICE_NAME.fullmatch(name) for name in names):
-        raise BadUsage(
-            f"root_device of {node.name} names a device as Metal3 does not: {', '.join(names)}",
-            "give either `name`, /dev/NAME, or `by_path`, /dev/disk/by-path/NAME, or leave Metal3's files out",
-        )
-    return {METAL3_HINTS[hint]: value for hint, value in sorted(node.root_device.items())}
+    """rootDeviceHints, which select the same disks. Raises BadUsage for a hint that would select others in Metal3."""
+    found: dict[str, Any] = {}
+    for name, value in sorted(node.root_device.items()):
+        hint = parse_hint(name, value)
+        field, operator = METAL3_HINTS[name]
+        if hint.operator != operator:
+            raise refuse(node, f"`{name}: {hint_text(value)}`", f"its {field} always means `{operator}`")
+        if field in found:
+            raise refuse(node, "both `name` and `by_path`", f"it has {field} alone for the two")
+        found[field] = value if name == "rotational" else int(hint.values[0]) if name == "size" else hint.values[0]
+    return found
+
+
+def refuse(node: Node, what: str, why: str) -> BadUsage:
+    return BadUsage(
+        f"Metal3 cannot express {what} in root_device of {node.name}: {why}",
+        "change the hint, or run `imagegen baremetal --ironic`, which leaves out Metal3's files",
+    )

@@ -454,14 +454,17 @@ def status(
 
 
 @cli.command(short_help="Write what Ironic and Metal3 take.")
+@click.option("--ironic", is_flag=True, help="Write Ironic's files only, unless --metal3 is given too.")
+@click.option("--metal3", is_flag=True, help="Write Metal3's files only, unless --ironic is given too.")
 @click.option("--driver", default="redfish", show_default=True, help="The driver of the nodes in Ironic.")
 @_common
 @click.pass_obj
-def baremetal(settings: Settings, driver: str) -> Outcome:
+def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Outcome:
     """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
 
     Config drives and Secrets hold the nodes' secrets. Images are named by sha256, at the URL of `imagegen pxe`. Live
-    nodes are left out: both write images to disks.
+    nodes are left out: both write images to disks. root_device selects the same disk everywhere; a hint that Metal3
+    cannot express stops the command before anything is written, and --ironic does without Metal3.
 
     \b
     Examples:
@@ -479,7 +482,11 @@ def baremetal(settings: Settings, driver: str) -> Outcome:
     if live := [node.name for node in whole.nodes if node not in cluster.nodes]:
         _say(settings, f"left out, because they are live: {', '.join(live)}")
     images, seeds = find_images(cluster, settings.out, SUFFIXES), seed_trees(cluster, secrets)
-    trees = {"ironic": ironic_tree(cluster, images, seeds, driver), "metal3": metal3_tree(cluster, images, seeds)}
+    trees = {}
+    if ironic or not metal3:
+        trees["ironic"] = ironic_tree(cluster, images, seeds, driver)
+    if metal3 or not ironic:
+        trees["metal3"] = metal3_tree(cluster, images, seeds)
     with work_in(settings.out, list(trees), "baremetal", lambda line: _say(settings, line)):
         for name, tree in trees.items():
             write_tree(mark_tree(tree), settings.out / name, directory_mode=0o700)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from imagegen.document import STDIN, Findings, Value, check_shape, load_document, parse_document, suggest
 from imagegen.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.errors import BadInput
+from imagegen.hints import parse_hint
 from imagegen.model import Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
 from imagegen.releases import UnknownRelease, default_release, default_suite, find_release
 from imagegen.resources import PACKAGE
@@ -160,12 +161,21 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
             found.add(f"{path}.address", message)
         elif address and network and address == network.gateway:
             found.add(f"{path}.address", f"{address} is the gateway's address")
+        _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
         if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
             found.add(f"{path}.deploy.mode", "a live node forgets all it holds when it is switched off: computes only")
     for key in ("name", "serial"):
         _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)
     _check_unique(iter(macs), found)
     _check_unique(iter(addresses), found)
+
+
+def _check_hints(hints: Mapping[str, Any], path: str, found: Findings) -> None:
+    for hint, value in hints.items():
+        try:
+            parse_hint(hint, value)
+        except ValueError as error:
+            found.add(f"{path}.{hint}", str(error))
 
 
 def _check_mac(text: str | None, path: str, found: Findings) -> str | None:
@@ -237,9 +247,14 @@ def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:
         address=IPv4Address(data["address"]),
         cell=data.get("cell", first_cell),
         serial=data.get("serial"),
-        root_device=data.get("root_device", {}),
+        root_device=_build_hints(data.get("root_device", {})),
         deploy=Deploy(**data.get("deploy", {})),
     )
+
+
+def _build_hints(hints: Mapping[str, Any]) -> dict[str, str | int | bool]:
+    """The hints with a size that is a number alone as one."""
+    return {hint: int(value) if hint == "size" and value.strip().isdigit() else value for hint, value in hints.items()}
 
 
 def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Services:

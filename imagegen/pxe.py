@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from imagegen.disk import KERNEL_WORDS
 from imagegen.errors import BadUsage
 from imagegen.handles import is_file
+from imagegen.hints import hint_text
 from imagegen.manifest import checksums, read_manifest
 from imagegen.model import Cluster, Node, Role
 from imagegen.render import render_template
@@ -142,7 +143,7 @@ def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
         "sha256": image.files[name]["sha256"],
         "size": image.files[image.file_name("raw")]["size"],
         "id": image.id,
-        **{f"root_device.{hint}": _hint(value) for hint, value in sorted(node.root_device.items())},
+        **{f"root_device.{hint}": hint_text(value) for hint, value in sorted(node.root_device.items())},
         "wipe": "1" if node.deploy.wipe else None,
         "status": cluster.status_url,
     }
@@ -151,7 +152,3 @@ def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
 
 
 _SAFE = "/:.,_-+@"  # neither blanks, which end a word, nor what iPXE or the kernel would take for its own
-
-
-def _hint(value: str | int | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -30,6 +30,7 @@ from uuid import uuid5
 from imagegen.console import newest_document, plain_lines, read_tail
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.handles import create_file, make_fresh, open_directory, read_file, remove_place
+from imagegen.hints import parse_hint
 from imagegen.iso import write_seed_iso
 from imagegen.lan import remove_lan
 from imagegen.model import NAMESPACE, Cluster, Node, Role
@@ -304,7 +305,7 @@ def node_command(
         netdev = f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"
     rom = "" if blank and not firmware else ",romfile="
     first, second = (",bootindex=1", "") if not blank else (",bootindex=2", ",bootindex=1")
-    serial = str(node.root_device.get("serial", node.name))[:20]  # so that root_device's hint finds it
+    serial = parse_hint("serial", node.root_device.get("serial", node.name)).values[0][:20]  # for root_device's hint
     seed = [
         *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=seed"),

@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 # A proxy in the node's environment must not stand between the node and its own cluster.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -18,6 +19,29 @@ def fetch(url: str, token: str = "", body: Any = None, timeout: float = 60) -> A
     data = None if body is None else json.dumps(body).encode()
     with OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout) as response:  # noqa: S310 (http only)
         return response.headers, json.load(response)
+
+
+def fetch_list(url: str, key: str, token: str) -> list[Any]:
+    """Every entry of a list, page by page: Nova's next page is in KEY_links, Keystone's in links.
+
+    Of a link only the query counts, so that the token goes to no other host. Raises ValueError for a list that
+    does not end, or that Keystone cut off at its list_limit.
+    """
+    found: list[Any] = []
+    asked = [url]
+    while True:
+        answer = fetch(asked[-1], token)[1]
+        found += answer[key]
+        links = answer.get(f"{key}_links") or []
+        link = next((item["href"] for item in links if item["rel"] == "next"), (answer.get("links") or {}).get("next"))
+        if not link and answer.get("truncated"):
+            raise ValueError("the API cuts the list off at its list_limit")
+        page = f"{url.partition('?')[0]}?{urlsplit(link).query}" if link else ""
+        if page in asked:
+            raise ValueError("one page of the list comes again and again")
+        if not page:
+            return found
+        asked.append(page)
 
 
 def get_token(auth_url: str, user: str, password: str, project: str) -> str:
@@ -52,7 +76,7 @@ def main(auth_url: str, compute_url: str, user: str, password: str, project: str
     ):
         facts[name] = []
         try:
-            facts[name] = fetch(url, token)[1][key] if token else []
+            facts[name] = fetch_list(url, key, token) if token else []
         except (OSError, ValueError, KeyError) as error:
             facts["errors"].append(f"{url} cannot be read: {error}")
     print(json.dumps(facts))

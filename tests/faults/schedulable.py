@@ -24,13 +24,13 @@ def main(host: str) -> None:
 
     def is_up() -> bool:
         path = f"{compute}/os-services?binary=nova-compute&host={host}"
-        return any(item["updated_at"] for item in observe.fetch(path, token)[1]["services"])
+        return any(item["updated_at"] for item in observe.fetch_list(path, "services", token))
 
     def is_schedulable() -> bool:
-        listed = observe.fetch(f"{compute}/os-hypervisors/detail", token)[1]["hypervisors"]
+        listed = observe.fetch_list(f"{compute}/os-hypervisors/detail", "hypervisors", token)
         if host not in [item["service"]["host"] for item in listed]:
             return False
-        (provider,) = observe.fetch(f"{placement}/resource_providers?name={host}", token)[1]["resource_providers"]
+        (provider,) = observe.fetch_list(f"{placement}/resource_providers?name={host}", "resource_providers", token)
         inventory = observe.fetch(f"{placement}/resource_providers/{provider['uuid']}/inventories", token)[1]
         return "VCPU" in inventory["inventories"]
 

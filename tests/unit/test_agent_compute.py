@@ -163,6 +163,17 @@ def test_a_host_that_nova_knows_keeps_its_id(world: World) -> None:
     assert "written, as Nova knows it" in details(world, "compute-id")
 
 
+def test_a_host_on_a_later_page_is_found(world: World) -> None:
+    """Nova gives 1,000 hypervisors at once: a rebuilt compute beyond them is no unknown one."""
+    for number in range(5):
+        world.register_compute(f"other-{number}", f"00000000-0000-0000-0000-00000000000{number}")
+        world.map_host(f"other-{number}")
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+
+
 def test_an_id_older_than_the_seed_is_no_other_node(world: World) -> None:
     """After such a recovery the next boot finds an id that is not the seed's, but Nova's for this very host."""
     world.register_compute(COMPUTE, OTHER_ID)

@@ -504,6 +504,35 @@ def test_a_compute_api_that_cannot_check_tokens_yet_is_waited_for(monkeypatch: p
         session.compute("R", "/os-services")
 
 
+LISTS = [
+    ({"hypervisors": [{"id": 3}]}, ""),
+    (
+        {"hypervisors": [], "hypervisors_links": [{"rel": "next", "href": "https://far/v2.1/x?limit=2&marker=u"}]},
+        "limit=2&marker=u",
+    ),
+    ({"hypervisors": [], "links": {"next": None, "self": "http://k/v3/x"}}, ""),
+    ({"hypervisors": [], "links": {"next": "http://k/v3/x?marker=u"}, "truncated": True}, "marker=u"),
+]
+
+
+@pytest.mark.parametrize(("document", "query"), LISTS)
+def test_the_next_page_is_found_in_every_form(document: dict[str, Any], query: str) -> None:
+    """Nova's and Keystone's; only the query, since the address is another one behind a load balancer."""
+    assert api.find_next(document, "hypervisors") == query
+
+
+def test_a_list_that_is_cut_off_or_does_not_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Waiting, match="a whole list of users: the API cuts it off"):
+        api.find_next({"users": [], "links": {"next": None}, "truncated": True}, "users")
+    page = b'{"x": [1], "x_links": [{"rel": "next", "href": "http://x/x?marker=1"}]}'
+    endpoint = {"interface": "public", "url": "http://x", "region_id": "R"}
+    session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer(page))
+    with pytest.raises(Waiting, match="one page comes again and again"):
+        session.list_compute("R", "/x", "x")
+    with pytest.raises(ValueError, match="/x is a list, which may have more pages"):
+        session.compute("R", "/x")
+
+
 @pytest.mark.parametrize(
     ("row", "up"),
     [

@@ -14,14 +14,13 @@ import pycdlib
 import pytest
 import yaml
 from fakes.world import make_secrets
-from imagegen_deploy import disks
 from imagegen_node import metadata
 from netboot_images import make_images
 
 from imagegen import cli
-from imagegen.baremetal import OPERATORS, ironic_tree, metal3_tree
+from imagegen.baremetal import ironic_tree, metal3_tree
 from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage, ExitCode
+from imagegen.errors import ExitCode
 from imagegen.model import Cluster
 from imagegen.pxe import find_images
 from imagegen.seeds import seed_trees
@@ -33,7 +32,7 @@ NODE = "linux-node2"
 @pytest.fixture
 def cluster() -> Cluster:
     loaded = load_cluster(None)
-    hints: dict[str, str | int | bool] = {"serial": "S1", "size": 100, "rotational": False}
+    hints: dict[str, str | int | bool] = {"serial": "S1", "size": ">= 100", "rotational": False}
     return replace(loaded, nodes=(loaded.nodes[0], replace(loaded.nodes[1], root_device=hints, serial="M1")))
 
 
@@ -63,7 +62,7 @@ def test_nodes_are_enrolled_without_what_ironic_refuses(ironic: Tree) -> None:
         "resource_class": "imagegen-compute",
         "properties": {
             "cpu_arch": "x86_64",
-            "root_device": {"rotational": False, "serial": "S1", "size": 100},
+            "root_device": {"rotational": False, "serial": "S1", "size": ">= 100"},
             "serial_number": "M1",
         },
         "ports": [{"address": "52:54:00:56:00:12"}],
@@ -154,16 +153,34 @@ def test_metal3_gets_a_host_and_the_secrets_that_it_names(given: tuple[Any, ...]
     assert password in user_data and password not in json.dumps(spec)
 
 
-def test_hints_that_metal3_does_not_know_are_refused(cluster: Cluster, given: tuple[Any, ...]) -> None:
-    """Silently left out, they would select another disk."""
-    node = replace(cluster.nodes[1], root_device={"serial": "<or> A <or> B"})
-    with pytest.raises(BadUsage, match=r"root_device\.serial of linux-node2 has an operator"):
-        metal3_tree(replace(cluster, nodes=(cluster.nodes[0], node)), *given[1:])
+@pytest.mark.parametrize(
+    ("options", "written"), [([], ["ironic", "metal3"]), (["--ironic"], ["ironic"]), (["--metal3"], ["metal3"])]
+)
+def test_what_is_written_can_be_chosen(
+    options: list[str], written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "out")
+    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
+    assert cli.run_command(["baremetal", "-q", *options]) == ExitCode.DONE
+    assert [name for name in ("ironic", "metal3") if (tmp_path / "out" / name).exists()] == written
 
 
-def test_the_operators_are_those_that_the_initramfs_knows() -> None:
-    """The image's code and imagegen's own cannot share a module."""
-    assert set(OPERATORS) == set(disks.OPERATORS)
+def test_what_metal3_cannot_express_is_refused_for_metal3_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is written; Ironic gets the hint as it is."""
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "out")
+    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
+    text = Path("cluster.yaml").read_text()
+    Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, root_device: {size: 223}}"))
+    assert cli.run_command(["baremetal", "-q"]) == ExitCode.BAD_INPUT
+    assert "`size: 223` in root_device of linux-node2" in capsys.readouterr().err
+    assert not (tmp_path / "out/ironic").exists()
+    assert cli.run_command(["baremetal", "-q", "--ironic"]) == ExitCode.DONE
+    nodes = yaml.safe_load((tmp_path / "out/ironic/nodes.yaml").read_text())["nodes"]
+    assert [node["properties"].get("root_device") for node in nodes] == [None, {"size": 223}]
 
 
 def test_the_command_writes_private_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,8 @@ def test_a_seed_that_is_too_large_is_refused() -> None:
 
 
 def disk(name: str, size: int = 100, **facts: str) -> Disk:
-    given = {key: (value.lower(),) for key, value in facts.items()}
-    return Disk(Path("/dev", name), size << 30, 512, {"name": (f"/dev/{name}",), "size": (str(size),), **given})
+    given = {key: (value,) for key, value in facts.items()}
+    return Disk(Path("/dev", name), size << 30, 512, {"name": (f"/dev/{name}",), **given})
 
 
 SDA = disk("sda", serial="S3Z9NB0K", wwn="0x5002538d40", rotational="false")
@@ -130,6 +130,9 @@ SDB = disk("sdb", 931, serial="WD-WCC4", wwn="0x50014ee2b5", rotational="true")
         ({"serial": "s!= S3Z9NB0K"}, SDB),
         ({"serial": "<in> wcc"}, SDB),
         ({"serial": "<or> X <or> S3Z9NB0K"}, SDA),
+        ({"size": ">= 500"}, SDB),
+        ({"size": "< 500"}, SDA),
+        ({"name": "s!= /dev/sda"}, SDB),
     ],
 )
 def test_hints_select_one_disk(hints: dict[str, str], chosen: Disk) -> None:
@@ -147,6 +150,8 @@ def test_the_only_disk_needs_no_hint() -> None:
         ([SDA, SDB], {}, "there are 2 disks: /dev/sda (100.0 GiB, s3z9nb0k), /dev/sdb"),
         ([SDA, SDA], {"size": "100"}, "root_device size=100 fits 2 disks"),
         ([SDA], {"serial": "S9"}, "no disk fits root_device serial=S9; there are: /dev/sda"),
+        ([SDA], {"name": "s!= /dev/sda"}, "no disk fits root_device name=s!= /dev/sda; there are: /dev/sda"),
+        ([SDA], {"size": "= 100"}, "root_device size== 100 cannot be understood: a hint `=` means `>=` to Ironic"),
         ([SDA], {"vendor": "acme"}, "no disk fits root_device vendor=acme"),
         ([], {}, "there is no disk; there are: none"),
     ],
@@ -156,6 +161,77 @@ def test_none_or_several_disks_stop_the_boot(there: list[Disk], hints: dict[str,
     with pytest.raises(Refused) as refused:
         choose_disk(there, hints)
     assert sentence in str(refused.value)
+
+
+UDEV = r"""
+DEVNAME=/dev/sda
+DEVLINKS=/dev/disk/by-id/ata-X_S1 /dev/disk/by-path/pci-0000:00:1f.2-ata-1 /dev/disk/by-path/pci-0000:00:1f.2-ata-1.0
+ID_MODEL=Samsung_SSD_870
+ID_MODEL_ENC=Samsung\x20SSD\x20870\x20\x20\x20\x20
+ID_SERIAL=Samsung_SSD_870_S1
+ID_SERIAL_SHORT=S1
+ID_WWN=0x5002538d40
+ID_WWN_WITH_EXTENSION=0x5002538d400001
+ID_VENDOR=udev-says
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Disk]:
+    """A machine with one SATA disk, sda, of 240,057,409,536 bytes, as sysfs and udev describe it."""
+    entry = tmp_path / "block/sda"
+    (entry / "device/scsi_device/2:0:0:0").mkdir(parents=True)
+    (entry / "queue").mkdir()
+    for path, content in {
+        "size": str(240057409536 // 512), "ro": "0", "removable": "0", "device/vendor": "ATA     ",
+        "device/model": "Samsung SSD 870 ", "queue/rotational": "0", "queue/logical_block_size": "512",
+    }.items():  # fmt: skip
+        (entry / path).write_text(content + "\n")
+    monkeypatch.setattr(disks, "BLOCK_DEVICES", tmp_path / "block")
+    monkeypatch.setattr(disks, "run", lambda argv, **options: UDEV if argv[:2] == ["udevadm", "info"] else "")
+    return disks.list_disks()
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "fits"),
+    [
+        ("name", "/dev/sda", True),
+        ("name", "s!= /dev/sda", False),  # by-id and by-path links are no names
+        ("by_path", "/dev/disk/by-path/pci-0000:00:1f.2-ata-1.0", True),
+        ("by_path", "s!= /dev/disk/by-path/pci-0000:00:1f.2-ata-1", False),
+        ("serial", "S1", True),
+        ("serial", "samsung_ssd_870_s1", True),
+        ("serial", "s!= S1", False),  # though it has another serial number as well
+        ("serial", "s!= S2", True),
+        ("wwn", "0x5002538D40", True),
+        ("wwn", "s!= 0x5002538d40", False),
+        ("wwn_with_extension", "0x5002538d400001", True),
+        ("wwn_vendor_extension", "s!= 0x1", True),  # it has none
+        ("model", "samsung ssd 870", True),
+        ("model", "Samsung_SSD_870", False),
+        ("model", "s!= Samsung SSD 870", False),
+        ("model", "<in> ssd 8", True),
+        ("vendor", "ata", True),
+        ("vendor", "udev-says", False),
+        ("hctl", "2:0:0:0", True),
+        ("rotational", "false", True),
+        ("rotational", "true", False),
+        ("size", "223", False),  # it has 223.57 GiB
+        ("size", ">= 223", True),
+        ("size", "> 223", True),
+        ("size", "<= 223", False),
+        ("size", "< 224", True),
+    ],
+)
+def test_a_disk_is_described_as_ironics_agent_describes_it(
+    machine: list[Disk], hint: str, value: str, fits: bool
+) -> None:
+    """One name, the model with its blanks, an exact size; all serial numbers, and `s!=` of each of them."""
+    if fits:
+        assert choose_disk(machine, {hint: value}) is machine[0]
+    else:
+        with pytest.raises(Refused, match="no disk fits root_device"):
+            choose_disk(machine, {hint: value})
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 # Lowest first. A module imports only from the rows before its own.
 ROWS = (
     {"model", "errors", "resources"},
-    {"document", "handles"},
+    {"document", "handles", "hints"},
     {"secrets", "releases", "render", "tree", "lock", "run", "signals", "console", "switch", "authority", "server"},
     {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "outdir"},
     {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},

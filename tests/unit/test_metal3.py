@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from fakes.world import make_secrets
 from jsonschema import Draft202012Validator
 from netboot_images import make_images
 
-from imagegen.baremetal import METAL3_HINTS, metal3_tree
+from imagegen.baremetal import METAL3_HINTS, metal3_hints, metal3_tree
 from imagegen.cluster import load_cluster
 from imagegen.errors import BadUsage
+from imagegen.hints import parse_hint
 from imagegen.pxe import find_images
 from imagegen.seeds import seed_trees
 
@@ -38,10 +40,10 @@ HINTS: dict[str, Any] = {
     "name": "/dev/sda",
     "by_path": "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
     "hctl": "0:0:0:1",
-    "model": "QEMU HARDDISK",
-    "vendor": "ATA",
-    "serial": "QM00001",
-    "size": 100,
+    "model": "<in> QEMU HARDDISK",
+    "vendor": "<in> ATA",
+    "serial": "s== QM00001",
+    "size": ">= 100",
     "wwn": "0x5000c500a1b2c3d4",
     "wwn_with_extension": "0x5000c500a1b2c3d40001",
     "wwn_vendor_extension": "0x0001",
@@ -126,7 +128,40 @@ def test_the_crd_knows_every_field(node: str, tmp_path: Path) -> None:
 def test_every_hint_arrives_as_it_is(hint: str, tmp_path: Path) -> None:
     """Under Metal3's name, with its value and no other hint beside it."""
     spec = find_hosts(write_documents(tmp_path, write_hints({hint: HINTS[hint]})))["cpt-1"]["spec"]
-    assert spec["rootDeviceHints"] == {METAL3_HINTS[hint]: HINTS[hint]}
+    value = {"model": "QEMU HARDDISK", "vendor": "ATA", "serial": "QM00001", "size": 100}.get(hint, HINTS[hint])
+    assert spec["rootDeviceHints"] == {METAL3_HINTS[hint][0]: value}
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_every_hint_comes_back_to_ironic_with_the_same_meaning(hint: str) -> None:
+    """What baremetal-operator makes of rootDeviceHints (devicehints.go) is the hint that the cluster file has."""
+    node = replace(load_cluster(None).nodes[1], root_device={hint: HINTS[hint]})
+    ((field, value),) = metal3_hints(node).items()
+    by_path = str(value).startswith("/dev/disk/by-path/")
+    operators = {"minSizeGigabytes": ">=", "model": "<in>", "vendor": "<in>"}
+    names = {"deviceName": "by_path" if by_path else "name", "serialNumber": "serial", "minSizeGigabytes": "size"}
+    name = names.get(field, re.sub("[A-Z]", lambda capital: "_" + capital.group().lower(), field))
+    said = str(value).lower() if field == "rotational" else f"{operators.get(field, 's==')} {value}"
+    assert (name, parse_hint(name, said)) == (hint, parse_hint(hint, HINTS[hint]))
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "why"),
+    [
+        ("size", 100, r"`size: 100` in root_device of linux-node2: its minSizeGigabytes always means `>=`"),
+        ("size", "> 100", "minSizeGigabytes always means `>=`"),
+        ("model", "QEMU HARDDISK", "its model always means `<in>`"),
+        ("vendor", "s!= ATA", "its vendor always means `<in>`"),
+        ("serial", "<or> A <or> B", "its serialNumber always means `s==`"),
+        ("wwn", "<in> 0x5", "its wwn always means `s==`"),
+        ("name", "s!= /dev/sda", "its deviceName always means `s==`"),
+    ],
+)
+def test_a_hint_that_would_select_other_disks_in_metal3_is_refused(hint: str, value: str | int, why: str) -> None:
+    """With node, hint and reason, and how to do without Metal3."""
+    with pytest.raises(BadUsage, match=why) as refused:
+        metal3_hints(replace(load_cluster(None).nodes[1], root_device={hint: value}))
+    assert "imagegen baremetal --ironic" in str(refused.value.hint)
 
 
 def test_every_hint_of_the_cluster_file_is_tried_here() -> None:
@@ -156,7 +191,7 @@ DEFECTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
 def test_planted_defects_are_caught(defect: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     """The schema is as strict as it is meant to be: one complaint, or two for a field that got another name."""
-    host = find_hosts(write_documents(tmp_path, write_hints({"serial": "S1", "size": 100})))["cpt-1"]
+    host = find_hosts(write_documents(tmp_path, write_hints({"serial": "S1", "size": ">= 100"})))["cpt-1"]
     broken = copy.deepcopy(host)
     defect(broken["spec"])
     assert complain(host) == [] and complain(broken) != []
@@ -222,17 +257,7 @@ def test_a_cluster_whose_name_looks_like_a_number_keeps_it(name: str, tmp_path: 
     assert yaml.load(text, Loader=GoLoader)["meta"]["imagegen.cluster"] == name
 
 
-@pytest.mark.parametrize(
-    "hints",
-    [
-        {"name": "sda"},
-        {"name": "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4"},
-        {"by_path": "pci-0000:00:1f.2-ata-1"},
-        {"name": HINTS["name"], "by_path": HINTS["by_path"]},
-    ],
-    ids=["no path", "another directory", "no path below by-path", "two for one field"],
-)
-def test_a_device_name_that_metal3_cannot_take_is_refused(hints: dict[str, str], tmp_path: Path) -> None:
-    """Its webhook takes /dev/NAME and /dev/disk/by-path/NAME; of two hints for deviceName one would be lost."""
-    with pytest.raises(BadUsage, match="root_device"):
-        write_documents(tmp_path, write_hints(hints))
+def test_two_hints_for_one_field_are_refused(tmp_path: Path) -> None:
+    """Metal3 has deviceName alone for a name and a path: one of them would be lost."""
+    with pytest.raises(BadUsage, match="both `name` and `by_path`"):
+        write_documents(tmp_path, write_hints({hint: HINTS[hint] for hint in ("name", "by_path")}))

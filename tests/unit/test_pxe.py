@@ -36,7 +36,7 @@ nodes:
     role: compute
     mac: "52:54:00:56:00:12"
     address: 192.168.56.12
-    root_device: {serial: "<or> A 1 <or> B;$(2)", size: 100, rotational: false}
+    root_device: {serial: "<or> A 1 <or> B;$(2)", size: ">= 100", rotational: false}
     deploy: {wipe: true}
   - {name: cpt-2, role: compute, mac: "52:54:00:56:00:13", address: 192.168.56.13, deploy: {mode: live}}
 """
@@ -117,7 +117,7 @@ def test_the_initramfs_reads_back_what_the_script_says(tree: Tree) -> None:
     """Blanks, semicolons and dollars of a hint neither end a word nor reach iPXE's own grammar."""
     text = command_line(read(tree, "nodes/cpt-1.ipxe"))
     plan = parse_plan(text)
-    assert plan.root_device == {"serial": "<or> A 1 <or> B;$(2)", "size": "100", "rotational": "false"}
+    assert plan.root_device == {"serial": "<or> A 1 <or> B;$(2)", "size": ">= 100", "rotational": "false"}
     assert (plan.mode, plan.node, plan.role, plan.wipe, plan.seed) == ("deploy", "cpt-1", "compute", True, "")
     assert (plan.mac, plan.address, plan.gateway) == ("52:54:00:56:00:12", "192.168.56.12/24", "192.168.56.1")
     assert plan.image == "http://192.168.56.1:8080/images/compute-222222222222.raw.zst"

@@ -348,6 +348,27 @@ def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> No
     assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
 
 
+def test_the_observer_turns_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nova's and Keystone's, always at the address that it was given; a list that is cut off is an error."""
+    more = {
+        **PAGES,
+        "http://k/v3/services": ({}, {"services": [1], "links": {"next": "https://far/v3/services?marker=a"}}),
+        "http://k/v3/services?marker=a": ({}, {"services": [5], "links": {"next": None}}),
+        "http://k/v3/endpoints": ({}, {"endpoints": [2], "links": {"next": None}, "truncated": True}),
+    }
+    detail = "http://n/v2.1/os-hypervisors/detail"
+    for number in (4, 5):
+        links = [{"rel": "next", "href": f"https://far/v2.1/os-hypervisors/detail?marker={number}"}]
+        more[detail + ("?marker=4" if number == 5 else "")] = (
+            {},
+            {"hypervisors": [number], "hypervisors_links": links},
+        )
+    more[detail + "?marker=5"] = ({}, {"hypervisors": [6]})
+    facts, _ = observe(more, capsys)
+    assert (facts["services"], facts["hypervisors"], facts["endpoints"]) == ([1, 5], [4, 5, 6], [])
+    assert facts["errors"] == ["http://k/v3/endpoints cannot be read: the API cuts the list off at its list_limit"]
+
+
 @pytest.mark.parametrize("gone", PAGES)
 def test_the_observer_says_what_it_could_not_read(gone: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each page that does not answer is an error with its URL, and the others are read all the same."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
@@ -72,6 +72,7 @@ SERVICE_VERSION_ALIASES = {
 }
 """
 
+PAGE = 2  # what the APIs give of a list at once; Nova's max_limit is 1,000
 FIRST_REPORT = 5.0  # seconds after the start of one of Nova's services
 
 
@@ -324,9 +325,9 @@ class World:
             return body, {"X-Subject-Token": "token"}
         assert request.get_header("X-auth-token") == "token"
         if path == "/v2.1/os-services":
-            return {"services": self.list_services()}, {}
+            return turn_page(request.full_url, "services", self.list_services()), {}
         if path == "/v2.1/os-hypervisors/detail":
-            return {"hypervisors": self.list_hypervisors()}, {}
+            return turn_page(request.full_url, "hypervisors", self.list_hypervisors()), {}
         kind, uuid = path.rsplit("/", 1)
         assert kind == "/v2.1/os-hypervisors"
         found = next((item for item in self.list_hypervisors() if item["id"] == uuid), None)
@@ -526,6 +527,18 @@ def heads_of(kind: str) -> list[str]:
     """The heads of a kind of schema."""
     revisions = REVISIONS[kind]
     return [revision for revision in revisions if revision not in revisions.values()]
+
+
+def turn_page(url: str, key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The page of a list that the URL asks for, with a link to the next as Nova gives it, at another address."""
+    query = parse_qs(urlsplit(url).query)
+    ids = [str(row["id"]) for row in rows]
+    start = ids.index(query["marker"][0]) + 1 if "marker" in query else 0
+    page: dict[str, Any] = {key: rows[start : start + PAGE]}
+    if len(rows) > start + PAGE:
+        link = f"http://balancer.invalid{urlsplit(url).path}?limit={PAGE}&marker={ids[start + PAGE - 1]}"
+        page[f"{key}_links"] = [{"rel": "next", "href": link}]
+    return page
 
 
 def tell_time(seconds: float | None) -> str | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
-from urllib.parse import unquote
 
 from imagegen_node.steps import Refused
 from imagegen_node.system import run
 
 from imagegen_deploy.gpt import HEAD, NONE, SECTOR, read_table
+from imagegen_deploy.hints import GIB, parse_hint
 from imagegen_deploy.mark import Mark, read_mark
 from imagegen_deploy.plan import Plan
 
@@ -21,33 +19,20 @@ DEVICES = Path("/dev")
 NO_DISKS = re.compile(r"^(loop|ram|zram|dm-|md|sr|fd|nbd|mtdblock)")
 SEED_LABELS = ("cidata", "CIDATA", "config-2", "CONFIG-2")
 STAMP = "imagegen-{}"  # the name of a deployed disk's root partition, with the content id
-GIB = 1 << 30
 
-# Where each of Ironic's hints is found (ironic-python-agent, hardware.py): udev's properties, all of them count.
+# udev's properties where ironic-python-agent finds what these hints ask for, by itself or through lsblk (hardware.py,
+# list_all_block_devices and get_os_install_device): all of them count.
 PROPERTIES = {
-    "model": ("ID_MODEL",),
-    "vendor": ("ID_VENDOR",),
-    "serial": ("ID_SERIAL_SHORT", "ID_SERIAL", "ID_SCSI_SERIAL"),
-    "wwn": ("ID_WWN",),
+    "serial": ("ID_SCSI_SERIAL", "SCSI_IDENT_SERIAL", "ID_SERIAL_SHORT", "ID_SERIAL"),
+    "wwn": ("ID_WWN_WITH_EXTENSION", "ID_WWN"),
     "wwn_with_extension": ("ID_WWN_WITH_EXTENSION",),
     "wwn_vendor_extension": ("ID_WWN_VENDOR_EXTENSION",),
-}
-OPERATORS: dict[str, Callable[[str, str], bool]] = {
-    "s==": lambda value, wanted: value == wanted,
-    "s!=": lambda value, wanted: value != wanted,
-    "s>=": lambda value, wanted: value >= wanted,
-    "s<=": lambda value, wanted: value <= wanted,
-    "s>": lambda value, wanted: value > wanted,
-    "s<": lambda value, wanted: value < wanted,
-    "<in>": lambda value, wanted: wanted in value,
-    "<all-in>": lambda value, wanted: all(word in value for word in wanted.split()),
-    "<or>": lambda value, wanted: value in [word.strip() for word in wanted.split("<or>")],
 }
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One whole disk, and by hint name what may be asked of it, in lower case."""
+    """One whole disk, and by hint name what it says of itself; its size is not among these facts."""
 
     path: Path
     size: int  # bytes
@@ -58,8 +43,12 @@ class Disk:
     def sectors(self) -> int:
         return self.size // SECTOR
 
+    def read(self, hint: str) -> tuple[str, ...]:
+        """What the disk says of that hint; its size in bytes."""
+        return (str(self.size),) if hint == "size" else self.facts.get(hint, ())
+
     def __str__(self) -> str:
-        told = " ".join(self.facts.get("model", ())[:1] + self.facts.get("serial", ())[:1])
+        told = " ".join(self.facts.get("model", ())[:1] + self.facts.get("serial", ())[:1]).lower()
         return f"{self.path} ({self.size / GIB:.1f} GiB{', ' if told else ''}{told})"
 
 
@@ -129,26 +118,35 @@ def read_fact(path: Path) -> str:
 
 
 def read_facts(entry: Path, path: Path) -> dict[str, tuple[str, ...]]:
-    """By hint name what the disk says of itself."""
+    """By hint name what the disk says of itself, as ironic-python-agent finds it."""
     text = run(["udevadm", "info", "--query=property", f"--name={path}"], ok=(0, 1, 2, 4))
     udev = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    facts = {hint: [udev[name] for name in names if udev.get(name)] for hint, names in PROPERTIES.items()}
+    facts = {hint: [udev.get(name, "") for name in names] for hint, names in PROPERTIES.items()}
     facts["serial"] += [read_fact(entry / "serial"), read_fact(entry / "device/serial")]
-    facts["model"] += [read_fact(entry / "device/model")]
-    facts["vendor"] += [read_fact(entry / "device/vendor")]
-    links = udev.get("DEVLINKS", "").split()
-    facts["by_path"] = [link for link in links if "/by-path/" in link]
-    facts["name"] = [str(path), *links]
-    facts["hctl"] = [Path(os.path.realpath(entry / "device")).name]
+    facts["model"] = [read_model(udev) or read_fact(entry / "device/model")]
+    facts["vendor"] = [read_fact(entry / "device/vendor")]
+    facts["by_path"] = [link for link in udev.get("DEVLINKS", "").split() if "/by-path/" in link]
+    facts["name"] = [str(path)]
+    facts["hctl"] = [address.name for address in sorted((entry / "device/scsi_device").glob("*"))[:1]]
     facts["rotational"] = ["true" if read_fact(entry / "queue/rotational") == "1" else "false"]
-    facts["size"] = [str(int(read_fact(entry / "size") or 0) * 512 // GIB)]
-    return {hint: tuple(dict.fromkeys(value.lower() for value in values if value)) for hint, values in facts.items()}
+    return {hint: tuple(dict.fromkeys(value for value in values if value)) for hint, values in facts.items()}
+
+
+def read_model(udev: dict[str, str]) -> str:
+    """The model with the blanks that it has, as lsblk prints it (util-linux, misc-utils/lsblk-properties.c)."""
+    encoded = udev.get("ID_MODEL_ENC", "")
+    decoded = re.sub(r"\\x([0-9a-fA-F]{2})", lambda found: chr(int(found.group(1), 16)), encoded)
+    return " ".join(decoded.split()) or udev.get("ID_MODEL", "")
 
 
 def choose_disk(disks: list[Disk], hints: dict[str, str]) -> Disk:
     """The one disk that every hint fits. Raises Refused when that is none, or more than one."""
-    fitting = [disk for disk in disks if all(fits(disk, hint, wanted) for hint, wanted in hints.items())]
     asked = " ".join(f"{hint}={value}" for hint, value in sorted(hints.items()))
+    try:
+        wanted = [parse_hint(name, value) for name, value in hints.items()]
+    except ValueError as error:
+        raise Refused(f"root_device {asked} cannot be understood: a hint {error}. Correct the cluster file") from error
+    fitting = [disk for disk in disks if all(hint.fits(disk.read(hint.name)) for hint in wanted)]
     there = ", ".join(map(str, disks)) or "none"
     if not fitting:
         what = f"no disk fits root_device {asked}" if hints else "there is no disk"
@@ -157,15 +155,6 @@ def choose_disk(disks: list[Disk], hints: dict[str, str]) -> Disk:
         what = f"root_device {asked} fits {len(fitting)} disks" if hints else f"there are {len(fitting)} disks"
         raise Refused(f"{what}: {', '.join(map(str, fitting))}. Name one of them by root_device in the cluster file")
     return fitting[0]
-
-
-def fits(disk: Disk, hint: str, wanted: str) -> bool:
-    """Whether one hint fits, by Ironic's operators; without one: equal (for `size` in whole GiB)."""
-    operator, _, rest = wanted.strip().partition(" ")
-    if operator not in OPERATORS:
-        operator, rest = "s==", wanted
-    value = unquote(rest).strip().lower()
-    return any(OPERATORS[operator](fact, value) for fact in disk.facts.get(hint, ()))
 
 
 def probe(path: Path) -> dict[str, str]:

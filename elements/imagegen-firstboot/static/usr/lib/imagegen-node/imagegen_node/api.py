@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 from imagegen_node.clock import describe_skew
 from imagegen_node.steps import Waiting
@@ -69,6 +70,19 @@ def has_reported(service: dict[str, Any], session: Session, seconds: float) -> b
     return session.issued - reported.timestamp() < seconds
 
 
+def find_next(answer: dict[str, Any], key: str) -> str:
+    """The query of the next page; empty on the last. Nova's next link is in KEY_links, Keystone's in links.
+
+    Of the link only the query counts: its host is what the API takes itself for, and the token goes nowhere else.
+    Raises Waiting for a list that Keystone cut off at its list_limit and does not go on with.
+    """
+    links = answer.get(f"{key}_links") or []
+    link = next((item["href"] for item in links if item["rel"] == "next"), (answer.get("links") or {}).get("next"))
+    if answer.get("truncated") and not link:
+        raise Waiting(f"a whole list of {key}: the API cuts it off at its list_limit; raise that")
+    return urlsplit(link).query if link else ""
+
+
 class Session:
     """A token for one user of project `project`, and the catalogue that came with it."""
 
@@ -97,8 +111,34 @@ class Session:
                         found.setdefault(endpoint["interface"], []).append(endpoint["url"])
         return found
 
+    def list_compute(self, region: str, path: str, key: str) -> list[dict[str, Any]]:
+        """Every entry of a list of Nova's API, page by page: it gives at most max_limit at once, 1,000 by default.
+
+        Raises Waiting as compute does, and when a page comes twice.
+        """
+        found: list[dict[str, Any]] = []
+        base, asked = path.partition("?")[0], [path]
+        while True:
+            answer = self._get(region, asked[-1])
+            found += answer[key]
+            query = find_next(answer, key)
+            if not query:
+                return found
+            if f"{base}?{query}" in asked:
+                raise Waiting(f"the compute API to end its list {base}, of which one page comes again and again")
+            asked.append(f"{base}?{query}")
+
     def compute(self, region: str, path: str) -> Any:
-        """What Nova's API answers to GET path. Raises Waiting, TokenRefused while Nova does not take the token."""
+        """The one thing that Nova's API has at path; lists are for list_compute, and refused here.
+
+        Raises Waiting, also while Nova cannot check the token.
+        """
+        answer = self._get(region, path)
+        if any(isinstance(value, list) for value in answer.values()):
+            raise ValueError(f"{path} is a list, which may have more pages: read it by list_compute")
+        return answer
+
+    def _get(self, region: str, path: str) -> Any:
         urls = self.endpoints("compute", region).get("public")
         if not urls:
             raise Waiting(f"an endpoint of type compute in region {region}")

@@ -186,7 +186,7 @@ def check_compute_id(node: dict[str, Any], session: Session) -> str:
 def find_service(node: dict[str, Any], session: Session) -> dict[str, Any]:
     """This node's nova-compute in the API, or an empty map."""
     path = "/os-services?binary=nova-compute&host={node}".format(**node)
-    services = session.compute(node["region"], path)["services"]
+    services = session.list_compute(node["region"], path, "services")
     return next((service for service in services if service["host"] == node["node"]), {})
 
 
@@ -211,5 +211,5 @@ def read_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:
 
 def find_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:
     """This node's hypervisor in the API's list, or an empty map. Nova lists only mapped hosts."""
-    hypervisors = session.compute(node["region"], "/os-hypervisors/detail")["hypervisors"]
+    hypervisors = session.list_compute(node["region"], "/os-hypervisors/detail", "hypervisors")
     return next((item for item in hypervisors if item["service"]["host"] == node["node"]), {})

@@ -190,7 +190,7 @@ class Controller:
         if missing:
             raise Waiting(f"Keystone to have {missing}")
         session = open_nova_session(self.node)
-        services = session.compute(self.node["region"], "/os-services")["services"]
+        services = session.list_compute(self.node["region"], "/os-services", "services")
         ages = {name: seconds_active(f"{name}.service") for name in ("nova-conductor", "nova-scheduler")}
         own = [item for item in services if item["host"] == self.node["node"] and item["binary"] in ages]
         down = ages.keys() - {item["binary"] for item in own if has_reported(item, session, ages[item["binary"]])}

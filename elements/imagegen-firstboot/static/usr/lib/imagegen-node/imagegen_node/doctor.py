@@ -157,7 +157,7 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
         yield Finding(what, f"upgrade {host}")
     path = "/os-services?binary=nova-compute"
     session = open_nova_session(patient.node)
-    services = {item["host"]: item for item in session.compute(patient.node["region"], path)["services"]}
+    services = {item["host"]: item for item in session.list_compute(patient.node["region"], path, "services")}
     for host in sorted(set(patient.expected) - services.keys()):
         yield Finding(f"{host} never registered", f"on its console: what imagegen-node status says on {host}")
     for host, service in sorted(services.items()):
