@@ -12,11 +12,11 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 
 # Lowest first. A module imports only from the rows before its own.
 ROWS = (
-    {"model", "errors", "resources"},
+    {"model", "errors", "resources", "endpoint", "sshkeys", "streams", "access"},
     {"document"},
     {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "server"},
     {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
-    {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
+    {"elements", "seeds", "external", "warnings", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning"},
     {"build", "pxeboot"},
     {"boot"},

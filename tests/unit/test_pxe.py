@@ -155,13 +155,15 @@ def test_the_sums_are_those_of_the_files(tree: Tree, cluster: Cluster, tmp_path:
 def test_dnsmasq_knows_the_nodes_and_the_firmwares(tree: Tree) -> None:
     """A full server gives addresses to nodes only; beside another server it gives none."""
     full, proxy = read(tree, "dnsmasq.conf"), read(tree, "dnsmasq-proxy.conf")
-    assert "dhcp-host=52:54:00:56:00:12,192.168.56.12,cpt-1\n" in full
+    assert 'dhcp-host=52:54:00:56:00:12,192.168.56.12,"cpt-1"\n' in full
     assert "dhcp-range=192.168.56.0,static,255.255.255.0,12h\n" in full
     assert "dhcp-host" not in proxy and "dhcp-range=192.168.56.0,proxy,255.255.255.0\n" in proxy
     for text in (full, proxy):
         assert "listen-address=192.168.56.1\n" in text and "port=0\n" in text
         assert "dhcp-boot=tag:ipxe,http://192.168.56.1:8080/boot.ipxe\n" in text
-        assert all(name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", "tftp-root=/srv/pxe/ipxe"))
+        assert all(
+            name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", 'tftp-root="/srv/pxe/ipxe"')
+        )
 
 
 @pytest.mark.allow_process("dnsmasq")
