@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grp
+import os
 import pwd
+import shlex
 from pathlib import Path
 
 READERS = ("dnsmasq", "nobody")
@@ -19,21 +21,21 @@ def explain_closed(directory: Path) -> str:
             continue
         groups = {account.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
         if closed := find_closed(directory, account.pw_uid, groups):
-            mode = closed.stat().st_mode & 0o7777
+            names = " ".join(shlex.quote(str(place)) for place in closed)
             return (
-                f"{closed} (mode {mode:04o}) is closed to the user {name}, as whom dnsmasq gives out {directory}:"
-                f" run `chmod o+x {closed}`, or give another directory by -o"
+                f"dnsmasq gives out {directory} as the user {name}, who cannot enter {names}:"
+                f" run `chmod a+x {names}`, or give another directory by -o"
             )
         return ""
     return ""
 
 
-def find_closed(directory: Path, uid: int, groups: set[int]) -> Path | None:
-    """The topmost of the directory and those above it that the account may not enter; None: it may enter all."""
+def find_closed(directory: Path, uid: int, groups: set[int]) -> list[Path]:
+    """Those of the directory and the ones above it that the account may not enter, topmost first."""
     real = directory.resolve()
-    for place in (*reversed(real.parents), real):
-        status = place.stat()
-        shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
-        if not status.st_mode >> shift & 1:
-            return place
-    return None
+    return [place for place in (*reversed(real.parents), real) if not _may_enter(place.stat(), uid, groups)]
+
+
+def _may_enter(status: os.stat_result, uid: int, groups: set[int]) -> bool:
+    shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
+    return bool(status.st_mode >> shift & 1)
