@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -10,17 +11,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO, TypeVar, cast
 
 import click
 
 from imagegen import __version__
 from imagegen.errors import BadInput, BadUsage, CommandFailed, ExitCode, ImagegenError, MachineLacks, Problem
+from imagegen.streams import RED, YELLOW, OutputLost, open_streams, print_data, print_line, tell, visible
 
 if TYPE_CHECKING:
+    from imagegen.document import Findings
     from imagegen.fleet import Screen
     from imagegen.ledger import Ledger
     from imagegen.model import Cluster, Node, Role
@@ -49,6 +54,8 @@ class Settings:
     verbose: int = 0
     quiet: bool = False
     debug: bool = False
+    warnings: list[Problem] = field(default_factory=list)
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
 
     @property
     def out(self) -> Path:
@@ -60,13 +67,39 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has for stdout: lines of text, and the rows of the JSON document that apply."""
+    """What a command has for stdout: lines of text, and the keys of the JSON document that apply."""
 
     lines: Sequence[str] = ()
     images: list[dict[str, Any]] | None = None
     nodes: list[dict[str, Any]] | None = None
     problems: list[Problem] = field(default_factory=list)
     code: ExitCode = ExitCode.DONE
+    colours: bool = False  # whether the lines are coloured
+    paths: list[str] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def document(self, settings: Settings) -> dict[str, Any]:
+        """What `--output json` prints (data/output.schema.json)."""
+        rows = {"images": self.images, "nodes": self.nodes, "paths": self.paths}
+        return {
+            "version": 1,
+            "command": settings.command,
+            "ok": self.code is ExitCode.DONE,
+            "problems": [_describe_problem(problem) for problem in self.problems],
+            "warnings": [_describe_problem(warning) for warning in settings.warnings],
+            **{key: value for key, value in rows.items() if value is not None},
+            **self.more,
+        }
+
+
+def _describe_problem(problem: Problem) -> dict[str, Any]:
+    return {key: value for key, value in asdict(problem).items() if key != "hint" or value}
+
+
+def _print_paths(*paths: Path) -> Outcome:
+    """The outcome of a command that wrote these."""
+    named = [os.fspath(path) for path in paths]
+    return Outcome(named, paths=named)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -79,6 +112,12 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 def _common(function: Function) -> Function:
     """Adds the common options; what they say lands in Settings."""
     path = click.Path(path_type=Path)
+
+    @wraps(function)
+    def run(*args: Any, **given: Any) -> Any:
+        with redirect_stdout(click.get_current_context().obj.stdout):  # see run_command()
+            return function(*args, **given)
+
     for names, attributes in (
         (("--debug",), {"is_flag": True, "help": "Show tracebacks."}),
         (("-q", "--quiet"), {"is_flag": True, "help": "Say only what went wrong."}),
@@ -90,8 +129,8 @@ def _common(function: Function) -> Function:
         ),
         (("-c", "--cluster"), {"type": path, "metavar": "FILE", "help": "Default: ./cluster.yaml."}),
     ):
-        function = click.option(*names, expose_value=False, callback=_keep, **attributes)(function)  # type: ignore[arg-type]
-    return function
+        run = click.option(*names, expose_value=False, callback=_keep, **attributes)(run)  # type: ignore[arg-type]
+    return cast(Function, run)
 
 
 class _Directory(click.Path):
@@ -132,6 +171,20 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is no IPv4 address; write one such as 192.168.56.1", parameter, context)
 
 
+def _complete_nodes(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """The names of nodes for a shell's completion; none when there is no good cluster file."""
+    from imagegen.cluster import load_cluster
+
+    with suppress(ImagegenError):
+        names = [node.name for node in load_cluster(context.obj.cluster or DEFAULT_CLUSTER).nodes]
+        return [name for name in names if name.startswith(begun)]
+    return []
+
+
+def _complete_commands(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    return [name for name in cli.commands if name.startswith(begun)]
+
+
 class _InOrder(click.Group):
     """Commands in the order of their use, not of the alphabet."""
 
@@ -158,7 +211,8 @@ def cli() -> None:
     \b
     Exit codes:
       0 done   1 failed   2 bad usage or bad input   3 this machine lacks something
-      4 a command failed   5 a node did not become ready   130 interrupted
+      4 a command failed   5 a node did not become ready
+      130 interrupted   141 nobody reads stdout any more
     """
 
 
@@ -200,32 +254,49 @@ def init(settings: Settings, directory: Path) -> Outcome:
         _say(
             settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only"
         )
-    return Outcome([os.fspath(path) for path in files])
+    return _print_paths(*files)
 
 
 @cli.command(short_help="Check the cluster file; print every problem at once.")
 @click.option("--explain", is_flag=True, help="Print what must exist at services outside the cluster.")
+@click.option("--strict", is_flag=True, help="End with exit code 2 when there are warnings, too.")
 @_common
 @click.pass_obj
-def validate(settings: Settings, explain: bool) -> Outcome:
+def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
     """Check the cluster file and print every problem as FILE:LINE: PATH: MESSAGE.
 
-    Secrets are not read. With --explain, the commands that an administrator types at external services go to stdout.
+    A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. With
+    --explain, the commands that an administrator types at external services go to stdout.
 
     \b
     Examples:
       imagegen validate
       imagegen -c site/cluster.yaml validate --output json
+      ./make-cluster | imagegen validate --strict -c -
       imagegen validate --explain
     """
     from imagegen.external import explain_external
+    from imagegen.pxe import find_long_lines
+    from imagegen.warnings import find_warnings
 
-    cluster = _load_cluster(settings)
+    cluster, found = _read_own_cluster(settings)
+    for path, message in find_long_lines(cluster):
+        found.add(path, message)
+    if found.problems:
+        raise BadInput(found.problems)
+    settings.warnings += find_warnings(cluster, found)
+    for warning in settings.warnings:
+        tell(str(replace(warning, message=f"warning: {warning.message}")))
     lines = explain_external(cluster) if explain else []
     if explain and not lines:
         _say(settings, "every service is embedded: nothing has to exist beforehand")
-    _say(settings, f"{_cluster_name(settings)}: no problems, {len(cluster.nodes)} node(s)")
-    return Outcome(lines)
+    more = {"explain": lines} if explain else {}
+    if strict and settings.warnings:
+        fault = f"{found.file} has {len(settings.warnings)} warning(s), and --strict takes none"
+        _complain(fault)
+        return Outcome(lines, problems=[Problem("", 0, "", fault)], code=ExitCode.BAD_INPUT, more=more)
+    _say(settings, f"{found.file}: no problems, {len(cluster.nodes)} node(s)")
+    return Outcome(lines, more=more)
 
 
 @cli.command(short_help="Write elements, image definitions and seeds as text.")
@@ -242,7 +313,7 @@ def generate(settings: Settings) -> Outcome:
       imagegen generate -o new && diff -r out/elements new/elements
     """
     cluster, secrets = _load_inputs(settings)
-    return Outcome([os.fspath(path) for path in _write_texts(settings, cluster, secrets)])
+    return _print_paths(*_write_texts(settings, cluster, secrets))
 
 
 @cli.command(short_help="Bake one image a role (root).")
@@ -253,9 +324,12 @@ def generate(settings: Settings) -> Outcome:
     "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
 )
 @click.option("--refresh", is_flag=True, help="Build even if an image of the same content is there.")
+@click.option("--untested", is_flag=True, help="Build a release or distro that nobody has built and booted yet.")
 @_common
 @click.pass_obj
-def build(settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool) -> Outcome:
+def build(
+    settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool, untested: bool
+) -> Outcome:
     """Bake images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
 
     An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
@@ -266,13 +340,17 @@ def build(settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], 
       sudo imagegen build --role controller
       sudo imagegen build --format qcow2 --refresh
     """
+    from imagegen.warnings import untested_release
+
     cluster = _load_cluster(settings)
+    if not untested and (sentence := untested_release(cluster)):
+        raise BadUsage(sentence, "name another `release` and `distro`, or try it with --untested")
     images = _build_images(settings, cluster, roles, formats or FORMATS, refresh)
     return Outcome(_table(images, ("role", "format", "id", "path")), images=images)
 
 
 @cli.command(short_help="Make one seed ISO a node.")
-@click.argument("names", metavar="[NODE]...", nargs=-1)
+@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=_complete_nodes)
 @_common
 @click.pass_obj
 def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
@@ -291,11 +369,11 @@ def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
     rows = [
         {"name": n.name, "role": str(n.role), "seed": os.fspath(path)} for n, path in zip(chosen, paths, strict=True)
     ]
-    return Outcome([row["seed"] for row in rows], nodes=rows)
+    return replace(_print_paths(*paths), nodes=rows)
 
 
 @cli.command(short_help="Boot the nodes on this machine and verify them (root).")
-@click.argument("names", metavar="[NODE]...", nargs=-1)
+@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=_complete_nodes)
 @click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
@@ -356,6 +434,7 @@ def pxe(settings: Settings) -> Outcome:
       imagegen pxe
       dnsmasq --conf-file=out/pxe/dnsmasq.conf
     """
+    from imagegen.access import explain_closed
     from imagegen.outdir import mark_tree, work_in
     from imagegen.pxe import LOADERS, find_images, link_files, pxe_tree
     from imagegen.tree import write_tree
@@ -369,8 +448,10 @@ def pxe(settings: Settings) -> Outcome:
         raise MachineLacks("iPXE's boot files are missing", f"install the package ipxe: they belong in {IPXE}")
     with work_in(out, ["pxe"], "pxe", lambda line: _say(settings, line)):
         write_tree(mark_tree(tree), root, links={**link_files(images.values()), **loaders})
+    if warning := explain_closed(root / "ipxe"):
+        _warn(settings, warning)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
-    return Outcome([os.fspath(out / "pxe")], nodes=rows)
+    return replace(_print_paths(out / "pxe"), nodes=rows)
 
 
 @cli.command(short_help="Serve the network boot, seeds and a status page while machines are provisioned.")
@@ -491,7 +572,7 @@ def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Ou
         for name, tree in trees.items():
             write_tree(mark_tree(tree), settings.out / name, directory_mode=0o700)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
-    return Outcome([os.fspath(settings.out / name) for name in trees], nodes=rows)
+    return replace(_print_paths(*(settings.out / name for name in trees)), nodes=rows)
 
 
 @cli.command(short_help="Print the cluster file's JSON schema, for editors.")
@@ -510,53 +591,100 @@ def schema(settings: Settings) -> Outcome:
     return Outcome(json.dumps(cluster_schema(), indent=2).splitlines())
 
 
+@cli.command("help", short_help="Show this help, or that of a command.")
+@click.argument("name", metavar="[COMMAND]", required=False, shell_complete=_complete_commands)
+@_common
+@click.pass_context
+def show_help(context: click.Context, name: str | None) -> Outcome:
+    """Show the help of imagegen, or of one command: the same as --help there.
+
+    \b
+    Examples:
+      imagegen help
+      imagegen help serve
+    """
+    root = context.find_root()
+    if name is None:
+        text = root.get_help()
+    else:
+        _, command, _ = cli.resolve_command(root, [name])
+        assert command is not None  # noqa: S101 - an unknown name is a UsageError
+        text = command.get_help(click.Context(command, info_name=name, parent=root))
+    return Outcome(text.splitlines(), more={"help": text})
+
+
 def main() -> NoReturn:
     """The command `imagegen`. SIGTERM ends it as SIGINT does: what was begun is cleaned up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    open_streams()
     sys.exit(run_command(sys.argv[1:]))
 
 
 def run_command(argv: Sequence[str]) -> ExitCode:
     """Runs one command line; what went wrong is on stderr, the outcome on stdout."""
-    settings = Settings()
+    settings, taken = Settings(), io.BytesIO()
     try:
-        outcome = cli.main(args=list(argv), prog_name="imagegen", standalone_mode=False, obj=settings)
-        if isinstance(outcome, Outcome):  # not --help or --version
-            _print_outcome(settings, outcome)
-            return outcome.code
-        return ExitCode.DONE
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.BAD_INPUT
+        # Where click's help goes, and a shell's completion.
+        with redirect_stdout(io.TextIOWrapper(taken, "utf-8", write_through=True)):
+            outcome = cli.main(args=list(argv), prog_name="imagegen", standalone_mode=False, obj=settings)
+    except SystemExit as ended:  # of click's completion
+        outcome = None if ended.code in (0, None) else Outcome(code=ExitCode.FAILED)
+    except OutputLost as lost:
+        return _end_without_stdout(lost)
     except BaseException as error:
-        try:
-            return _end(settings, error)
-        except BrokenPipeError as closed:
-            return _end(settings, closed)
-
-
-def _end(settings: Settings, error: BaseException) -> ExitCode:
-    """Says why the command ended; for JSON also on stdout."""
-    if isinstance(error, BrokenPipeError):  # whoever read stdout has enough: nothing to say, and nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
-    if settings.debug:
-        traceback.print_exception(error)
-    if isinstance(error, BadInput):
-        problems, code = error.problems, error.exit_code
-        for problem in problems[:MAX_PROBLEMS]:
-            click.echo(problem, err=True)
-        if len(problems) > MAX_PROBLEMS:
-            click.echo(f"and {len(problems) - MAX_PROBLEMS} more", err=True)
+        settings.output = "json" if _asks_for_json(argv) else "text"
+        outcome = _explain(settings, error)
+    if not isinstance(outcome, Outcome):  # --help, --version
+        outcome, text = Outcome(), taken.getvalue().decode()
+    elif settings.output == "text" or (settings.command == "schema" and outcome.code is ExitCode.DONE):
+        text = "".join(f"{line}\n" for line in outcome.lines)
     else:
-        message, hint, code = _describe(error)
-        problems = [Problem("", 0, "", message)]
-        if isinstance(error, CommandFailed):
-            for line in error.last_lines:
-                click.echo(f"  {line}", err=True)
-        _complain(message, hint)
-    _print_outcome(settings, Outcome(problems=problems, code=code))
-    return code
+        text = json.dumps(outcome.document(settings), indent=2) + "\n"
+    try:
+        print_data(text, colours=outcome.colours)
+    except OutputLost as lost:
+        return outcome.code or _end_without_stdout(lost)
+    return outcome.code
+
+
+def _end_without_stdout(lost: OutputLost) -> ExitCode:
+    """The exit code when nobody reads what was to be said, or its disk is full, which is said."""
+    if lost.closed:
+        return ExitCode.OUTPUT_CLOSED
+    _complain(f"stdout cannot be written: {lost}", "free space where it goes, and run the command again")
+    return ExitCode.MACHINE_LACKS
+
+
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    """Whether a command line says `--output json`, though it may be one that click does not understand."""
+    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    return "--output=json" in words or ("--output", "json") in pairwise(words)
+
+
+def _explain(settings: Settings, error: BaseException) -> Outcome:
+    """Says why the command ended, and gives the same for JSON."""
+    if settings.debug:
+        tell("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, BadInput):
+        for problem in error.problems[:MAX_PROBLEMS]:
+            tell(str(problem))
+        if len(error.problems) > MAX_PROBLEMS:
+            tell(f"and {len(error.problems) - MAX_PROBLEMS} more")
+        return Outcome(problems=error.problems, code=error.exit_code)
+    if isinstance(error, click.UsageError) and error.ctx:
+        settings.command = settings.command or (str(error.ctx.info_name) if error.ctx.parent else "")
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            tell(error.message)
+            return Outcome(code=ExitCode.BAD_INPUT)
+        tell(error.ctx.get_usage())
+    message, hint, code = _describe(error)
+    more: dict[str, Any] = {}
+    if isinstance(error, CommandFailed):
+        more = {"last_lines": error.last_lines} | ({"log": os.fspath(error.log)} if error.log else {})
+        for line in error.last_lines:
+            tell(f"  {line}")
+    _complain(message, hint)
+    return Outcome(problems=[Problem("", 0, "", message, hint)], code=code, more=more)
 
 
 def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
@@ -567,6 +695,9 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
         return "interrupted", "", ExitCode.INTERRUPTED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {error}", "free some of it, then run the command again", ExitCode.MACHINE_LACKS
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "imagegen"
+        return error.format_message(), f"{path} --help says what there is", ExitCode.BAD_INPUT
     if isinstance(error, OSError):
         where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
@@ -578,28 +709,19 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
     )
 
 
-def _print_outcome(settings: Settings, outcome: Outcome) -> None:
-    if settings.output == "text" or (settings.command == "schema" and outcome.code is ExitCode.DONE):
-        for line in outcome.lines:
-            click.echo(line)
-    else:
-        document: dict[str, Any] = {"version": 1, "command": settings.command, "ok": outcome.code is ExitCode.DONE}
-        document["problems"] = [asdict(problem) for problem in outcome.problems]
-        document |= {"images": outcome.images} if outcome.images is not None else {}
-        document |= {"nodes": outcome.nodes} if outcome.nodes is not None else {}
-        click.echo(json.dumps(document, indent=2))
-    sys.stdout.flush()
-
-
 def _say(settings: Settings, line: str) -> None:
     if not settings.quiet:
-        click.echo(line, err=True)
+        tell(line)
 
 
 def _complain(message: str, hint: str = "") -> None:
-    label = click.style("Error:", fg="red", bold=True)
-    color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{label} {message}" + (f"\n{hint}" if hint else ""), err=True, color=color)
+    tell(message + (f"\n{hint}" if hint else ""), "Error:", RED)
+
+
+def _warn(settings: Settings, message: str) -> None:
+    """A warning that is about no line of the cluster file."""
+    settings.warnings.append(Problem("", 0, "", message))
+    tell(message, "Warning:", YELLOW)
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -627,7 +749,7 @@ def _progress(settings: Settings, *, every_line: bool = False) -> Iterator[Repor
         def report(phase: str, detail: str = "") -> None:
             nonlocal last
             if phase != last or every_line or settings.verbose:
-                click.echo(f"{phase}: {detail}" if detail else phase, err=True)
+                tell(f"{phase}: {detail}" if detail else phase)
             last = phase
 
         yield report
@@ -643,7 +765,7 @@ def _live_progress() -> Iterator[Report]:
     phases: list[tuple[str, str]] = []
 
     def line() -> Text:
-        return Text(": ".join(filter(None, phases[-1])))
+        return Text(visible(": ".join(filter(None, phases[-1]))))
 
     with console.status("") as status:
 
@@ -676,11 +798,16 @@ def _load_cluster(settings: Settings) -> Cluster:
 
 def _load_own_cluster(settings: Settings) -> Cluster:
     """The cluster file. Raises BadInput, and BadUsage when there is none."""
-    from imagegen.cluster import load_cluster
+    return _read_own_cluster(settings)[0]
+
+
+def _read_own_cluster(settings: Settings) -> tuple[Cluster, Findings]:
+    """The same, and what stands where in it."""
+    from imagegen.cluster import read_cluster
 
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
         raise BadUsage(f"there is no {DEFAULT_CLUSTER}", "run imagegen init first, or name a cluster file with -c")
-    return load_cluster(settings.cluster or DEFAULT_CLUSTER)
+    return read_cluster(settings.cluster or DEFAULT_CLUSTER)
 
 
 def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
@@ -690,7 +817,7 @@ def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
     cluster = _load_own_cluster(settings)
     secrets = load_secrets(cluster.secrets_path)
     for warning in secrets_warnings(cluster.secrets_path):
-        click.echo(f"Warning: {warning}", err=True)
+        _warn(settings, warning)
     return cluster, secrets
 
 
@@ -811,10 +938,10 @@ def _boot_nodes(
             )
     except ClusterNotReady as error:
         if settings.debug:
-            traceback.print_exception(error)
+            tell("".join(traceback.format_exception(error)).rstrip())
         _complain(error.message, error.hint)
         rows = [asdict(result) for result in error.nodes]
-        problems = [Problem("", 0, "", error.message)]
+        problems = [Problem("", 0, "", error.message, error.hint)]
         return Outcome(_table(rows, columns), nodes=rows, problems=problems, code=error.exit_code)
     rows = [asdict(result) for result in results]
     return Outcome(_table(rows, columns), nodes=rows)
@@ -932,7 +1059,8 @@ def _show_status(
         screen = Screen(screen.width, room, screen.colour)
     shown = select(rows, states=states)
     problems = [Problem("", 0, "", fault) for fault in faults]
-    return Outcome(render(shown, told["listened"], screen), nodes=shown, problems=problems, code=code)
+    lines = render(shown, told["listened"], screen)
+    return Outcome(lines, nodes=shown, problems=problems, code=code, colours=bool(screen and screen.colour))
 
 
 def _measure_screen(settings: Settings) -> Screen | None:
@@ -980,8 +1108,7 @@ def _watch_ledger(
                 )
             elif not settings.quiet:
                 for line in find_changes(before, shown, told["now"]):
-                    click.echo(line, err=settings.output == "json")
-            sys.stdout.flush()
+                    (tell if settings.output == "json" else print_line)(line)
             before = shown
             if is_settled(rows) or (end is not None and time.monotonic() >= end):
                 return
@@ -999,7 +1126,9 @@ def _live_table(settings: Settings) -> Iterator[Callable[[Sequence[str]], None] 
     from rich.text import Text
 
     with Live(console=Console(highlight=False), auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-        yield lambda lines: live.update(Text.from_ansi("\n".join(lines), no_wrap=True), refresh=True)
+        yield lambda lines: live.update(
+            Text.from_ansi(visible("\n".join(lines), colours=True), no_wrap=True), refresh=True
+        )
 
 
 def _clock(at: float) -> str:

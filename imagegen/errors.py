@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     COMMAND_FAILED = 4
     NODE_NOT_READY = 5
     INTERRUPTED = 130
+    OUTPUT_CLOSED = 141  # as a shell counts what SIGPIPE ended
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +29,7 @@ class Problem:
     line: int
     path: str
     message: str
+    hint: str = ""  # what to do, unless the message says it
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: "

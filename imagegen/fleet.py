@@ -13,6 +13,7 @@ from typing import Any
 
 from imagegen.ledger import DEGRADED, show_state
 from imagegen.serve import read_image
+from imagegen.streams import visible
 
 SILENT = "silent"  # the word for a node that never said anything
 ORDER = ("failed", "lost", "degraded", "waiting", "working", SILENT, "ready")  # of the rows
@@ -113,7 +114,7 @@ def merge_rows(members: Sequence[Row], now: float) -> Row:
     details = {(row["detail"] if len(members) == 1 else unname(row)).removeprefix(DEGRADED) for row in members}
     heard = [datetime.fromisoformat(row["heard"]).timestamp() for row in members if row["heard"]]
     count = f" ({len(members)})" if len(members) > 1 else ""
-    return {
+    merged = {
         "nodes": fold_names([row["name"] for row in members]) + count,
         "role": members[0]["role"],
         "state": members[0]["state"] or SILENT,
@@ -122,6 +123,7 @@ def merge_rows(members: Sequence[Row], now: float) -> Row:
         "heard": describe_age(now - min(heard)) if heard else "never",
         "detail": details.pop() if len(details) == 1 else "",
     }
+    return {key: visible(text) for key, text in merged.items()}
 
 
 def describe_age(seconds: float) -> str:

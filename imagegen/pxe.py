@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,11 +18,14 @@ from imagegen.errors import BadUsage
 from imagegen.handles import is_file
 from imagegen.hints import hint_text
 from imagegen.manifest import checksums, read_manifest
-from imagegen.model import Cluster, Node, Role
+from imagegen.model import Cluster, Hosted, Node, Role
 from imagegen.render import render_template
 from imagegen.tree import Tree, text
 
 PORT = 8080
+MOST_COMMAND_LINE = 2000  # bytes; Linux on x86 cuts off what is beyond 2,047 (COMMAND_LINE_SIZE)
+MOST_CONFIG_LINE = 1000  # bytes; dnsmasq reads a longer line as two (MAXDNAME)
+MOST_SPARE = 200  # addresses for machines that boot by an interface which is in no cluster file
 LOADERS = ("undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe-arm64.efi")
 """iPXE's own files, for firmware that is no iPXE; the last is not in every distro's package."""
 
@@ -93,6 +98,11 @@ def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
 def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) -> Tree:
     """Every text of the tree that lies at `root`, by path. Same input, same bytes. Raises BadUsage."""
     base = choose_url(cluster)
+    if "$" in str(root) or not str(root).isprintable():
+        raise BadUsage(
+            f"{root} holds a dollar sign or a control character, which nginx and dnsmasq take for something else",
+            "give another directory by -o",
+        )
     url = urlsplit(base)
     network = cluster.network
     values: dict[str, object] = {
@@ -106,9 +116,12 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
         "gateway": network.gateway,
         "dns": network.dns,
         "nodes": cluster.nodes,
+        "spare": find_spare(cluster) if any(node.serial for node in cluster.nodes) else None,
     }
     names = ("boot.ipxe", "dnsmasq.conf", "dnsmasq-proxy.conf", "nginx.conf")
     tree = {name: text(render_template(f"{name}.j2", values)) for name in names}
+    if any(len(line) > MOST_CONFIG_LINE for file in tree.values() for line in file.data.splitlines()):
+        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "give a shorter one by -o")
     for node in cluster.nodes:
         chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
         tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
@@ -121,10 +134,60 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
 
 
 def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
-    """The iPXE script of one node."""
+    """The iPXE script of one node. Raises BadUsage when the kernel would not get the whole of its command line."""
     base = choose_url(cluster)
+    if fault := _explain_length(cluster, node, image):
+        raise BadUsage(fault)
     values = {"base": base, "node": node.name, "role": node.role, "mode": node.deploy.mode, "image": image.name}
     return render_template("node.ipxe.j2", {**values, "arguments": kernel_arguments(cluster, node, image)})
+
+
+def find_spare(cluster: Cluster) -> tuple[IPv4Address, IPv4Address] | None:
+    """First and last of the longest run of addresses that nothing in the cluster file has; of a long run, its end."""
+    cidr, places = cluster.network.cidr, (getattr(cluster.services, service) for service in Hosted)
+    urls = (choose_url(cluster), cluster.status_url, cluster.services.image_endpoint)
+    named = [*(place.host for place in places), *(urlsplit(url or "").hostname or "" for url in urls)]
+    addresses = (*(node.address for node in cluster.nodes), cluster.network.gateway, *cluster.network.dns)
+    named += [*map(str, addresses), *cluster.network.ntp]
+    inside = {int(address) for address in map(_address, named) if address and address in cidr}
+    taken = sorted(inside | {int(cidr.network_address), int(cidr.broadcast_address)})
+    free, last = max((after - before - 1, after - 1) for before, after in pairwise(taken))
+    return (IPv4Address(last - min(free, MOST_SPARE) + 1), IPv4Address(last)) if free else None
+
+
+def _address(host: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(host)
+    except ValueError:
+        return None
+
+
+def find_long_lines(cluster: Cluster) -> list[tuple[str, str]]:
+    """(path, message) of each node whose kernel's command line would be too long, before there is any image."""
+    if cluster.pxe_url is None and cluster.network.gateway is None:
+        return []  # not to be booted over the network
+    found = []
+    for i, node in enumerate(cluster.nodes):
+        name = f"{node.role}-{'0' * 12}"
+        facts = {"sha256": "0" * 64, "size": 10**12}
+        image = NetbootImage(name, Path(), {f"{name}.{suffix}": facts for suffix in SUFFIXES[node.deploy.mode]})
+        if fault := _explain_length(cluster, node, image):
+            found.append((f"nodes[{i}].root_device" if node.root_device else f"nodes[{i}]", fault))
+    return found
+
+
+def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """What is wrong with the length of the kernel's command line, `imagegen serve`'s part included; else nothing."""
+    base = choose_url(cluster)
+    served = [f"imagegen.seed=https://{urlsplit(base).hostname}:65535/seed/{node.name}/{'0' * 32}"]
+    served += [f"imagegen.ca={'0' * 64}", *([] if cluster.status_url else [f"imagegen.status={base}/status"])]
+    length = len(" ".join([kernel_arguments(cluster, node, image), *served]))
+    if length <= MOST_COMMAND_LINE:
+        return ""
+    return (
+        f"the kernel's command line of {node.name} would have {length} bytes, and it gets {MOST_COMMAND_LINE} at most;"
+        " shorten the node's root_device hints, or status.url"
+    )
 
 
 def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +31,18 @@ def quote_oslo(value: object) -> str:
     if not text.isprintable():
         raise ValueError("a value for oslo.config holds a control character")
     return '"' + text.replace("$", r"\$") + '"'
+
+
+def quote_config(value: object) -> str:
+    """The value in double quotes, for a place in a configuration of dnsmasq (option.c, read_file) or nginx.
+
+    In quotes dnsmasq takes nothing for a word of its own, a separator or a comment. Raises ValueError for control
+    characters, and for a dollar sign, which nginx has no way to quote.
+    """
+    text = str(value)
+    if "$" in text or not text.isprintable():
+        raise ValueError("a value for dnsmasq or nginx holds a dollar sign or a control character")
+    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def dump_json(value: object) -> str:
@@ -89,7 +102,7 @@ def dump_yaml(value: object) -> str:
 
 @cache
 def environment() -> Environment:
-    """The Jinja environment of both template directories: unknown names are errors; filters url, oslo, json, yaml."""
+    """The Jinja environment of both template directories: unknown names are errors; its filters are below."""
     made = Environment(
         loader=FileSystemLoader([data_directory(name) for name in ("userdata_templates", "pxe_templates")]),
         undefined=StrictUndefined,
@@ -100,6 +113,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"url": quote_url, "oslo": quote_oslo, "json": dump_json, "yaml": quote_yaml}
+    made.filters |= {"config": quote_config, "shell": lambda value: shlex.quote(str(value))}
     return made
 
 

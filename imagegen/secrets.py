@@ -19,6 +19,7 @@ _HEADER = """\
 # The secrets of one cluster, made by `imagegen init`. Keep this file out of version control and readable by you alone.
 # Passwords may be any printable ASCII, not starting or ending with a space; write them in quotes.
 """
+SHORTEST = 8  # characters of a password
 _COOKIE = string.ascii_uppercase + string.digits
 
 
@@ -96,6 +97,8 @@ def _problem(name: str, value: str) -> str:
         return "must be printable ASCII"
     if value != value.strip(" "):
         return "must neither start nor end with a space"
+    if len(value) < SHORTEST:
+        return f"must have at least {SHORTEST} characters"
     return "" if len(value) <= 255 else "must have at most 255 characters"
 
 

@@ -18,9 +18,11 @@ _FIELDS: dict[str, tuple[int | None, ...]] = {
 }
 _SMALLEST_RSA = 1024  # bits; sshd takes no smaller key
 _OPTION = r'[A-Za-z0-9-]+(?:="(?:[^"\\]|\\.)*")?'
-_LINE = re.compile(rf"(?:(?P<options>{_OPTION}(?:,{_OPTION})*)[ \t]+)?(?P<type>[a-z][\w@.-]*)[ \t]+(?P<data>\S+)(?:\s.*)?")
+_LINE = re.compile(
+    rf"(?:(?P<options>{_OPTION}(?:,{_OPTION})*)[ \t]+)?(?P<type>[a-z][\w@.-]*)[ \t]+(?P<data>\S+)(?:\s.*)?"
+)
 
-# sshd(8), AUTHORIZED_KEYS FILE FORMAT. True: the option has a value. Most of the others may begin with `no-`.
+# sshd(8), AUTHORIZED_KEYS FILE FORMAT. True: the option has a value.
 _OPTIONS = {
     **dict.fromkeys(("command", "environment", "expiry-time", "from", "permitlisten", "permitopen"), True),
     **dict.fromkeys(("principals", "tunnel"), True),

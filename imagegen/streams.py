@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import unicodedata
 from typing import TextIO
 
 RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
+COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
 
 
 class OutputLost(Exception):
@@ -22,14 +24,16 @@ class OutputLost(Exception):
         self.closed = error.errno == errno.EPIPE
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, colours: bool = False) -> str:
     r"""The text with every character escaped (`\x1b`) that could steer a terminal, or show it in another order.
 
     These are Unicode's control, format, surrogate, private and unassigned characters and separators of lines; line
-    feeds and tabs stay.
+    feeds and tabs stay, and with `colours` the sequences that colour text: for lines whose other parts are visible().
     """
     if text.isprintable():
         return text
+    if colours:
+        return "".join(part if COLOUR.fullmatch(part) else visible(part) for part in COLOUR.split(text))
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -37,16 +41,21 @@ def _is_harmless(c: str) -> bool:
     return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
 
 
-def print_data(text: str) -> None:
-    """Writes text to stdout, all of it. Raises OutputLost."""
+def print_data(text: str, *, colours: bool = False) -> None:
+    """Writes text to stdout, all of it, as visible() has it. Raises OutputLost."""
     if sys.stdout is None:
         return
     try:
-        sys.stdout.write(visible(text))
+        sys.stdout.write(visible(text, colours=colours))
         sys.stdout.flush()
     except OSError as error:
         _give_up(sys.stdout)
         raise OutputLost(error) from error
+
+
+def print_line(line: str) -> None:
+    """Writes a line to stdout at once. Raises OutputLost."""
+    print_data(line + "\n")
 
 
 def tell(text: str, label: str = "", color: str = RED) -> None:

@@ -45,7 +45,7 @@ def _doubt_release(cluster: Cluster) -> Doubts:
 
 def _doubt_login(cluster: Cluster) -> Doubts:
     if not cluster.ssh_authorized_keys:
-        yield "ssh_authorized_keys", "there is no ssh key, so nobody can log in to the nodes, not even on their consoles"
+        yield "ssh_authorized_keys", "without an ssh key nobody can log in to the nodes, not even on their consoles"
 
 
 def _doubt_availability(cluster: Cluster) -> Doubts:

@@ -12,11 +12,11 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 
 # Lowest first. A module imports only from the rows before its own.
 ROWS = (
-    {"model", "errors", "resources"},
+    {"model", "errors", "resources", "endpoint", "sshkeys", "streams", "access"},
     {"document", "handles", "hints"},
     {"secrets", "releases", "render", "tree", "lock", "run", "signals", "console", "switch", "authority", "server"},
     {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "outdir"},
-    {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
+    {"elements", "seeds", "external", "warnings", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning", "fleet"},
     {"build", "pxeboot"},
     {"boot"},

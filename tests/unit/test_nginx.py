@@ -55,7 +55,7 @@ def test_nginx_itself_takes_the_site(place: Path) -> None:
 
 
 @pytest.mark.allow_process("nginx")
-@pytest.mark.parametrize("name", ["two words", "a;b", "a{b}"])
+@pytest.mark.parametrize("name", ["two words", "a;b", "a{b}", "a #b", 'a"b', "a\\b", "it's", "é"])
 def test_a_directory_may_have_any_name_that_a_shell_quotes(name: str, place: Path) -> None:
     """`--out` is the operator's choice."""
     assert try_site(place, write_site(place, place / name / "pxe")) == ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import secrets
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -18,11 +21,12 @@ from hypothesis import strategies as st
 from imagegen_deploy.plan import parse_plan
 from netboot_images import make_images, make_loaders
 
-from imagegen import cli, pxe
+from imagegen import access, cli, pxe
 from imagegen.cluster import load_cluster
 from imagegen.disk import KERNEL_WORDS, grub_config
 from imagegen.errors import BadInput, BadUsage, ExitCode
 from imagegen.model import Cluster, Deploy
+from imagegen.serve import add_arguments
 from imagegen.tree import Tree
 
 ROOT = Path("/srv/pxe")
@@ -155,27 +159,137 @@ def test_the_sums_are_those_of_the_files(tree: Tree, cluster: Cluster, tmp_path:
 def test_dnsmasq_knows_the_nodes_and_the_firmwares(tree: Tree) -> None:
     """A full server gives addresses to nodes only; beside another server it gives none."""
     full, proxy = read(tree, "dnsmasq.conf"), read(tree, "dnsmasq-proxy.conf")
-    assert "dhcp-host=52:54:00:56:00:12,192.168.56.12,cpt-1\n" in full
+    assert 'dhcp-host=52:54:00:56:00:12,192.168.56.12,"cpt-1"\n' in full
     assert "dhcp-range=192.168.56.0,static,255.255.255.0,12h\n" in full
     assert "dhcp-host" not in proxy and "dhcp-range=192.168.56.0,proxy,255.255.255.0\n" in proxy
     for text in (full, proxy):
         assert "listen-address=192.168.56.1\n" in text and "port=0\n" in text
         assert "dhcp-boot=tag:ipxe,http://192.168.56.1:8080/boot.ipxe\n" in text
-        assert all(name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", "tftp-root=/srv/pxe/ipxe"))
+        assert all(
+            name in text for name in ("undionly.kpxe", "ipxe.efi", "ipxe-arm64.efi", 'tftp-root="/srv/pxe/ipxe"')
+        )
+
+
+def try_dnsmasq(path: Path, text: str) -> str:
+    """What `dnsmasq --test` has against a configuration, else nothing. Skips the test without dnsmasq."""
+    program = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("dnsmasq is missing: it comes with the Debian package dnsmasq-base, `make unit` installs it")
+    path.write_text(text)
+    done = subprocess.run([program, "--test", f"--conf-file={path}"], capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
 
 
 @pytest.mark.allow_process("dnsmasq")
 @pytest.mark.parametrize("name", ["dnsmasq.conf", "dnsmasq-proxy.conf"])
 def test_dnsmasq_itself_takes_its_configuration(name: str, tree: Tree, tmp_path: Path) -> None:
     """A planted word is not taken."""
-    program = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin")
-    if program is None:
-        pytest.skip("dnsmasq is missing: it comes with the Debian package dnsmasq-base, `make unit` installs it")
-    path = tmp_path / name
-    for text, expected in ((read(tree, name), 0), (read(tree, name) + "dhcp-rnage=x\n", 1)):
-        path.write_text(text)
-        done = subprocess.run([program, "--test", f"--conf-file={path}"], capture_output=True, text=True)
-        assert done.returncode == expected, done.stderr
+    assert try_dnsmasq(tmp_path / name, read(tree, name)) == ""
+    assert "bad option" in try_dnsmasq(tmp_path / name, read(tree, name) + "dhcp-rnage=x\n")
+
+
+@pytest.mark.allow_process("dnsmasq")
+@pytest.mark.parametrize("place", ["/a #b", '/a"b', "/a\\b", "/a, b;{}", "/it's", "/tag:x", "/é", "/trailing "])
+def test_a_path_means_itself_to_dnsmasq(place: str, cluster: Cluster, tmp_path: Path) -> None:
+    """Comments, quotes, separators and blanks; that files come from such a place is in tests/cluster."""
+    root = Path(f"{tmp_path}{place}/pxe")
+    tree = pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), root)
+    for name in ("dnsmasq.conf", "dnsmasq-proxy.conf"):
+        assert try_dnsmasq(tmp_path / name, read(tree, name)) == ""
+        assert read(tree, name).splitlines()[1] == f"# dnsmasq --conf-file={shlex.quote(f'{root}/{name}')}"
+
+
+@pytest.mark.parametrize("place", ["/a$b", "/a\nport=53", "/a\x9b", f"/{'long' * 300}", f"/{'q' * 480}{chr(34) * 480}"])
+def test_a_path_that_no_configuration_can_hold_is_refused(place: str, cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(BadUsage) as refused:
+        pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), Path(place))
+    assert "by -o" in refused.value.hint
+
+
+def name_nodes(cluster: Cluster, *names: str) -> Cluster:
+    nodes = [replace(node, name=name) for node, name in zip(cluster.nodes, names, strict=False)]
+    return replace(cluster, nodes=(*nodes, *cluster.nodes[len(nodes) :]))
+
+
+@pytest.mark.allow_process("dnsmasq")
+def test_a_node_may_have_the_name_of_a_word_of_dnsmasq(cluster: Cluster, tmp_path: Path) -> None:
+    """In quotes `ignore`, `infinite` and `45m` are names: that each gets its address is in tests/cluster."""
+    named = name_nodes(cluster, "ignore", "infinite", "45m")
+    tree = pxe.pxe_tree(named, pxe.find_images(named, tmp_path / "out"), ROOT)
+    assert [line.rpartition(",")[2] for line in read(tree, "dnsmasq.conf").splitlines() if "dhcp-host=" in line] == [
+        '"ignore"', '"infinite"', '"45m"',
+    ]  # fmt: skip
+    assert try_dnsmasq(tmp_path / "dnsmasq.conf", read(tree, "dnsmasq.conf")) == ""
+
+
+def test_unknown_interfaces_get_an_address_only_where_a_node_has_a_serial_number(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """From a run of addresses that nothing has, for as long as a boot takes, and only for what boots."""
+    images = pxe.find_images(cluster, tmp_path / "out")
+    text = read(pxe.pxe_tree(cluster, images, ROOT), "dnsmasq.conf")
+    assert "dhcp-range=tag:netboot,192.168.56.55,192.168.56.254,255.255.255.0,10m\n" in text
+    plain = replace(cluster, nodes=tuple(replace(node, serial=None) for node in cluster.nodes))
+    assert "netboot" not in read(pxe.pxe_tree(plain, images, ROOT), "dnsmasq.conf")
+
+
+@given(st.integers(8, 30), st.lists(st.integers(0, 2**24), min_size=1, max_size=20))
+def test_spare_addresses_are_nobodys(prefix: int, places: list[int]) -> None:
+    """Whatever stands in the file; no range when all are taken."""
+    network = IPv4Network(f"10.0.0.0/{prefix}")
+    hosts = [network[1 + place % (network.num_addresses - 2)] for place in places]
+    default = load_cluster(None)
+    nodes = tuple(replace(default.nodes[0], address=host) for host in hosts[1:] or hosts)
+    cluster = replace(default, nodes=nodes, network=replace(default.network, cidr=network, gateway=hosts[0], dns=()))
+    if spare := pxe.find_spare(cluster):
+        first, last = spare
+        assert network.network_address < first <= last < network.broadcast_address
+        assert int(last) - int(first) < pxe.MOST_SPARE
+        assert not [host for host in hosts if first <= host <= last]
+    else:
+        assert len(set(hosts)) == network.num_addresses - 2
+
+
+LONG = {key: "%" * 255 for key in ("model", "vendor", "serial", "wwn")}
+
+
+def test_a_command_line_that_the_kernel_would_cut_off_names_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    """`validate` knows it before there is an image, and `imagegen serve`'s own words count."""
+    assert pxe.find_long_lines(cluster) == []
+    nodes = (cluster.nodes[0], replace(cluster.nodes[1], root_device=LONG), cluster.nodes[2])
+    long = replace(cluster, nodes=nodes)
+    ((path, message),) = pxe.find_long_lines(long)
+    assert path == "nodes[1].root_device" and "command line of cpt-1 would have 3" in message
+    with pytest.raises(BadUsage, match="command line of cpt-1"):
+        pxe.pxe_tree(long, pxe.find_images(long, tmp_path / "out"), ROOT)
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(1, 63))
+def test_the_bound_is_that_of_the_whole_line(first: int, second: int, name: int) -> None:
+    """What is let through has 2,000 bytes at most, with the longest words that a server adds."""
+    default = load_cluster(None)
+    hints = {"model": "%" * first or "x", "vendor": "%" * second or "x"}
+    node = replace(default.nodes[1], name="n" * name, root_device=hints)
+    facts = {"raw": {"size": 10**12, "sha256": "0" * 64}, "raw.zst": {"size": 1, "sha256": "0" * 64}}
+    image = pxe.NetbootImage(
+        f"compute-{'0' * 12}", Path(), {f"compute-{'0' * 12}.{suffix}": fact for suffix, fact in facts.items()}
+    )
+    authority = SimpleNamespace(sha256="0" * 64)
+    ledger = SimpleNamespace(make_token=lambda name: secrets.token_urlsafe(24))
+    site = SimpleNamespace(
+        status_url="http://192.168.56.1:8080/status", make_seed=True, ledger=ledger, authority=authority,
+        seed_url="https://192.168.56.1:65535",
+    )  # fmt: skip
+    fault = bool(pxe.find_long_lines(replace(default, nodes=(default.nodes[0], node))))
+    try:
+        script = add_arguments(site, node, pxe.node_script(default, node, image))  # type: ignore[arg-type]
+    except BadUsage:
+        assert fault
+        return
+    assert not fault
+    words = re.search(r"^set seed-arguments (.*)$", script, re.MULTILINE)
+    assert words
+    assert len(command_line(script)) + 1 + len(words[1]) <= 2000
 
 
 def test_the_same_input_gives_the_same_bytes(cluster: Cluster, tree: Tree, tmp_path: Path) -> None:
@@ -284,3 +398,38 @@ def test_defaults_are_a_deployment_without_wipe() -> None:
     """Nobody loses a disk by leaving a key out."""
     assert load_cluster(None).nodes[0].deploy == Deploy("deploy", wipe=False)
     assert IPv4Address("192.168.56.11") == load_cluster(None).nodes[0].address
+
+
+def test_a_directory_that_dnsmasq_cannot_enter_is_a_warning(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tree is written all the same; every directory that is closed is named, with its cure."""
+    closed = here / "it's closed"
+    closed.mkdir(mode=0o700)
+    (here / "out").rename(closed / "out")
+    assert cli.run_command(["pxe", "-q", "-o", str(closed / "out")]) == ExitCode.DONE
+    said = capsys.readouterr().err
+    assert re.match(r"Warning: dnsmasq gives out .* as the user (dnsmasq|nobody), who cannot enter ", said)
+    assert re.search(rf"run `chmod a\+x (\S+ )*{re.escape(shlex.quote(str(closed)))}`, or give", said)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "member", "enters"),
+    [
+        (0o711, False, False, True),
+        (0o750, False, False, False),
+        (0o750, False, True, True),
+        (0o701, False, True, False),
+        (0o100, True, True, True),
+        (0o055, True, True, False),
+    ],
+)
+def test_who_may_enter_is_asked_as_the_kernel_asks(
+    mode: int, owner: bool, member: bool, enters: bool, tmp_path: Path
+) -> None:
+    """The owner's bit for the owner, the group's for its members, else the others'; of every directory above."""
+    inner = tmp_path / "a/b"
+    inner.mkdir(parents=True)
+    status = inner.parent.stat()
+    inner.parent.chmod(mode)
+    found = access.find_closed(inner, status.st_uid if owner else -1, {status.st_gid} if member else set())
+    inner.parent.chmod(0o755)
+    assert (inner.parent not in found) is enters

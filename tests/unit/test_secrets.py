@@ -65,7 +65,7 @@ def test_secrets_do_not_show_themselves(tmp_path: Path) -> None:
     assert secrets.identity_admin == CANARY
 
 
-passwords = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=80).filter(
+passwords = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=8, max_size=80).filter(
     lambda text: text == text.strip(" ")
 )
 
@@ -90,6 +90,8 @@ def test_a_nasty_password_in_yamls_own_quotes(tmp_path: Path) -> None:
     [
         ({"database_nova": None}, ":1: the key `database_nova` is missing"),
         ({"database_nova": ""}, ":1: database_nova: must not be empty"),
+        ({"database_nova": "x" * 7}, ":1: database_nova: must have at least 8 characters"),
+        ({"seed_key": "short"}, ":1: seed_key: must have at least 8 characters"),
         ({"database_nova": " x"}, ":1: database_nova: must neither start nor end with a space"),
         ({"database_nova": "x "}, ":1: database_nova: must neither start nor end with a space"),
         ({"database_nova": "é"}, ":1: database_nova: must be printable ASCII"),

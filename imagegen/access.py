@@ -1,0 +1,41 @@
+"""Whether another account of this machine can read what imagegen writes."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shlex
+from pathlib import Path
+
+READERS = ("dnsmasq", "nobody")
+"""Who dnsmasq is once it has begun: the first that exists (dnsmasq(8), --user; Debian makes the first)."""
+
+
+def explain_closed(directory: Path) -> str:
+    """A sentence when dnsmasq, no longer root, cannot enter the directory or one above it; else nothing."""
+    for name in READERS:
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        groups = {account.pw_gid, *(group.gr_gid for group in grp.getgrall() if name in group.gr_mem)}
+        if closed := find_closed(directory, account.pw_uid, groups):
+            names = " ".join(shlex.quote(str(place)) for place in closed)
+            return (
+                f"dnsmasq gives out {directory} as the user {name}, who cannot enter {names}:"
+                f" run `chmod a+x {names}`, or give another directory by -o"
+            )
+        return ""
+    return ""
+
+
+def find_closed(directory: Path, uid: int, groups: set[int]) -> list[Path]:
+    """Those of the directory and the ones above it that the account may not enter, topmost first."""
+    real = directory.resolve()
+    return [place for place in (*reversed(real.parents), real) if not _may_enter(place.stat(), uid, groups)]
+
+
+def _may_enter(status: os.stat_result, uid: int, groups: set[int]) -> bool:
+    shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
+    return bool(status.st_mode >> shift & 1)

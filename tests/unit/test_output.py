@@ -1,0 +1,321 @@
+"""What leaves imagegen: JSON by its schema, streams that are closed or full, text that steers no terminal."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from netboot_images import make_loaders
+from test_boot import FakeNetwork, document
+from test_build import FakeMachine, machine
+from test_cli import COMMANDS, Output, files_below, fixed_directory, keep_ledger, output, serve_nothing
+
+from imagegen import boot, cli, provisioning, streams
+from imagegen.cli import run_command
+from imagegen.errors import CommandFailed, ExitCode, Problem
+from imagegen.resources import PACKAGE
+
+__all__ = ["fixed_directory", "machine", "output"]  # fixtures
+
+SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
+READY = [{}, document("ready")]
+
+
+@pytest.fixture(autouse=True)
+def _place(machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where builds cost nothing, nodes are ready at once, and a server is ended as soon as it serves."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
+    monkeypatch.setenv("IMAGEGEN_MIRROR", "http://mirror.example/debian")
+    monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe"))
+    monkeypatch.setattr(cli, "DEFAULT_CLUSTER", Path("cluster.yaml"))
+    monkeypatch.setattr(boot, "open_network", lambda *_: FakeNetwork([READY, READY]))
+    monkeypatch.setattr(boot, "verify_cluster", lambda *_: [])
+    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+
+
+def run_json(output: Output, *argv: str) -> tuple[ExitCode, dict[str, Any]]:
+    """The exit code and the one document on stdout, which its schema takes."""
+    output()
+    code = run_command([*argv, "--output", "json"])
+    told = json.loads(output()[0])
+    jsonschema.validate(told, SCHEMA)
+    assert told["ok"] is (code == ExitCode.DONE)
+    return code, told
+
+
+BEFORE = {"boot": ["build"], "pxe": ["build"], "serve": ["build"], "baremetal": ["build"]}
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "schema"])
+def test_the_real_document_of_every_command_follows_the_schema(command: str, output: Output) -> None:
+    """As the command itself makes it, from what the commands before it left."""
+    for before in [*(["init"] if command != "init" else []), *BEFORE.get(command, [])]:
+        assert run_command([before, "-q"]) == ExitCode.DONE
+    if command == "status":
+        keep_ledger({"linux-node1": "ready"})
+    code, told = run_json(output, command)
+    assert (code, told["command"]) == (ExitCode.DONE, command)
+    for path in told.get("paths", []):
+        assert Path(path).exists()
+    rows = {
+        "build": "images",
+        "seed": "nodes",
+        "boot": "nodes",
+        "pxe": "nodes",
+        "status": "nodes",
+        "baremetal": "nodes",
+    }
+    assert told.get(rows.get(command, ""), True)
+
+
+def test_the_json_of_schema_is_the_schema(output: Output) -> None:
+    """It is JSON already."""
+    assert run_command(["schema", "--output", "json"]) == ExitCode.DONE
+    jsonschema.Draft202012Validator.check_schema(json.loads(output()[0]))
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "status", "schema", "help")])
+def test_the_json_of_bad_input_follows_the_schema(command: str, output: Output) -> None:
+    """The same problems on stderr and on stdout."""
+    Path("cluster.yaml").write_text("name: demo\n")
+    assert run_command([command, "--output", "json"]) == ExitCode.BAD_INPUT
+    stdout, stderr = output()
+    told = json.loads(stdout)
+    jsonschema.validate(told, SCHEMA)
+    assert (told["command"], told["ok"]) == (command, False)
+    assert stderr.splitlines() == [str(Problem(**problem)) for problem in told["problems"]]
+    assert files_below(Path()) == [
+        "cluster.yaml",
+        "ipxe",
+        *(f"ipxe/{path.name}" for path in sorted(Path("ipxe").iterdir())),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "said"),
+    [
+        (["build", "--roll", "x"], "build", "No such option '--roll'"),
+        (["build", "--role", "x"], "build", "is not one of"),
+        (["serve", "--for", "5"], "serve", "is no duration"),
+        (["validat"], "", "No such command 'validat'"),
+        (["--nosuch"], "", "No such option"),
+        (["help", "nosuch"], "help", "No such command 'nosuch'"),
+        (["boot", "--proxy-dhcp"], "boot", "belong to a boot over the network"),
+        ([], "", "Missing command"),
+    ],
+)
+def test_bad_usage_has_a_document_too(argv: list[str], command: str, said: str, output: Output) -> None:
+    """Also when click does not get as far as the option that asks for it, wherever that stands."""
+    for words in ([*argv, "--output", "json"], ["--output=json", *argv]):
+        assert run_command(words) == ExitCode.BAD_INPUT
+        told = json.loads(output()[0])
+        jsonschema.validate(told, SCHEMA)
+        (problem,) = told["problems"]
+        assert said in problem["message"] and problem["hint"]
+        assert told["command"] == command
+    assert run_command([*argv, "--", "--output", "json"]) == ExitCode.BAD_INPUT
+    assert output()[0] == ""
+
+
+def test_the_document_has_what_the_text_has(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """Hints, paths, warnings, the lines for external services, and where the log of a failed command is."""
+    assert run_json(output, "seed")[1]["problems"][0]["hint"].startswith("run imagegen init first")
+    assert run_json(output, "init")[1]["paths"] == ["cluster.yaml", "secrets.yaml", "ca.pem", "ca.key"]
+    text = Path("cluster.yaml").read_text().replace("database: {node: linux-node1}", "database: {host: 10.0.0.5}")
+    Path("cluster.yaml").write_text(text)
+    Path("secrets.yaml").chmod(0o644)
+    told = run_json(output, "validate", "--explain")[1]
+    assert any("GRANT ALL" in line for line in told["explain"])
+    assert [warning["path"] for warning in told["warnings"]] == ["services.image", "ssh_authorized_keys"]
+    assert "chmod 600" in run_json(output, "seed")[1]["warnings"][0]["message"]
+
+    def build_images(*_: Any, **__: Any) -> None:
+        raise CommandFailed("dib failed", log=Path("out/logs/x.log"), last_lines=["E: one"])
+
+    monkeypatch.setattr("imagegen.build.build_images", build_images)
+    code, told = run_json(output, "build")
+    assert (code, told["log"], told["last_lines"]) == (ExitCode.COMMAND_FAILED, "out/logs/x.log", ["E: one"])
+
+
+def test_the_output_schema_is_strict() -> None:
+    """It refuses what no command prints."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    good = {"version": 1, "command": "validate", "ok": True, "problems": [], "warnings": []}
+    jsonschema.validate(good, SCHEMA)
+    changes: list[dict[str, Any]] = [{"ok": False}, {"version": 2}, {"command": "x"}, {"extra": 1}, {"images": []}]
+    changes += [{"nodes": []}, {"paths": ["x"]}, {"help": "x"}, {"log": "x"}, {"last_lines": []}, {"warnings": ["x"]}]
+    for change in [*changes, {"command": "build"}, {"command": "init"}, {"command": "help"}]:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**good, **change}, SCHEMA)
+
+
+# streams
+
+
+class Broken(io.StringIO):
+    """A stream that takes nothing, as a full disk or a pipe without a reader."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "argv", [["schema"], ["--help"], ["--version"], ["help"], ["init"], ["validate", "--output", "json"]]
+)
+def test_stdout_that_nobody_reads_ends_a_command_quietly(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """As `| head` does; the code is that of a process that SIGPIPE ended."""
+    run_command(["init", "-q", "x"])
+    output()
+    monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError(32, "Broken pipe")))
+    assert run_command([*argv, "-q", "-c", "x/cluster.yaml"] if argv[0][0] != "-" else argv) == ExitCode.OUTPUT_CLOSED
+    assert "Error" not in output()[1]
+
+
+@pytest.mark.parametrize("argv", [["schema"], ["--help"], ["help"]])
+def test_a_full_stdout_is_a_sentence(argv: list[str], monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """And what the machine lacks; what went wrong before has its own code."""
+    monkeypatch.setattr(sys, "stdout", Broken(OSError(28, "No space left on device")))
+    assert run_command(argv) == ExitCode.MACHINE_LACKS
+    assert output()[1].startswith("Error: stdout cannot be written: No space left on device\n")
+    assert run_command(["seed", "--output", "json"]) == ExitCode.BAD_INPUT
+
+
+def test_work_goes_on_when_nobody_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """stderr is closed, full or not there at all; so is stdout when its reader wants none."""
+    for error in (BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), BlockingIOError(11, "busy")):
+        monkeypatch.setattr(sys, "stderr", Broken(error))
+        assert run_command(["init", f"{error.errno}"]) == ExitCode.DONE
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_command(["init", "x"]) == ExitCode.DONE
+
+
+PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from imagegen.cli import main; main()"
+
+
+@pytest.mark.allow_process(Path(sys.executable).name)
+@pytest.mark.parametrize(
+    ("where", "argv", "code", "said"),
+    [
+        ("full", ["schema"], 3, "stdout cannot be written"),
+        ("full", ["--help"], 3, "stdout cannot be written"),
+        ("closed pipe", ["schema"], 141, ""),
+        ("closed pipe", ["--help"], 141, ""),
+        ("closed", ["schema"], 0, ""),
+    ],
+)
+def test_real_streams(where: str, argv: list[str], code: int, said: str, tmp_path: Path) -> None:
+    """A process with such a stdout: Python's own flush at its end finds nothing to complain of."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = os.open("/dev/full", os.O_WRONLY) if where == "full" else writer
+    close = "import os; os.close(1); " if where == "closed" else ""
+    done = subprocess.run(
+        [sys.executable, "-c", close + PROGRAM, *argv], stdout=target, stderr=subprocess.PIPE, text=True
+    )
+    for number in {target, writer}:
+        os.close(number)
+    assert (done.returncode, said in done.stderr, bool(said)) == (code, True, bool(done.stderr)), done.stderr
+
+
+# text
+
+
+@given(st.text())
+def test_visible_text_steers_no_terminal(text: str) -> None:
+    """No control or format character is left, nothing is lost, and plain text is as it was."""
+    shown = streams.visible(text)
+    bad = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    assert not [c for c in shown if unicodedata.category(c) in bad and c not in "\n\t"]
+    if "\\" not in text:
+        assert shown.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+
+
+EVIL = "\x1b]0;x\x07\x9b2J\u202e\u2028\x85"
+
+
+def evil_argument(place: Path) -> list[str]:
+    return ["seed", EVIL]
+
+
+def evil_file(place: Path) -> list[str]:
+    (place / "evil.yaml").write_text(json.dumps({"name": EVIL, EVIL: EVIL, "release": EVIL, "nodes": [{EVIL: 1}]}))
+    return ["validate", "-c", "evil.yaml"]
+
+
+def evil_file_name(place: Path) -> list[str]:
+    return ["validate", "-c", f"{EVIL}.yaml"]
+
+
+def evil_status(place: Path) -> list[str]:
+    keep_ledger({"n": "failed"})
+    ledger = provisioning.open_ledger(Path("out"))
+    ledger.report("n", EVIL, EVIL)
+    ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
+    ledger.close()
+    return ["status"]
+
+
+@pytest.mark.parametrize("prepare", [evil_argument, evil_file, evil_file_name, evil_status])
+def test_no_input_steers_a_terminal(prepare: Callable[[Path], list[str]], tmp_path: Path, output: Output) -> None:
+    """Escape sequences, C1 controls, bidirectional overrides and line separators arrive as text."""
+    run_command(["init", "-q"])
+    argv = prepare(tmp_path)
+    output()
+    assert run_command(argv) != ExitCode.DONE
+    shown = "".join(output())
+    assert not [c for c in shown if not c.isprintable() and c != "\n"], repr(shown)
+    assert r"\x9b2J" in shown
+
+
+def test_what_a_failed_command_said_steers_no_terminal(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    """dib's log holds what packages print; a traceback holds whatever there is."""
+
+    def build_images(*_: Any, **__: Any) -> None:
+        raise CommandFailed(f"dib {EVIL}", last_lines=[EVIL])
+
+    monkeypatch.setattr("imagegen.build.build_images", build_images)
+    assert run_command(["build", "--debug"]) == ExitCode.COMMAND_FAILED
+    assert not [c for c in output()[1] if not c.isprintable() and c not in "\n\t"]
+
+
+WRITERS = ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write", "traceback.print_exception")
+WRITERS += ("traceback.print_exc", "os.write")
+
+
+def find_writers(source: str) -> list[str]:
+    """The calls in a source that write to a standard stream by themselves."""
+    return [
+        ast.unparse(n.func)
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Call) and ast.unparse(n.func) in WRITERS
+    ]
+
+
+def test_text_leaves_by_one_door() -> None:
+    """No module but streams.py writes to stdout or stderr; what lives on a terminal (rich) is made visible first."""
+    assert find_writers("import click\ndef f():\n    click.echo('x')\n    print(1)") == ["click.echo", "print"]
+    sources = {path.name: path.read_text() for path in PACKAGE.glob("*.py")}
+    assert {name for name, source in sources.items() if find_writers(source)} == {"streams.py"}
+    drawn = [line for source in sources.values() for line in source.splitlines() if "Text(" in line]
+    assert drawn and all("visible(" in line or line.strip() == "live.update(Text(" for line in drawn), drawn
