@@ -89,7 +89,7 @@ def test_the_privileged_half_of_a_compute_starts(deployment: Deployment) -> None
         "priv_context.init(root_helper=shlex.split(utils.get_root_helper()))\n"
         f"nova.privsep.path.chown({planted!r}, uid=os.getuid())\n"
     )
-    run = ("systemd-run", "--quiet", "--pipe", "--wait", "--property=User=nova", f"--property={limits}")
+    run = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--property=User=nova", f"--property={limits}")
     node.ask(*run, "python3", "-", input=program, timeout=180)
     assert node.file_facts(planted)[planted].startswith("nova:root ")
     node.ask("rm", planted)
