@@ -73,6 +73,7 @@ EXCEPT = ("etc/ssh/ssh_host_*_config",)
 class Image:
     """The members of an image's tar, and the content of the small ones that belong to no package as they are."""
 
+    role: Role
     members: dict[str, tarfile.TarInfo]
     texts: dict[str, bytes]
 
@@ -99,7 +100,7 @@ def image(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[Im
                 stream = tar.extractfile(member)
                 assert stream is not None
                 texts[path] = stream.read()
-    yield Image(members, texts)
+    yield Image(request.param, members, texts)
 
 
 def test_an_image_is_whole(image: Image) -> None:
@@ -152,6 +153,53 @@ def test_nobody_can_log_in(image: Image) -> None:
     passwords = {line.split(":")[0]: line.split(":")[1] for line in image.read("etc/shadow").splitlines()}
     assert {name: word for name, word in passwords.items() if word.strip("!") not in ("", "*")} == {}
     assert all(passwords.values()), "an empty password lets anybody in"
+
+
+def grant_root(sudoers: str) -> set[str]:
+    """The users, %groups, #numbers and aliases that this text of sudoers lets do something."""
+    lines = re.sub(r"\\\n", " ", sudoers).splitlines()
+    rules = [line for line in lines if "=" in line and not re.match(r"\s*(#(?!\d)|@|Defaults)", line)]
+    return {user for rule in rules for user in re.split(r"[,\s]+", rule.partition("=")[0].strip())[:-1]}
+
+
+def test_sudo_makes_no_service_root(image: Image) -> None:
+    """On a controller nobody becomes root but who is it; on a compute Nova's privileged half needs it."""
+    sudoers = [path for path in image.texts if path == "etc/sudoers" or path.startswith("etc/sudoers.d/")]
+    assert len(sudoers) > 2
+    allowed = {"root", "%sudo"} | ({"nova"} if image.role is Role.COMPUTE else set())
+    assert set().union(*(grant_root(image.read(path)) for path in sudoers)) == allowed
+
+
+def test_planted_sudo_rules_are_found() -> None:
+    """Users, groups, numbers and lists of them; no comments, defaults and includes."""
+    plain = "# nova ALL=(root) ALL\nDefaults:nova !requiretty\nDefaults secure_path=/bin\n@includedir /etc/sudoers.d\n"
+    assert grant_root(plain) == set()
+    planted = "glance, heat ALL = \\\n (root) NOPASSWD: /bin/x *\n%nova h=(ALL) ALL\n#5 ALL=ALL\n"
+    assert grant_root(plain + planted) == {"glance", "heat", "%nova", "#5"}
+
+
+# Groups whose members are root, or can make themselves so.
+MIGHTY_GROUPS = ("root", "sudo", "adm", "disk", "shadow", "kmem", "docker", "lxd", "libvirt", "kvm", "systemd-journal")
+
+
+def test_no_service_is_in_a_mighty_group(image: Image) -> None:
+    """But nova on a compute, whose work is with libvirt."""
+    groups = [line.split(":") for line in image.read("etc/group").splitlines()]
+    members = {(name, user) for name, _, _, users in groups if name in MIGHTY_GROUPS for user in users.split(",")}
+    assert {pair for pair in members if pair[1]} == ({("libvirt", "nova")} if image.role is Role.COMPUTE else set())
+
+
+def test_etc_is_root_s(image: Image) -> None:
+    """No service can swap its configuration: what is below /etc belongs to root, and no group can write it."""
+    below = {path: member for path, member in image.members.items() if path == "etc" or path.startswith("etc/")}
+    assert {path for path, member in below.items() if member.uid != 0} == set()
+    assert {path for path, member in below.items() if not member.issym() and member.mode & 0o022} == set()
+    numbers = {line.split(":")[0]: int(line.split(":")[2]) for line in image.read("etc/group").splitlines()}
+    for path, member in below.items():
+        service = path.split("/")[1] if "/" in path else ""
+        if service in ("keystone", "placement", "nova") and not member.issym():
+            assert member.gid == numbers[service], path
+            assert member.mode & 0o7777 == (0o750 if member.isdir() else 0o640), path
 
 
 def test_nova_conf_is_minimal(image: Image) -> None:

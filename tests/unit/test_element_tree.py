@@ -123,6 +123,19 @@ def check_packages(element: Path) -> Iterator[str]:
                 yield f"{element.name}: {name} is read only with the element {name}"
 
 
+def check_units(element: Path) -> Iterator[str]:
+    """A service of ours runs in the sandbox of OpenStack's daemons, or has limits of its own."""
+    for unit in list_files(element / "static"):
+        if unit.suffix != ".service":
+            continue
+        lines = read_lines(unit)
+        if "X-Sandbox=openstack-daemon" in lines:
+            if "openstack-daemon" not in read_lines(element / "element-deps"):
+                yield f"{element.name}: {unit.name} gets its sandbox only with the element openstack-daemon"
+        elif not any(line.startswith("CapabilityBoundingSet=") for line in lines):
+            yield f"{element.name}: {unit.name} has neither X-Sandbox=openstack-daemon nor limits of its own"
+
+
 def list_owned(element: Path) -> Iterator[tuple[str, str]]:
     """Kind and name of everything of which an image can hold one only: files of static/, units, hooks of a phase."""
     for file in list_files(element / "static"):
@@ -147,7 +160,13 @@ def check_owners(elements: Path) -> Iterator[str]:
             yield f"{kind} {name} belongs to {' and '.join(names)}"
 
 
-CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (check_names, check_hooks, check_dependencies, check_packages)
+CHECKS: tuple[Callable[[Path], Iterator[str]], ...] = (
+    check_names,
+    check_hooks,
+    check_dependencies,
+    check_packages,
+    check_units,
+)
 
 
 def find_faults(elements: Path) -> list[str]:
@@ -192,7 +211,7 @@ LAWFUL = {
     "one/pkg-map": (0o644, '{"family": {"debian": {"nova-api": "nova-api"}}}'),
     "one/install.d/50-one": (0o755, "#!/bin/bash\n"),
     "one/environment.d/50-one.bash": (0o644, "export DIB_ONE=1\n"),
-    "one/static/etc/systemd/system/one.service": (0o644, "[Unit]\n"),
+    "one/static/etc/systemd/system/one.service": (0o644, "[Service]\nCapabilityBoundingSet=\n"),
     "two/README.rst": (0o644, "===\ntwo\n===\n"),
 }
 
@@ -222,11 +241,16 @@ FAULTS: dict[str, tuple[str, dict[str, tuple[int, str]]]] = {
     ),
     "a unit of two elements": (
         "unit one.service belongs to one and two",
-        {"two/static/usr/lib/systemd/system/one.service": (0o644, "")},
+        {"two/static/usr/lib/systemd/system/one.service": (0o644, "CapabilityBoundingSet=\n")},
     ),
     "a unit in init-scripts": (
         "unit one.service belongs to one and two",
         {"two/init-scripts/systemd/one.service": (0o644, "")},
+    ),
+    "a unit without limits": ("nor limits", {"two/static/etc/systemd/system/two.service": (0o644, "[Service]\n")}),
+    "a sandbox without its element": (
+        "only with the element openstack-daemon",
+        {"two/static/etc/systemd/system/two.service": (0o644, "X-Sandbox=openstack-daemon\n")},
     ),
     "a hook of two elements": ("hook install.d/50-one", {"two/install.d/50-one": (0o755, "#!/bin/bash\n")}),
 }
