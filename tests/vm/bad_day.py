@@ -1,4 +1,5 @@
-"""`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off.
+"""`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off, and
+the seed's medium is gone when the power comes back for good.
 
 usage: bad_day.py WORDS...                  as `imagegen WORDS...`
        bad_day.py --power PLAN QEMU...      runs that QEMU; kills it, and starts it again, as the plan says
@@ -38,6 +39,7 @@ PLANS: dict[str, list[tuple[str, str, float]]] = {
     ],
     LIVE: [],
 }
+DETACHED = (CONTROLLER,)  # whose medium goes with the last cut
 CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 
 node_command = qemu.node_command
@@ -50,7 +52,13 @@ def spoil(name: str, node: Node, **how: Any) -> list[str]:
     if node.name == DEPLOYED:
         argv += ["-rtc", f"base={datetime.now(UTC) + CLOCK_OFF:%Y-%m-%dT%H:%M:%S}"]
     plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.name]]
-    return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan]), *argv]
+    return [
+        sys.executable,
+        __file__,
+        "--power",
+        json.dumps([f"{node.name}/{CUTS}", plan, node.name in DETACHED]),
+        *argv,
+    ]
 
 
 def shows(place: Path, start: int, text: str) -> bool:
@@ -62,8 +70,8 @@ def shows(place: Path, start: int, text: str) -> bool:
         return text.encode() in stream.read()
 
 
-def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str]) -> int:
-    """Runs the machine; its return code when it ends by itself."""
+def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str], last_argv: Sequence[str]) -> int:
+    """Runs the machine, after the last cut by its last argv; its return code when it ends by itself."""
     for file, text, seconds in plan:
         place = Path(file)
         start = place.stat().st_size if place.exists() else 0
@@ -77,7 +85,18 @@ def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[
         process.wait()
         with log.open("a") as stream:
             stream.write(f"{text}\n")
-    return launch(argv).wait()
+    return launch(last_argv).wait()
+
+
+def detach(argv: Sequence[str]) -> list[str]:
+    """The machine without the seed's medium: its drive and its device."""
+    kept = list(argv)
+    for word in argv:
+        if word.startswith("if=none,id=seed,") or word.endswith(",drive=seed"):
+            at = kept.index(word)
+            del kept[at - 1 : at + 1]
+    assert len(kept) == len(argv) - 4
+    return kept
 
 
 def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -94,8 +113,9 @@ def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--power":
-        log, plan = json.loads(sys.argv[2])
-        sys.exit(cut_power(Path(log), plan, sys.argv[3:]))
+        log, plan, detached = json.loads(sys.argv[2])
+        argv = sys.argv[3:]
+        sys.exit(cut_power(Path(log), plan, argv, detach(argv) if detached else argv))
     from imagegen.cli import main
 
     qemu.node_command = spoil
