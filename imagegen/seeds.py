@@ -193,7 +193,6 @@ def _messaging_files(cluster: Cluster, secrets: Secrets, values: dict[str, objec
     return [
         _file("/etc/rabbitmq/conf.d/50-imagegen.conf", "root:root", 0o644, "rabbitmq.conf.j2", values),
         _file("/etc/rabbitmq/definitions.json", "root:rabbitmq", 0o640, definitions),
-        _file("/var/lib/rabbitmq/.erlang.cookie", "rabbitmq:rabbitmq", 0o400, secrets.messaging_cookie),
     ]
 
 
@@ -258,6 +257,8 @@ def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, 
             "vhosts": [_schema_of(cell, cluster) for cell in cells],
         },
     }
+    if Hosted.MESSAGING in cluster.hosted_on(node):
+        document["erlang_cookie"] = secrets.messaging_cookie
     if controller:
         return document | _controller_document(cluster, secrets)
     identity = {"users": [_service_user("nova", secrets.identity_nova)]}

@@ -14,7 +14,6 @@ EVERY_NODE = {
     # What cloud-init keeps of the user-data that it was given.
     r"/var/lib/cloud/instances/[0-9a-f-]{36}/(user-data\.txt(\.i)?|cloud-config\.txt)": "root:root 0600",
     r"/var/lib/cloud/instances/[0-9a-f-]{36}/obj\.pkl": "root:root 0400",
-    r"/run/cloud-init/(instance-data-sensitive|combined-cloud-config)\.json": "root:root 0600",
 }
 CONTROLLER_ONLY = {
     r"/etc/placement/placement\.conf\.d/50-imagegen\.conf": "root:placement 0640",
@@ -24,11 +23,29 @@ CONTROLLER_ONLY = {
     # The server's own data, closed to all but it: Nova's cell mappings are rows with URLs.
     r"/var/lib/mysql/.+": "mysql:mysql 0660",
 }
-# Where a secret may be found, but need not: not every cluster has such files.
+# Where a secret may be found, but need not: not every cluster, and not every boot, has such files.
 ALLOWED = {
+    # At a boot without a seed cloud-init stays off.
+    r"/run/cloud-init/(instance-data-sensitive|combined-cloud-config)\.json": "root:root 0600",
     r"/etc/nova/cells/[^/]+\.conf": "root:nova 0640",
     r"/root/\.ssh/authorized_keys": "root:root 0600",
     r"/[^/]+/debian/\.ssh/authorized_keys": "debian:debian 0600",
+}
+# Where a seed's files may lie, since cloud-init writes them as root: in root's directories, and so all above them.
+ROOT_OWNED = {
+    "/etc",
+    "/etc/chrony/conf.d",
+    "/etc/chrony/sources.d",
+    "/etc/imagegen",
+    "/etc/keystone/credential-keys",
+    "/etc/keystone/fernet-keys",
+    "/etc/keystone/keystone.conf.d",
+    "/etc/mysql/mariadb.conf.d",
+    "/etc/nova/cells",
+    "/etc/nova/nova.conf.d",
+    "/etc/placement/placement.conf.d",
+    "/etc/rabbitmq",
+    "/etc/rabbitmq/conf.d",
 }
 # Which secrets a compute gets at all.
 OF_A_COMPUTE = {"messaging_openstack", "identity_nova", "identity_placement"}

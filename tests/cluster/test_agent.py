@@ -24,11 +24,11 @@ STEPS = {
             "cells",
             "nova-schema",
         ),
-        *("service-users", "wait-schemas", "compute-versions", "services", "verify"),
+        *("service-users", "wait-schemas", "compute-versions", "services", "verify", "seed"),
     ],
     Role.COMPUTE: [
         *("role", "files", "machine", "configure", "wait-messaging", "wait-identity", "compute-id", "libvirt"),
-        *("compute-service", "mapped"),
+        *("compute-service", "mapped", "seed"),
     ],
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 
 from deployment import Deployment
+from secret_places import ROOT_OWNED
 
 
 def test_machine_ids_differ(deployment: Deployment) -> None:
@@ -42,6 +44,17 @@ def test_the_erlang_cookie_is_the_secret(deployment: Deployment) -> None:
     controller = deployment.controller
     assert controller.read("/var/lib/rabbitmq/.erlang.cookie") == deployment.secrets.messaging_cookie
     assert controller.execute(["test", "-e", "/root/.erlang.cookie"]).returncode == 1
+
+
+def test_a_seeds_files_lie_in_directories_of_root(deployment: Deployment) -> None:
+    """Where cloud-init writes as root no service's account can plant a link: neither there nor in a directory above."""
+    for node in deployment.nodes.values():
+        facts = node.ask_json("cat", "/var/lib/imagegen/seed.json")["facts"]
+        files = [PurePosixPath(file["path"]) for file in facts["files"]]
+        assert {str(path.parent) for path in files} <= ROOT_OWNED, node.name
+        above = sorted({str(directory) for path in files for directory in path.parents})
+        lines = node.ask("stat", "--format=%u %04a %n", *above).splitlines()
+        assert [line for line in lines if line[0] != "0" or int(line.split()[1], 8) & 0o022] == [], node.name
 
 
 def test_names_are_the_cluster_files(deployment: Deployment) -> None:

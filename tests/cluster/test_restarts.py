@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from answers import CONTROLLER_DAEMONS, ask_openstack
-from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for
+from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for, wait_ready
 from watch import watch_opened
+
+from imagegen.seeds import seed_tree
 
 # Programs that do work: on a node that is ready there is none to do.
 WORKERS = (
@@ -22,6 +25,7 @@ WORKERS = (
     "usr/lib/imagegen-node/imagegen_node/cell_mappings.py",
     "usr/lib/imagegen-node/imagegen_node/identity_objects.py",
 )
+SEED = "/var/lib/cloud/seed/nocloud"
 IDENTITY = ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/var/lib/nova/compute_id", "/etc/hostname")
 
 
@@ -126,8 +130,13 @@ def reboot(node: RunningNode) -> int:
 def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
     """All nodes rebooted at once: services come back by themselves, each node is who it was, Nova knows no other.
 
-    And nothing is done again: no manage command starts, which are also what would import Nova.
+    And nothing is done again: no manage command starts, which are also what would import Nova. Their seeds are gone
+    meanwhile, but for one that gets a new one.
     """
+    rotated = give_new_seed(deployment, deployment.computes[0])
+    detached = [node for node in deployment.nodes.values() if node is not deployment.computes[0]]
+    for node in detached:
+        node.ask("mv", SEED, "/root/seed")
     before = {name: identity(node) for name, node in deployment.nodes.items()}
     rows = read_cells(deployment.controller)
     workers = [path for node in deployment.nodes.values() for path in list_workers(node)]
@@ -137,6 +146,10 @@ def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
         for node in deployment.nodes.values():
             wait_for(f"{node.name} to be ready after its reboot", partial(is_ready, node), READY_SECONDS)
     assert opened == []
+    for node in detached:
+        assert node.ask("cloud-init", "status").strip() == "status: disabled", node.name
+        assert node.ask("cat", "/sys/class/net/net0/address").strip() == node.node.mac
+    assert deployment.computes[0].ask_json("cat", "/etc/imagegen/node.json")["status_url"] == rotated
     for name, node in deployment.nodes.items():
         assert identity(node) == before[name], name
         assert node.execute(["systemctl", "is-system-running"]).stdout.decode().strip() == "running", name
@@ -157,6 +170,35 @@ def test_rebooted_nodes_are_ready_again(deployment: Deployment) -> None:
             *(("nova-compute", node.name, "up") for node in deployment.computes),
         ]
     )
+
+
+def give_new_seed(deployment: Deployment, node: RunningNode) -> str:
+    """Puts a seed with another URL for the status in the place of the node's seed; the URL."""
+    url = "http://10.73.8.65:8098/status"
+    seed = seed_tree(replace(deployment.cluster, status_url=url), node.node, deployment.secrets)
+    for name, file in seed.items():
+        node.ask("sh", "-c", f"cat >{SEED}/{name}", input=file.data.decode())
+    return url
+
+
+def test_another_machines_disk_is_refused(deployment: Deployment) -> None:
+    """Without a seed, and with a copy that was made behind another network card: failed, and nothing is started."""
+    node = deployment.computes[1]
+    kept = node.read("/var/lib/imagegen/seed.json")
+    assert node.node.mac in kept
+    stop_agent(node)
+    node.ask("sed", "--in-place", f"s/{node.node.mac}/52:54:00:00:00:99/", "/var/lib/imagegen/seed.json")
+    node.ask("systemctl", "start", "imagegen-node.service")
+
+    def refused() -> bool:
+        document = node.status()
+        return (
+            document["state"] == "failed" and "was another machine's: it had a network interface" in document["detail"]
+        )
+
+    wait_for(f"{node.name} to refuse its disk", refused, 60)
+    node.ask("sh", "-c", "cat >/var/lib/imagegen/seed.json", input=kept)
+    wait_ready(node)
 
 
 def is_ready(node: RunningNode) -> bool:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 sys.path.insert(0, "/usr/lib/imagegen-node")
 
 import pymysql
-from imagegen_node import cli, system
+from imagegen_node import cli, files, system
 from imagegen_node.database import connect_root, fetch_rows
 from imagegen_node.steps import Waiting
 
@@ -119,7 +119,7 @@ def execute(self, query, args=None):
 
 
 system.subprocess = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
-write, system.write_atomically = system.write_atomically, write_atomically
+write, files.write_atomically = files.write_atomically, write_atomically
 ask, pymysql.cursors.Cursor.execute = pymysql.cursors.Cursor.execute, execute
 
 if __name__ == "__main__":

@@ -163,17 +163,6 @@ def test_who_dies_between_a_start_and_its_record_restarts_nothing(
     assert start(world, "/etc/nova") == []
 
 
-def test_a_tree_gets_its_owner_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data disk from another image may bear another image's account numbers; nothing is done for a right one."""
-    tree = world.at("/var/lib/mysql")
-    world.commands.log.clear()
-    system.own_tree(tree, "mysql")
-    assert world.commands.log == []
-    monkeypatch.setattr(system.pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=tree.stat().st_uid + 1))
-    system.own_tree(tree, "mysql")
-    assert world.commands.log == [f"chown --recursive mysql:mysql {tree}"]
-
-
 def test_a_unit_that_takes_long_is_waited_for(world: World) -> None:
     """Not started twice, and its state is in the text."""
     start(world, "/etc/nova")
@@ -188,35 +177,6 @@ def test_what_a_unit_was_started_with_is_no_world_readable_digest(world: World) 
     """A digest of files with passwords lets them be guessed at."""
     start(world, "/etc/nova")
     assert world.at("/run/imagegen/started/nova-api.service").stat().st_mode & 0o777 == 0o600
-
-
-# files
-
-
-def test_a_file_is_written_once(tmp_path: Path, world: World) -> None:
-    """True when something changed: text, mode, or nothing there yet."""
-    path = tmp_path / "directory/file"
-    assert system.put_file(path, "text", 0o640, "root", "nova")
-    assert (path.read_text(), path.stat().st_mode & 0o777) == ("text", 0o640)
-    assert not system.put_file(path, "text", 0o640, "root", "nova")
-    path.chmod(0o644)
-    assert system.put_file(path, "text", 0o640, "root", "nova")
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert system.put_file(path, "other", 0o640, "root", "nova")
-    assert [file.name for file in path.parent.iterdir()] == ["file"]
-
-
-def test_a_file_with_another_owner_is_written_again(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The owner is set before the file is in its place."""
-    path = tmp_path / "file"
-    given_away = []
-    system.put_file(path, "text")
-    monkeypatch.setattr(system.grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=path.stat().st_gid + 1))
-    monkeypatch.setattr("imagegen_node.status.os.fchown", lambda *owner: given_away.append(owner[1:]))
-    assert system.put_file(path, "text")
-    assert given_away == [(path.stat().st_uid, path.stat().st_gid + 1)]
 
 
 # workers

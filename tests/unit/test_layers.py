@@ -51,6 +51,23 @@ AGENT_PACKAGES = {
 }
 NEWER_THAN_3_9 = {"tomllib"}
 
+# Files of a node are written by files.py alone, which no planted link leads astray. What others open by `os.open` are
+# devices, and by `r+b` disks.
+WRITING_CALLS = {
+    "write_text",
+    "write_bytes",
+    "touch",
+    "chmod",
+    "chown",
+    "fchmod",
+    "fchown",
+    "lchmod",
+    "lchown",
+    "mkfifo",
+}
+DEVICE_WRITERS = {"status", "seed"}
+DISK_WRITERS = {"deploy", "live"}
+
 
 def find_imports(tree: ast.AST, package: str = "imagegen") -> Iterator[tuple[int, str]]:
     """Line and full dotted name of everything that is imported, at the top, inside functions and for types alike."""
@@ -92,13 +109,34 @@ def find_module_faults(module: str, source: str) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
+def find_writing_faults(module: str, tree: ast.AST) -> Iterator[str]:
+    """How a node's module writes files beside files.py: `LINE: what`."""
+    for node in ast.walk(tree):
+        if module == "files" or not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        of_os = isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "os"
+        modes = [
+            arg.value for arg in (*node.args, *(word.value for word in node.keywords)) if isinstance(arg, ast.Constant)
+        ]
+        writes = name == "open" and any(isinstance(mode, str) and set(mode) & set("wax+") for mode in modes)
+        disk = module in DISK_WRITERS and modes == ["r+b"]
+        if (
+            name in WRITING_CALLS
+            or (writes and not disk)
+            or (of_os and name == "open" and module not in DEVICE_WRITERS)
+        ):
+            yield f"{node.lineno}: {module} writes by {name}; only files.py writes files"
+
+
 def find_agent_faults(module: str, source: str, own: tuple[str, ...] = ("imagegen_node",)) -> list[str]:
     """What the source of a node's module breaks: imports that a node does not have, syntax newer than Python 3.9."""
     try:
         tree = ast.parse(source, feature_version=(3, 9))
     except SyntaxError as error:
         return [f"{error.lineno}: not Python 3.9: {error.msg}"]
-    faults: list[str] = []
+    faults = list(find_writing_faults(module, tree))
     imports = list(find_imports(tree, "imagegen_node"))
     for line, name in imports:
         package = name.partition(".")[0]
@@ -199,6 +237,12 @@ def test_a_lawful_import_is_let_be(module: str, source: str) -> None:
         ("database", "import tomllib"),
         ("steps", "match 1:\n    case 1: pass"),
         ("steps", "def f(x: int | None): pass"),
+        ("compute", "COMPUTE_ID.write_text('x')"),
+        ("machine", "open('/etc/x', 'w')"),
+        ("machine", "STAMP.open(mode='a')"),
+        ("deploy", "path.open('wb')"),
+        ("system", "import os\nos.open('x', os.O_WRONLY | os.O_CREAT)"),
+        ("backing", "import os\nos.chown('x', 0, 0)"),
     ],
 )
 def test_a_planted_fault_of_the_agent_is_found(module: str, source: str) -> None:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from ipaddress import IPv4Address
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from uuid import UUID
@@ -24,6 +24,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from oslo_config import cfg
+from secret_places import ROOT_OWNED
 
 from imagegen.cluster import load_cluster
 from imagegen.external import database_schemas
@@ -175,7 +176,6 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
         "/etc/keystone/credential-keys/0": ("root:keystone", "0640"),
         "/etc/rabbitmq/conf.d/50-imagegen.conf": ("root:root", "0644"),
         "/etc/rabbitmq/definitions.json": ("root:rabbitmq", "0640"),
-        "/var/lib/rabbitmq/.erlang.cookie": ("rabbitmq:rabbitmq", "0400"),
         "/etc/mysql/mariadb.conf.d/90-imagegen.cnf": ("root:root", "0644"),
         "/etc/memcached.conf": ("root:root", "0644"),
     }
@@ -452,12 +452,19 @@ def test_keystones_url_has_no_percent_sign() -> None:
     assert connection == "mysql+pymysql://keystone@192.168.56.11:3306/keystone"
 
 
+def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
+    """cloud-init follows links as root; the cluster tier asks a node whether these directories are root's indeed."""
+    cluster = add_node(make_cluster(cells=("cell1", "cell2")), Role.COMPUTE, 13)
+    for tree in seed_trees(cluster, make_secrets()).values():
+        assert {str(PurePosixPath(path).parent) for path in written_files(tree)} <= ROOT_OWNED
+
+
 def test_keys_are_written_without_a_line_end() -> None:
     """Keystone and Erlang take the whole file."""
     tree, secrets = make_tree(CONTROLLER), make_secrets()
     assert content(tree, "/etc/keystone/fernet-keys/0") == secrets.keystone_fernet_key
     assert content(tree, "/etc/keystone/credential-keys/0") == secrets.keystone_credential_key
-    assert content(tree, "/var/lib/rabbitmq/.erlang.cookie") == secrets.messaging_cookie
+    assert node_document(tree)["erlang_cookie"] == secrets.messaging_cookie
 
 
 @given(st.uuids())

@@ -1,4 +1,5 @@
-"""`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off.
+"""`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off, and
+the seed's medium is gone when the power comes back for good.
 
 usage: bad_day.py WORDS...                  as `imagegen WORDS...`
        bad_day.py --power PLAN QEMU...      runs that QEMU; kills it, and starts it again, as the plan says
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,30 @@ def spoil(name: str, node: Node, **how: Any) -> list[str]:
     if node.name == DEPLOYED:
         argv += ["-rtc", f"base={datetime.now(UTC) + CLOCK_OFF:%Y-%m-%dT%H:%M:%S}"]
     plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.name]]
-    return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan]), *argv]
+    return [sys.executable, __file__, "--power", json.dumps([f"{node.name}/{CUTS}", plan, node.name]), *argv]
+
+
+def detach_medium(argv: Sequence[str]) -> list[str]:
+    """The machine without the seed's medium: its drive and its device."""
+    kept = list(argv)
+    for word in argv:
+        if word.startswith("if=none,id=seed,") or word.endswith(",drive=seed"):
+            at = kept.index(word)
+            del kept[at - 1 : at + 1]
+    assert len(kept) == len(argv) - 4
+    return kept
 
 
 def boot_from_disk(argv: Sequence[str]) -> list[str]:
-    """The same machine with its disk, and not the network, first in the firmware's order."""
+    """The machine with its disk, and not the network, first in the firmware's order."""
     swapped = {",bootindex=1": ",bootindex=2", ",bootindex=2": ",bootindex=1"}
-    return [re.sub(",bootindex=[12]", lambda found: swapped[found[0]], word) for word in argv]
+    changed = [re.sub(",bootindex=[12]", lambda found: swapped[found[0]], word) for word in argv]
+    assert sum(a != b for a, b in zip(argv, changed, strict=True)) == 2
+    return changed
+
+
+# How a node's machine differs once its power came back for the last time.
+CHANGES: dict[str, Callable[[Sequence[str]], list[str]]] = {CONTROLLER: detach_medium, DEPLOYED: boot_from_disk}
 
 
 def shows(place: Path, start: int, text: str) -> bool:
@@ -68,8 +86,8 @@ def shows(place: Path, start: int, text: str) -> bool:
         return text.encode() in stream.read()
 
 
-def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str]) -> int:
-    """Runs the machine, after the last cut from its disk if it was deployed; its return code when it ends by itself."""
+def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[str], last_argv: Sequence[str]) -> int:
+    """Runs the machine, after the last cut by its last argv; its return code when it ends by itself."""
     for file, text, seconds in plan:
         place = Path(file)
         start = place.stat().st_size if place.exists() else 0
@@ -83,8 +101,7 @@ def cut_power(log: Path, plan: Sequence[tuple[str, str, float]], argv: Sequence[
         process.wait()
         with log.open("a") as stream:
             stream.write(f"{text}\n")
-    deployed = bool(plan) and any(word.endswith(",bootindex=2") for word in argv)
-    return launch(boot_from_disk(argv) if deployed else argv).wait()
+    return launch(last_argv).wait()
 
 
 def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -101,8 +118,9 @@ def launch(argv: Sequence[str]) -> subprocess.Popen[bytes]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--power":
-        log, plan = json.loads(sys.argv[2])
-        sys.exit(cut_power(Path(log), plan, sys.argv[3:]))
+        log, plan, name = json.loads(sys.argv[2])
+        argv = sys.argv[3:]
+        sys.exit(cut_power(Path(log), plan, argv, CHANGES.get(name, list)(argv)))
     from imagegen.cli import main
 
     qemu.node_command = spoil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -102,17 +103,38 @@ def test_disks_are_stamped_with_their_machine(booted: BootedCluster) -> None:
 
 
 def test_the_seed_came_from_where_it_belongs(booted: BootedCluster) -> None:
-    """The medium, the disk's seed partition, or memory, and nowhere else; the one NIC bears the seed's name."""
-    places = {CONTROLLER: "/dev/vdb", DEPLOYED: "/dev/vda3", LIVE: "/var/lib/cloud/seed/nocloud"}
-    for node in booted.cluster.nodes:
-        facts = booted.execute(
-            node.name,
-            "cat /run/cloud-init/result.json; blkid -L cidata; cat /sys/class/net/net0/address; ls /sys/class/net",
-        )
-        place = places[node.name]
+    """The disk's seed partition, or memory, and nowhere else; the one NIC bears the seed's name."""
+    places = {DEPLOYED: "/dev/vda3", LIVE: "/var/lib/cloud/seed/nocloud"}
+    for name, place in places.items():
+        facts = booted.execute(name, "cat /run/cloud-init/result.json")
         assert f"DataSourceNoCloud [seed={place}]" in facts or f"seed={place}," in facts, facts
-        assert f"{place}\n" in facts or node.name == LIVE
-        assert facts.splitlines()[-3:] == [node.mac, "lo", "net0"]
+    for node in booted.cluster.nodes:
+        facts = booted.execute(node.name, "cat /sys/class/net/net0/address; ls /sys/class/net")
+        assert facts.splitlines() == [node.mac, "lo", "net0"]
+
+
+def test_a_node_without_its_medium_is_ready(booted: BootedCluster) -> None:
+    """The controller's went with the last cut: cloud-init is off, udev gives the interface its name, networkd the
+    address, and the agent works from its own copy."""
+    said = booted.execute(
+        CONTROLLER,
+        "cloud-init status; test -e /run/cloud-init/instance-data.json && echo found; ls /dev/disk/by-label; "
+        "udevadm info --query=property /sys/class/net/net0; stat -c '%U %a' /var/lib/imagegen/seed.json",
+    )
+    assert "status: disabled" in said and "found" not in said and "cidata" not in said
+    assert "ID_NET_LINK_FILE=/etc/systemd/network/05-imagegen-525400aa0001.link" in said
+    assert said.endswith("root 600\n")
+
+
+def test_the_seed_on_a_deployed_disk_is_erased(booted: BootedCluster) -> None:
+    """Once the node is ready, every byte; the partition stays, and no label leads to it."""
+    said = booted.execute(
+        DEPLOYED,
+        "tr -d '\\0' </dev/vda3 | wc -c; blockdev --getsize64 /dev/vda3; udevadm settle; blkid -L cidata || echo none; "
+        "imagegen-node status",
+    )
+    assert said.splitlines()[:3] == ["0", str(8 << 20), "none"]
+    assert re.search(r"^  seed +done", said, re.MULTILINE)
 
 
 def test_the_root_file_system_took_the_whole_disk(booted: BootedCluster) -> None:

@@ -119,14 +119,14 @@ class SiteNode(World):
         self.powered = False
         super().__init__(root, monkeypatch, site.path, agent)
         self.commands = SlowCommands(self)
-        write = agent["system"].write_atomically
+        write = agent["files"].write_atomically
 
         def write_atomically(path: Path, *more: Any) -> None:
             self.reach(f"before {path.name}")
             write(path, *more)
             self.reach(f"after {path.name}")
 
-        monkeypatch.setattr(agent["system"], "write_atomically", write_atomically)
+        monkeypatch.setattr(agent["files"], "write_atomically", write_atomically)
         monkeypatch.setattr(agent["system"].subprocess, "run", self.commands.run)
 
     # what belongs to the site; World's own constructor may set them in vain

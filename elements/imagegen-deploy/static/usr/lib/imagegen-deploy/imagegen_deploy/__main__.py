@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from imagegen_node.status import Status, write_atomically
+from imagegen_node.files import write_atomically
+from imagegen_node.status import Status
 from imagegen_node.steps import Step, run_step
 
 from imagegen_deploy.deploy import Deployment

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, BinaryIO, Callable, cast
 
+from imagegen_node.files import write_atomically
 from imagegen_node.status import Status
 from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, run_steps
 from imagegen_node.system import run
@@ -135,7 +136,7 @@ class Deployment:
         with self.looped(new) as device, mounted(device) as tree:
             for name in CONFIGURATION:
                 path = tree / name
-                path.write_text(path.read_text().replace(str(old.uuid), str(new.uuid)))
+                write_atomically(path, path.read_text().replace(str(old.uuid), str(new.uuid)))
         if self.seed:
             place = gpt.find_partition(self.table, SEED)
             if len(self.seed) > place.sectors * gpt.SECTOR:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from imagegen_node.status import Status, write_atomically
+from imagegen_node.files import replaced_file, write_atomically
+from imagegen_node.status import Status
 from imagegen_node.steps import Refused, Sleep, Step, run_steps
 from imagegen_node.system import run
 
@@ -80,7 +81,7 @@ class LiveBoot:
             run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=0700", "tmpfs", str(PLACE)])
         begun, memory = time.monotonic(), read_memory()
         download = Download(self.plan.image, self.plan.sha256, self.status, self.sleep)
-        with (PLACE / "image").open("wb") as stream:
+        with replaced_file(PLACE / "image", 0o600) as stream:
             for block in download.blocks():
                 if download.total + SPARE > memory:
                     raise Refused(
@@ -133,7 +134,8 @@ def unpack_seed(seed: bytes) -> None:
     """Into the overlay, which is memory: the ISO's bytes lie nowhere else."""
     medium, image = PLACE / "seed", PLACE / "seed.iso"
     medium.mkdir(exist_ok=True)
-    image.write_bytes(seed)
+    with replaced_file(image, 0o600) as stream:
+        stream.write(seed)
     loop = mount_image(image, "iso9660", medium)
     for source in sorted(medium.iterdir()):
         write_atomically(ROOT / SEED / source.name, source.read_text(), 0o600)

@@ -12,16 +12,18 @@ import amqp
 from imagegen_node.api import INTERFACES, Session, Unauthorized, fetch
 from imagegen_node.configure import SERVICES_ENVIRONMENT
 from imagegen_node.database import connect_schema, drop_unfinished, ensure_schemas, read_schema_state
+from imagegen_node.files import own_tree, put_file
 from imagegen_node.steps import CommandFailed, Refused, Waiting
-from imagegen_node.system import Units, check_port, own_tree, queue_units, run, start_units
+from imagegen_node.system import Units, check_port, queue_units, run, start_units
 
 RABBITMQ_DEFINITIONS = Path("/etc/rabbitmq/definitions.json")
+COOKIE = Path("/var/lib/rabbitmq/.erlang.cookie")
 MARIADB: Units = {"mariadb.service": (Path("/etc/mysql"),)}
 RABBITMQ: Units = {
     "rabbitmq-server.service": (
         Path("/etc/rabbitmq/rabbitmq-env.conf"),
         Path("/etc/rabbitmq/conf.d"),
-        Path("/var/lib/rabbitmq/.erlang.cookie"),
+        COOKIE,
     )
 }
 MEMCACHED: Units = {"memcached.service": (Path("/etc/memcached.conf"),)}
@@ -51,6 +53,9 @@ def start_hosted(node: dict[str, Any]) -> str:
     for service in node["hosts"]:
         if service in DATA:
             own_tree(*DATA[service])
+        if service == "messaging":
+            # The directory is RabbitMQ's own, so that no file there is written by cloud-init.
+            put_file(COOKIE, node["erlang_cookie"], 0o400, "rabbitmq", "rabbitmq")
         if service in HOSTED and service != "identity":  # Keystone comes when its schema is there
             queue_units(HOSTED[service])
     return ""

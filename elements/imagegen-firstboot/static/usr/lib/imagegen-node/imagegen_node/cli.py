@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import metadata, retry
+from imagegen_node import metadata, retry, seed
 from imagegen_node.mask import find_secrets, mask
 from imagegen_node.status import DEGRADED, STATUS_FILE, Status
 from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
@@ -34,11 +34,12 @@ files:
   {STATUS_FILE}       where the node is, as JSON; also on the console and the virtio-serial port
                                   org.imagegen.status
   {metadata.NODE_FILE}        what the seed says about this node (secrets inside)
+  {seed.COPY}  the public facts of the newest seed, for boots without one
   {metadata.IMAGE_FILE}       which roles and which release this image bakes
 
 the agent's log:        journalctl -u imagegen-node
 what cloud-init did:    /var/log/cloud-init.log
-after a new seed:       reboot
+after a new seed:       reboot; otherwise a node that was ready needs none
 after an edited file:   reboot (the seed's files are written again)
 """
 STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there, 4 ready but degraded"
@@ -172,7 +173,7 @@ def retry_step(step: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="imagegen-node", description=OVERVIEW, epilog=PLACES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,status,doctor,retry}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,status,doctor,retry,erase-seed}")
     commands.add_parser(
         "run",
         help="make this node ready (what imagegen-node.service does)",
@@ -200,9 +201,19 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=RETRY_CODES,
     )
     again.add_argument("step", metavar="STEP", help="its name, as `imagegen-node status` lists it")
+    commands.add_parser(
+        "erase-seed",
+        help="erase the seed in this disk's seed partition",
+        description="Overwrites what is in the seed partition of this disk, so that a seed on a medium counts. The "
+        "agent does it when the node is ready, imagegen-medium.service when a medium labelled cidata is attached. "
+        "Needs root.",
+    )
     given = parser.parse_args(arguments)
     if given.command == "run":
         return run_role()
+    if given.command == "erase-seed":
+        print(seed.erase() or "this disk has no seed partition")
+        return 0
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `imagegen-node status | head` ends as any command does
     if given.command == "status":
         return show_status(given.json)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import backing, configure, health, machine, metadata
+from imagegen_node import backing, configure, health, metadata, seed
 from imagegen_node.api import NotFound, Session, TokenRefused, has_reported, open_nova_session
+from imagegen_node.files import put_file, read_text
 from imagegen_node.status import Status
 from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, run_steps
-from imagegen_node.system import Units, put_file, run, seconds_active, start_units
+from imagegen_node.system import Units, run, seconds_active, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
@@ -77,7 +78,7 @@ class Compute:
         node = self.node
         return [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: machine.stamp_machine(node)),
+            Step("machine", lambda: seed.keep_machine(self.facts, node)),
             Step("configure", configure.configure_compute),
             Step("wait-messaging", lambda: backing.check_messaging(node["messaging"])),
             Step("wait-identity", lambda: backing.check_identity(node)),
@@ -85,6 +86,7 @@ class Compute:
             Step("libvirt", self.start_libvirt),
             Step("compute-service", self.start_compute),
             Step("mapped", self.check_mapped),
+            Step("seed", seed.erase),
         ]
 
     def place_compute_id(self) -> str:
@@ -93,7 +95,7 @@ class Compute:
         if wanted is None:
             return "this release has none"
         session = open_nova_session(self.node)
-        if COMPUTE_ID.exists():
+        if read_text(COMPUTE_ID) is not None:
             return check_compute_id(self.node, session)
         known = find_hypervisor(self.node, session).get("id")
         service = find_service(self.node, session)
@@ -172,7 +174,7 @@ def find_service_troubles(node: dict[str, Any], session: Session) -> Iterator[st
 
 def check_compute_id(node: dict[str, Any], session: Session) -> str:
     """Raises Refused when the compute_id that is there is neither the seed's nor the one that Nova knows."""
-    there, wanted = COMPUTE_ID.read_text().strip(), node["compute_id"]
+    there, wanted = (read_text(COMPUTE_ID) or "").strip(), node["compute_id"]
     if wanted in (there, None):
         return "in place"
     if there != find_hypervisor(node, session).get("id"):
@@ -200,10 +202,11 @@ def read_hypervisor(node: dict[str, Any], session: Session) -> dict[str, Any]:
 
     By its uuid where this release has one in a file: a list of all grows with the fleet, and each compute asks.
     """
-    if not COMPUTE_ID.exists():
+    compute_id = read_text(COMPUTE_ID)
+    if compute_id is None:
         return find_hypervisor(node, session)
     try:
-        answer = session.compute(node["region"], "/os-hypervisors/" + COMPUTE_ID.read_text().strip())
+        answer = session.compute(node["region"], "/os-hypervisors/" + compute_id.strip())
     except NotFound:
         return {}
     return dict(answer["hypervisor"])

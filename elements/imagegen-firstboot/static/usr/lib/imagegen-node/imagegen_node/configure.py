@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from imagegen_node.system import put_file
+from imagegen_node.files import put_file
 
 SERVICES_ENVIRONMENT = Path("/run/imagegen/services.env")
 CELLS = Path("/run/imagegen/cells")  # a digest of what Nova's table of cells must hold

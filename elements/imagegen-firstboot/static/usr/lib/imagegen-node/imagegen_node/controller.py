@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, configure, discovery, health, machine, metadata, upgrade
+from imagegen_node import backing, cells, configure, discovery, health, metadata, seed, upgrade
 from imagegen_node.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.database import schema_of
 from imagegen_node.lease import Lease
@@ -64,7 +64,7 @@ class Controller:
         }
         steps = [
             Step("files", lambda: metadata.check_files(self.facts, node)),
-            Step("machine", lambda: machine.stamp_machine(node)),
+            Step("machine", lambda: seed.keep_machine(self.facts, node)),
             Step("configure", lambda: configure.configure_controller(node)),
             Step("start", lambda: backing.start_hosted(node)),
         ]
@@ -143,6 +143,7 @@ class Controller:
             Step("services", self.start_services),
             Step("verify", self.verify),
             Step("upgrade-check", self.check_upgrade),
+            Step("seed", seed.erase),
         ]
 
     def list_step_names(self) -> list[str]:

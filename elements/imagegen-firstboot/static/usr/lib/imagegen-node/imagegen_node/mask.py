@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-SECRET_KEYS = ("password", "admin_password", "files_key")  # of node.json
+SECRET_KEYS = ("password", "admin_password", "files_key", "erlang_cookie")  # of node.json
 SHORTEST = 4  # characters; masking shorter words would only make texts unreadable
 MASK = "***"
 # user:password@, with the scheme before it if there is one.

@@ -6,10 +6,13 @@ import grp
 import hashlib
 import hmac
 import json
+import os
 import pwd
 from pathlib import Path
 from typing import Any
 
+from imagegen_node import seed
+from imagegen_node.files import read_file
 from imagegen_node.steps import Refused, Waiting
 from imagegen_node.system import run
 
@@ -20,7 +23,7 @@ IMAGE_FILE = Path("/etc/imagegen/image.json")
 
 
 def read_facts() -> dict[str, Any]:
-    """The public facts of the metadata: a map with at least `role`.
+    """The public facts of the metadata, or, where no data source is, those of the seed before: a map with a `role`.
 
     NoCloud has them in ds.meta_data.imagegen, OpenStack's metadata and config drive as
     ds.meta_data.meta["imagegen.role"] and so on. Raises Refused when no role is there.
@@ -28,9 +31,9 @@ def read_facts() -> dict[str, Any]:
     try:
         document = json.loads(INSTANCE_DATA.read_text())
     except FileNotFoundError as error:
-        raise Refused(
-            "cloud-init found no data source: give this node a seed (label cidata) or metadata with a role"
-        ) from error
+        if not NODE_FILE.exists():  # a live node keeps its facts on a disk, and its files in memory
+            raise Refused(seed.NO_SEED) from error
+        return seed.read_kept()
     metadata = document.get("ds", {}).get("meta_data", {})
     facts = metadata.get("imagegen")
     if not isinstance(facts, dict):
@@ -84,13 +87,17 @@ def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
     wrong = []
     for entry in expected:
         path = Path(entry["path"])
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            wrong.append(f"{path} is missing")
+        read = read_file(path)
+        if read is None:
+            wrong.append(
+                f"{path} is missing"
+                if not os.path.lexists(path)
+                else f"{path} is no file, but a link or something else"
+            )
             continue
+        found, content = read
         owner = name_owner(found.st_uid, found.st_gid)
-        digest = hmac.new(key.encode(), path.read_bytes(), hashlib.sha256).hexdigest()
+        digest = hmac.new(key.encode(), content, hashlib.sha256).hexdigest()
         if owner != entry["owner"]:
             wrong.append("{} belongs to {}, not {}".format(path, owner, entry["owner"]))
         elif (found.st_mode & 0o7777) != int(entry["mode"], 8):

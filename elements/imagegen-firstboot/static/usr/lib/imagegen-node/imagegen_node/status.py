@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable
 
+from imagegen_node.files import write_atomically
 from imagegen_node.mask import mask
 from imagegen_node.post import BEAT, READY_BEAT, Poster
 
@@ -19,19 +20,6 @@ CONSOLE = Path("/dev/console")
 LONGEST_DETAIL = 1000  # characters
 DEGRADED = "degraded: "  # how the detail of a ready node begins that does not do all its work (decision 35)
 DRAIN_SECONDS = 10.0  # for what an agent that ends has said last
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
-    """Writes the file beside its place, with its mode and (uid, gid), and renames it over."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name("." + path.name + ".new")
-    handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-        if owner is not None:
-            os.fchown(stream.fileno(), *owner)
-        os.fchmod(stream.fileno(), mode)
-    beside.replace(path)
 
 
 class Outlet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import os
 import pwd
@@ -14,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from imagegen_node.status import write_atomically
+from imagegen_node.files import put_file, read_file, read_text
 from imagegen_node.steps import CommandFailed, Waiting
 
 # Unit -> what it reads when it starts: files, and directories with all that is below them.
@@ -77,13 +76,16 @@ def seconds_active(unit: str) -> float:
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """One digest of the names and contents of these files, and of all files below those that are directories."""
+    """One digest of the names and contents of these files, and of all files below those that are directories.
+
+    Links are passed over: a service's account may have planted them.
+    """
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
+            if found := read_file(file):
                 digest.update(hashlib.sha256(str(file).encode()).digest())
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+                digest.update(hashlib.sha256(found[1]).digest())
     return digest.hexdigest()
 
 
@@ -123,8 +125,7 @@ def start_units(units: Units) -> None:
 
 
 def _ran_with(unit: str, digest: str) -> bool:
-    record = STARTED / unit
-    return record.is_file() and record.read_text() == digest
+    return read_text(STARTED / unit) == digest
 
 
 def check_port(host: str, port: int, what: str) -> None:
@@ -133,20 +134,3 @@ def check_port(host: str, port: int, what: str) -> None:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
         raise Waiting(f"{what} at {host}:{port}: {error.strerror or error}") from error
-
-
-def own_tree(directory: Path, owner: str) -> None:
-    """Gives the directory and all in it to that account, unless it has it: chown does the directory itself last."""
-    if directory.stat().st_uid != pwd.getpwnam(owner).pw_uid:
-        run(["chown", "--recursive", f"{owner}:{owner}", str(directory)])
-
-
-def put_file(path: Path, text: str, mode: int = 0o644, owner: str = "root", group: str = "root") -> bool:
-    """Makes the file hold that text, with that mode and owner; True when something had to change."""
-    ids = pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid
-    if path.is_file():
-        found = path.stat()
-        if ((found.st_uid, found.st_gid), found.st_mode & 0o7777) == (ids, mode) and path.read_text() == text:
-            return False
-    write_atomically(path, text, mode, ids)
-    return True
