@@ -15,7 +15,7 @@ ROWS = (
     {"model", "errors", "resources"},
     {"document"},
     {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "server"},
-    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
+    {"cluster", "logins", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
     {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning"},
     {"build", "pxeboot"},

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from bringup import find_secrets, run_imagegen
 from canaries import PLANTED
+from secret_places import name_secrets
 from watch import ProcessWatch, spell_secret
 
 from imagegen.boot import find_image
@@ -38,7 +39,8 @@ class CanaryBuild:
 def canary_build(cluster_directory: Path) -> Generator[CanaryBuild]:
     """A cold build of the compute's image, with a cache of its own, and all of it looked at from outside."""
     directory = cluster_directory / "canary"
-    secrets = {**asdict(load_secrets(cluster_directory / "secrets.yaml")), **PLANTED}
+    cluster = load_cluster(cluster_directory / "cluster.yaml")
+    secrets = {**name_secrets(cluster, load_secrets(cluster_directory / "secrets.yaml")), **PLANTED}
     words = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(directory / "out"), "build", "--role", "compute"]
     try:
         with ProcessWatch(secrets) as watch:
