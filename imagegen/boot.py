@@ -184,7 +184,7 @@ def remove_leftovers(directory: Path) -> None:
 def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
     """Whether these nodes alone can become ready. Raises BadUsage."""
     names = {node.name for node in nodes}
-    hosts = {node.name for node in cluster.controllers if cluster.hosted_on(node)} or {cluster.controllers[0].name}
+    hosts = {node.name for node in cluster.controllers if cluster.serves_others(node)} or {cluster.controllers[0].name}
     if missing := sorted(hosts - names):
         raise BadUsage(
             f"without {', '.join(missing)} no other node can become ready",

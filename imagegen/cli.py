@@ -812,10 +812,11 @@ def _read_own_cluster(settings: Settings) -> tuple[Cluster, Findings]:
 
 def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
     """The cluster file and its secrets. Raises as _load_own_cluster()."""
+    from imagegen.logins import typed_secrets
     from imagegen.secrets import load_secrets, secrets_warnings
 
     cluster = _load_own_cluster(settings)
-    secrets = load_secrets(cluster.secrets_path)
+    secrets = load_secrets(cluster.secrets_path, typed_secrets(cluster))
     for warning in secrets_warnings(cluster.secrets_path):
         _warn(settings, warning)
     return cluster, secrets

@@ -16,12 +16,12 @@ from imagegen.document import STDIN, Findings, Value, check_shape, load_document
 from imagegen.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.errors import BadInput
 from imagegen.hints import parse_hint
-from imagegen.model import Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
+from imagegen.model import CACHE_PORT, Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
 from imagegen.releases import UnknownRelease, default_release, default_suite, find_release
 from imagegen.resources import PACKAGE
 from imagegen.sshkeys import find_key_fault
 
-PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: 11211, Hosted.IDENTITY: 5000}
+PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
 DEFAULT_NAME = "the default cluster"
 _URL_KEYS = ("auth_url", "endpoint")
@@ -84,6 +84,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         secrets_path=directory / data.get("secrets", "secrets.yaml"),
         cells=cells,
         nodes=built,
+        idle_cache="host" not in data.get("services", {}).get(Hosted.CACHE, {"host": ""}),
     )
 
 
@@ -194,7 +195,7 @@ def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found:
     all_named = all("name" in node for node in nodes)  # a node whose name is bad may be the one meant
     for service in Hosted:
         given = data.get(service)
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is read and not needed
             continue
         if roles.get(name := given.get("node", "")) == Role.COMPUTE:
             found.add(f"services.{service}.node", f"node `{name}` is no controller, and only controllers host services")
@@ -278,7 +279,7 @@ def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Service
     return Services(
         database=place(Hosted.DATABASE),
         messaging=place(Hosted.MESSAGING),
-        cache=place(Hosted.CACHE),
+        cache=place(Hosted.CACHE) if "host" in data.get(Hosted.CACHE, "embedded") else None,
         identity=identity,
         auth_url=f"http://{identity.host}:{identity.port}/v3" if identity.node else external["auth_url"].rstrip("/"),
         image_endpoint=data.get("image", {}).get("endpoint", f"http://{first.address}:{IMAGE_PORT}").rstrip("/"),

@@ -11,6 +11,9 @@ from uuid import UUID, uuid5
 # Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
 NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
 
+CACHE_PORT = 11211  # memcached's default
+CONSOLE_PORT = 6080  # Nova's default, nova/conf/novnc.py
+
 
 class Role(StrEnum):
     """What a node does; each role is one image."""
@@ -20,7 +23,7 @@ class Role(StrEnum):
 
 
 class Hosted(StrEnum):
-    """The backing services that a controller can host."""
+    """The backing services that a controller can host. A cache is no place of the cluster: each controller has one."""
 
     DATABASE = "database"
     MESSAGING = "messaging"
@@ -56,7 +59,7 @@ class Place:
 class Services:
     database: Place
     messaging: Place
-    cache: Place
+    cache: Place | None  # outside the cluster; None: each controller has its own, on loopback
     identity: Place
     auth_url: str  # of identity, ends in /v3
     image_endpoint: str
@@ -96,6 +99,7 @@ class Cluster:
     secrets_path: Path
     cells: tuple[str, ...]
     nodes: tuple[Node, ...]
+    idle_cache: bool = False  # the file gives the cache a place in the cluster, which is read and not needed
 
     @property
     def controllers(self) -> tuple[Node, ...]:
@@ -115,7 +119,20 @@ class Cluster:
 
     def hosted_on(self, node: Node) -> tuple[Hosted, ...]:
         """The backing services that run on this node."""
-        return tuple(service for service in Hosted if getattr(self.services, service).node == node.name)
+
+        def runs(service: Hosted) -> bool:
+            place: Place | None = getattr(self.services, service)
+            return node.role is Role.CONTROLLER if place is None else place.node == node.name
+
+        return tuple(service for service in Hosted if runs(service))
+
+    def serves_others(self, node: Node) -> bool:
+        """Whether other nodes need a backing service that runs on this one: its cache serves nobody else."""
+        return any(service is not Hosted.CACHE for service in self.hosted_on(node))
+
+    def console_port(self, cell: str) -> int:
+        """The port of a cell's noVNC proxy, on every controller: 6080 for the first cell, one more for each further."""
+        return CONSOLE_PORT + self.cells.index(cell)
 
     def cell_uuid(self, cell: str) -> UUID:
         """The fixed uuid of a cell's mapping, so that two creators cannot make two rows."""

@@ -392,7 +392,7 @@ def needs_outside(cluster: Cluster) -> bool:
     """Whether the nodes use something outside their network."""
     services = cluster.services
     places = [services.database, services.messaging, services.cache, services.identity]
-    hosts = [place.host for place in places if place.node is None] + list(cluster.network.ntp)
+    hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
     hosts.append(urlsplit(services.image_endpoint).hostname or "")
 
     def inside(host: str) -> bool:

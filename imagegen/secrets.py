@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import os
 import re
 import secrets
 import string
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +42,41 @@ class Secrets:
     seed_key: str  # keys the HMACs that stand in for secrets, such as the instance-id
     keystone_fernet_key: str  # 32 bytes in urlsafe base64
     keystone_credential_key: str
+    optional: Mapping[str, str] = field(default_factory=dict)  # passwords that the file need not have, by key
 
     def __repr__(self) -> str:
         return "Secrets(...)"
 
+    def password(self, name: str) -> str:
+        """The password under that key: the file's, or where it is optional and not there, one made from its parent's.
 
-NAMES = tuple(field.name for field in fields(Secrets))
+        Made by HMAC-SHA256, so that the child does not tell the parent, and a new parent is a new child. 43 characters.
+        Raises KeyError for a key that secrets.yaml cannot have.
+        """
+        if name in NAMES:
+            return str(getattr(self, name))
+        if name in self.optional:
+            return self.optional[name]
+        for pattern, parent in OPTIONAL.items():
+            if re.fullmatch(pattern, name):
+                made = hmac.new(self.password(parent).encode(), f"imagegen/{name}".encode(), sha256).digest()
+                return base64.urlsafe_b64encode(made).decode().rstrip("=")
+        raise KeyError(name)
+
+
+NAMES = tuple(one.name for one in fields(Secrets) if one.name != "optional")
+# What computes log in with. Key (a pattern) -> the key from whose value it is made when the file does not have it.
+OPTIONAL = {
+    "identity_nova_compute": "identity_nova",
+    "messaging_compute_[a-z][a-z0-9_]*": "messaging_openstack",  # one for each cell
+}
+_OPTIONAL_OF_INIT = ("identity_nova_compute", "messaging_compute_cell1")
 _FERNET = ("keystone_fernet_key", "keystone_credential_key")
 
 
 def generate_secrets() -> str:
     """The text of a new secrets.yaml; every value from the system's random source, 190 bits or more."""
-    values = {name: secrets.token_urlsafe(24) for name in NAMES}
+    values = {name: secrets.token_urlsafe(24) for name in (*NAMES, *_OPTIONAL_OF_INIT)}
     values["messaging_cookie"] = "".join(secrets.choice(_COOKIE) for _ in range(40))
     values["seed_key"] = secrets.token_hex(32)
     for name in _FERNET:
@@ -58,12 +84,19 @@ def generate_secrets() -> str:
     return _HEADER + "".join(f'{name}: "{value}"\n' for name, value in values.items())
 
 
-def load_secrets(path: Path) -> Secrets:
-    """The secrets in that file. Raises BadInput with every problem: missing, unknown and duplicate keys, bad values."""
+def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
+    """The secrets in that file. Raises BadInput with every problem: missing, unknown and duplicate keys, bad values.
+
+    `typed`: key -> why the file must have it, of optional keys that somebody types elsewhere (logins.typed_secrets).
+    """
     found = Findings(os.fspath(path), secret=True)
-    schema = {"type": "object", "properties": {name: {"type": "string"} for name in NAMES}, "required": NAMES}
     try:
-        data: dict[str, Any] = check_shape(load_document(path, found), schema, found)
+        document = load_document(path, found)
+        given = document.content if isinstance(document.content, dict) else {}
+        optional = [name for name in given if any(re.fullmatch(pattern, name) for pattern in OPTIONAL)]
+        properties = {name: {"type": "string"} for name in (*NAMES, *optional)}
+        schema = {"type": "object", "properties": properties, "required": NAMES}
+        data: dict[str, Any] = check_shape(document, schema, found)
     except BadInput as error:
         if not path.exists():
             raise found.stop("there is no such file; `imagegen init` writes one") from None
@@ -72,9 +105,12 @@ def load_secrets(path: Path) -> Secrets:
         for name, value in data.items():
             if message := _problem(name, value):
                 found.add(name, message)
+    for name, why in (typed or {}).items():
+        if name not in given:
+            found.add("", f"the key `{name}` is missing: {why}")
     if found.problems:
         raise BadInput(found.problems)
-    return Secrets(**data)
+    return Secrets(optional={name: data.pop(name) for name in optional}, **data)
 
 
 def secrets_warnings(path: Path) -> list[str]:

@@ -9,7 +9,19 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from imagegen.model import NAMESPACE, Cluster, Hosted, Node, Place, Role
+from imagegen.logins import (
+    COMPUTE_USER,
+    EXCHANGE,
+    MessagingUser,
+    compute_messaging,
+    controller_messaging,
+    database_clients,
+    database_schemas,
+    identity_users,
+    messaging_users,
+    schema_of,
+)
+from imagegen.model import CACHE_PORT, NAMESPACE, Cluster, Hosted, Node, Place, Role
 from imagegen.releases import find_release
 from imagegen.render import dump_json, dump_yaml, quote_url, render_template
 from imagegen.tree import Tree, text
@@ -17,7 +29,7 @@ from imagegen.tree import Tree, text
 if TYPE_CHECKING:
     from imagegen.secrets import Secrets
 
-MESSAGING_USER = "openstack"
+LOOPBACK = "127.0.0.1"
 CELL0_UUID = UUID(int=0)  # nova.objects.cell_mapping.CellMapping.CELL0_UUID
 
 
@@ -109,11 +121,6 @@ def _compute_id(cluster: Cluster, node: Node) -> str | None:
     return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
 
 
-def _schema_of(cell: str, cluster: Cluster) -> str:
-    """The database, and the vhost, of a cell: the first cell has Nova's usual name."""
-    return "nova" if cell == cluster.cells[0] else f"nova_{cell}"
-
-
 def _time_servers(cluster: Cluster, node: Node) -> list[str]:
     """The cluster file's, and the first controller: where nothing else is reached, all nodes have at least one time."""
     first = cluster.controllers[0]
@@ -124,24 +131,25 @@ def _database_url(place: Place, schema: str, user: str, password: str) -> str:
     return f"mysql+pymysql://{user}:{quote_url(password)}@{place.host}:{place.port}/{quote_url(schema)}"
 
 
-def _transport_url(cluster: Cluster, cell: str, secrets: Secrets) -> str:
+def _transport_url(cluster: Cluster, cell: str, user: MessagingUser, secrets: Secrets) -> str:
     place = cluster.services.messaging
-    credentials = f"{MESSAGING_USER}:{quote_url(secrets.messaging_openstack)}"
-    return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(_schema_of(cell, cluster))}"
+    credentials = f"{user.name}:{quote_url(secrets.password(user.secret))}"
+    return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(schema_of(cluster, cell))}"
 
 
 def _cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, object]:
-    """Where a cell's database and message queue are."""
-    schema = _schema_of(cell, cluster)
+    """Where a controller finds a cell's database and message queue."""
+    schema = schema_of(cluster, cell)
     return {
         "database": _database_url(cluster.services.database, schema, "nova", secrets.database_nova),
-        "transport_url": _transport_url(cluster, cell, secrets),
+        "transport_url": _transport_url(cluster, cell, controller_messaging(cluster), secrets),
     }
 
 
 def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, object]:
     """Every name that a template of userdata_templates/ may use."""
     services = cluster.services
+    console_port = cluster.console_port(node.cell)
     values: dict[str, object] = {
         "name": node.name,
         "address": str(node.address),
@@ -153,30 +161,42 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "release": find_release(cluster.release, cluster.distro),
         "cidr": cluster.network.cidr,
         "time_servers": _time_servers(cluster, node),
-        "transport_url": _transport_url(cluster, node.cell, secrets),
-        "novncproxy_base_url": f"http://{cluster.controllers[0].address}:6080/vnc_auto.html",
+        "console_port": console_port,
     }
-    if node.role is Role.CONTROLLER:
+    if node.role is Role.COMPUTE:
+        user = compute_messaging(cluster, node.cell)
+        values |= {
+            "transport_url": _transport_url(cluster, node.cell, user, secrets),
+            "compute_user": COMPUTE_USER,
+            "compute_password": secrets.password(f"identity_{COMPUTE_USER}"),
+            "novncproxy_base_url": f"http://{cluster.controllers[0].address}:{console_port}/vnc_auto.html",
+        }
+    else:
         database = services.database
         values |= {
-            "cache": f"{services.cache.host}:{services.cache.port}",
+            "cache": "{host}:{port}".format(**_cache(cluster)),
             "api_database": _database_url(database, "nova_api", "nova", secrets.database_nova),
-            "database": _cell_urls(cluster, node.cell, secrets)["database"],
+            **_cell_urls(cluster, node.cell, secrets),
             "placement_database": _database_url(database, "placement", "placement", secrets.database_placement),
             "keystone_database": f"mysql+pymysql://keystone@{database.host}:{database.port}/keystone",
         }
     return values
 
 
+def _cache(cluster: Cluster) -> dict[str, Any]:
+    """Where a controller's memcached answers: on its own loopback, unless the cluster file names one elsewhere."""
+    place = cluster.services.cache or Place(LOOPBACK, CACHE_PORT)
+    return {"host": place.host, "port": place.port}
+
+
 def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedFile]:
-    """A drop-in for each cell that is not the controller's own, where it runs one more conductor."""
-    return [
-        _file(
-            f"/etc/nova/cells/{cell}.conf", "root:nova", 0o640, "nova-cell.conf.j2", _cell_urls(cluster, cell, secrets)
-        )
-        for cell in cluster.cells
-        if cell != node.cell
-    ]
+    """A drop-in for each cell that is not the controller's own, for which it runs a conductor and a noVNC proxy."""
+    files = []
+    for cell in cluster.cells:
+        if cell != node.cell:
+            values = {**_cell_urls(cluster, cell, secrets), "console_port": cluster.console_port(cell)}
+            files.append(_file(f"/etc/nova/cells/{cell}.conf", "root:nova", 0o640, "nova-cell.conf.j2", values))
+    return files
 
 
 def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
@@ -201,7 +221,7 @@ def _database_files(cluster: Cluster, secrets: Secrets, values: dict[str, object
 
 
 def _cache_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
-    return [_file("/etc/memcached.conf", "root:root", 0o644, "memcached.conf.j2", values)]
+    return [_file("/etc/memcached.conf", "root:root", 0o644, "memcached.conf.j2", {**values, **_cache(cluster)})]
 
 
 _HOSTED_FILES = {
@@ -213,29 +233,32 @@ _HOSTED_FILES = {
 
 
 def _rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
-    """RabbitMQ's definitions: one user without tags, one vhost a cell, every permission there and no other user."""
-    salt = bytes.fromhex(_keyed_digest(secrets.seed_key, f"rabbitmq/{MESSAGING_USER}"))[:4]
-    vhosts = [_schema_of(cell, cluster) for cell in cluster.cells]
-    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    """RabbitMQ's definitions: a vhost for each cell, the controllers' user, one for each cell's computes, no other."""
+
+    def describe(user: MessagingUser) -> dict[str, Any]:
+        salt = bytes.fromhex(_keyed_digest(secrets.seed_key, f"rabbitmq/{user.name}"))[:4]
+        hashed = hash_rabbitmq_password(secrets.password(user.secret), salt)
+        algorithm = "rabbit_password_hashing_sha256"
+        return {"name": user.name, "password_hash": hashed, "hashing_algorithm": algorithm, "tags": []}
+
+    users = messaging_users(cluster)
+    places = [({"user": user.name, "vhost": vhost}, user.rights) for user in users for vhost in user.vhosts]
     return {
-        "users": [
-            {
-                "name": MESSAGING_USER,
-                "password_hash": hash_rabbitmq_password(secrets.messaging_openstack, salt),
-                "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": [],
-            }
+        "users": [describe(user) for user in users],
+        "vhosts": [{"name": schema_of(cluster, cell)} for cell in cluster.cells],
+        "permissions": [
+            {**place, "configure": may.configure, "write": may.write, "read": may.read} for place, may in places
         ],
-        "vhosts": [{"name": vhost} for vhost in vhosts],
-        "permissions": [{"user": MESSAGING_USER, "vhost": vhost, **everything} for vhost in vhosts],
+        "topic_permissions": [
+            {**place, "exchange": EXCHANGE, "write": ".*", "read": may.topics} for place, may in places
+        ],
     }
 
 
 def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
     """/etc/imagegen/node.json, what the agent works from: what this node needs, nothing that grows with the fleet."""
-    messaging = cluster.services.messaging
     controller = node.role is Role.CONTROLLER
-    cells = cluster.cells if controller else (node.cell,)
+    user = controller_messaging(cluster) if controller else compute_messaging(cluster, node.cell)
     document: dict[str, Any] = {
         "version": 1,
         "node": node.name,
@@ -249,45 +272,57 @@ def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, 
         "files_key": files_key(secrets, node),
         "status_url": cluster.status_url,
         "auth_url": cluster.services.auth_url,
-        "messaging": {
-            "host": messaging.host,
-            "port": messaging.port,
-            "user": MESSAGING_USER,
-            "password": secrets.messaging_openstack,
-            "vhosts": [_schema_of(cell, cluster) for cell in cells],
-        },
+        "messaging": _messaging_login(cluster, user, secrets),
     }
     if Hosted.MESSAGING in cluster.hosted_on(node):
         document["erlang_cookie"] = secrets.messaging_cookie
     if controller:
-        return document | _controller_document(cluster, secrets)
-    identity = {"users": [_service_user("nova", secrets.identity_nova)]}
+        return document | _controller_document(cluster, node, secrets)
+    identity = {"user": COMPUTE_USER, "users": _identity_logins(cluster, secrets, COMPUTE_USER)}
     return document | {"compute_id": _compute_id(cluster, node), "identity": identity}
 
 
-def _controller_document(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
+def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) -> dict[str, Any]:
+    """How the agent logs in to the message queue as that user."""
+    place, password = cluster.services.messaging, secrets.password(user.secret)
+    login = {"host": place.host, "port": place.port, "user": user.name, "password": password}
+    return {**login, "vhosts": list(user.vhosts)}
+
+
+def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[dict[str, Any]]:
+    """Keystone's users of these names, else all, with their passwords and roles in project service."""
+    return [
+        {"name": user.name, "password": secrets.password(user.secret), "roles": list(user.roles)}
+        for user in identity_users(cluster)
+        if not names or user.name in names
+    ]
+
+
+def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
     """The part of node.json that only a controller has: schemas, cells, users and endpoints to keep in place."""
     services, address = cluster.services, cluster.controllers[0].address
-    schemas = [("nova_api", "nova"), ("nova_cell0", "nova"), *((_schema_of(c, cluster), "nova") for c in cluster.cells)]
-    schemas = [("placement", "placement"), *schemas, ("imagegen", "imagegen")]
-    if services.identity.node is not None:
-        schemas.insert(0, ("keystone", "keystone"))
+    database: dict[str, Any] = {
+        "host": services.database.host,
+        "port": services.database.port,
+        "schemas": [
+            {"name": name, "user": user, "password": secrets.password(f"database_{user}")}
+            for name, user in database_schemas(cluster)
+        ],
+    }
+    hosts = cluster.hosted_on(node)
+    if Hosted.DATABASE in hosts:  # who may log in is its host's matter: no other seed grows with the controllers
+        database["clients"] = database_clients(cluster)
+    others = messaging_users(cluster)[1:] if Hosted.MESSAGING in hosts else []
     return {
-        "database": {
-            "host": services.database.host,
-            "port": services.database.port,
-            "schemas": [
-                {"name": name, "user": user, "password": getattr(secrets, f"database_{user}")} for name, user in schemas
-            ],
-        },
-        "cache": {"host": services.cache.host, "port": services.cache.port},
+        "database": database,
+        "other_messaging": [_messaging_login(cluster, user, secrets) for user in others],
+        "cache": _cache(cluster),
         "cells": _cells(cluster, secrets),
+        "console_ports": {cell: cluster.console_port(cell) for cell in cluster.cells},
         "identity": {
             "admin_password": None if services.identity.node is None else secrets.identity_admin,
-            "users": [
-                _service_user("nova", secrets.identity_nova),
-                _service_user("placement", secrets.identity_placement),
-            ],
+            "user": "nova",
+            "users": _identity_logins(cluster, secrets),
             "services": [
                 {"name": "nova", "type": "compute", "url": f"http://{address}:8774/v2.1"},
                 {"name": "placement", "type": "placement", "url": f"http://{address}:8778"},
@@ -306,10 +341,6 @@ def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
     cell0 = _database_url(cluster.services.database, "nova_cell0", "nova", secrets.database_nova)
     rows = [row("cell0", CELL0_UUID, cell0, "none:///")]
     return rows + [row(cell, cluster.cell_uuid(cell), **_cell_urls(cluster, cell, secrets)) for cell in cluster.cells]
-
-
-def _service_user(name: str, password: str) -> dict[str, Any]:
-    return {"name": name, "password": password, "roles": ["admin", "service"]}
 
 
 def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:

@@ -98,13 +98,9 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
 
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
-    embedded = cluster.services.identity.node is not None
-    # Where identity is outside the cluster there is no administrator's password; Nova's own user may read all of this.
-    user, password, project = (
-        ("admin", secrets.identity_admin, "admin") if embedded else ("nova", secrets.identity_nova, "service")
-    )
     compute_url = f"http://{cluster.controllers[0].address}:8774/v2.1"
-    call = (cluster.services.auth_url, compute_url, user, password, project)
+    # As Nova's own user: it may read all of this, also where no administrator's password is known.
+    call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
     return f"{source}\n\nmain(*{call!r})\n".encode()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from imagegen.model import Role
+from imagegen.logins import identity_users, messaging_users
+from imagegen.model import Cluster, Node, Role
+from imagegen.secrets import NAMES, Secrets
 
 # Files that hold secrets by design: path -> owner and mode.
 EVERY_NODE = {
@@ -47,8 +49,6 @@ ROOT_OWNED = {
     "/etc/rabbitmq",
     "/etc/rabbitmq/conf.d",
 }
-# Which secrets a compute gets at all.
-OF_A_COMPUTE = {"messaging_openstack", "identity_nova", "identity_placement"}
 
 
 def find_misplaced(
@@ -66,3 +66,14 @@ def find_misplaced(
             wrong.append(f"{path} {owner} {mode} holds {names}")
         unseen.discard(pattern)
     return wrong + [f"the scan found no secret in {pattern}" for pattern in sorted(unseen)]
+
+
+def name_secrets(cluster: Cluster, secrets: Secrets) -> dict[str, str]:
+    """Every secret of the cluster by its key, those that the file need not have among them."""
+    names = [*NAMES, *(user.secret for user in (*identity_users(cluster), *messaging_users(cluster)))]
+    return {name: secrets.password(name) for name in names}
+
+
+def secrets_of_compute(node: Node) -> set[str]:
+    """Which of them a compute gets: what its cell's computes log in with."""
+    return {"identity_nova_compute", f"messaging_compute_{node.cell}"}

@@ -60,17 +60,26 @@ def get_token(auth_url: str, user: str, password: str, project: str) -> str:
     return str(headers["X-Subject-Token"])
 
 
+def read_catalog(catalog: list[Any]) -> tuple[list[Any], list[Any]]:
+    """(services, endpoints) of a token's catalogue, which holds the enabled ones, as Keystone's own lists show them."""
+    endpoints = [
+        {**endpoint, "service_id": service["id"], "enabled": True}
+        for service in catalog
+        for endpoint in service["endpoints"]
+    ]
+    return [{key: service[key] for key in ("id", "name", "type")} for service in catalog], endpoints
+
+
 def main(auth_url: str, compute_url: str, user: str, password: str, project: str) -> None:
     """Prints {services, endpoints, compute_services, hypervisors, errors}; what cannot be read is empty."""
-    facts: dict[str, list[Any]] = {"errors": []}
+    facts: dict[str, list[Any]] = {"errors": [], "services": [], "endpoints": []}
     token = ""
     try:
         token = get_token(auth_url, user, password, project)
     except (OSError, ValueError) as error:
         facts["errors"].append(f"no token for the user {user} from {auth_url}: {error}")
     for name, url, key in (
-        ("services", f"{auth_url}/services", "services"),
-        ("endpoints", f"{auth_url}/endpoints", "endpoints"),
+        ("catalog", f"{auth_url}/auth/catalog", "catalog"),
         ("compute_services", f"{compute_url}/os-services", "services"),
         ("hypervisors", f"{compute_url}/os-hypervisors/detail", "hypervisors"),
     ):
@@ -79,4 +88,5 @@ def main(auth_url: str, compute_url: str, user: str, password: str, project: str
             facts[name] = fetch_list(url, key, token) if token else []
         except (OSError, ValueError, KeyError) as error:
             facts["errors"].append(f"{url} cannot be read: {error}")
+    facts["services"], facts["endpoints"] = read_catalog(facts.pop("catalog"))
     print(json.dumps(facts))

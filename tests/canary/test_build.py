@@ -6,14 +6,16 @@ It builds the compute's image into out/, from where the other tiers take it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from bringup import CHECKOUT, IMAGES, find_secrets, run_imagegen, write_inputs
 from canaries import PLANTED
+from secret_places import name_secrets
 from watch import ProcessWatch, spell_secret
 
+from imagegen.cluster import load_cluster
 from imagegen.secrets import load_secrets
 
 
@@ -31,7 +33,8 @@ class CanaryBuild:
 def canary_build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CanaryBuild]:
     """The compute's image, built while all processes of this machine are looked at from outside."""
     directory = write_inputs(tmp_path_factory.mktemp("canary"))
-    secrets = {**asdict(load_secrets(directory / "secrets.yaml")), **PLANTED}
+    cluster = load_cluster(directory / "cluster.yaml")
+    secrets = {**name_secrets(cluster, load_secrets(directory / "secrets.yaml")), **PLANTED}
     options = ["-c", str(directory / "cluster.yaml"), "-o", str(CHECKOUT / "out")]
     for more in ([], ["--refresh"]):
         with ProcessWatch(secrets) as watch:

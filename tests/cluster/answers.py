@@ -74,7 +74,7 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         "database": lambda: control.probe("database"),
         "schemas": lambda: control.probe("schemas", user="nova"),
         "options of nova": options(control, "nova", CONTROLLER_DAEMONS),
-        "options of oost": options(control, "nova", ["nova-conductor@oost"]),
+        "options of oost": options(control, "nova", ["nova-conductor@oost", "nova-novncproxy@oost"]),
         "options of keystone": options(control, "keystone", ["keystone"]),
         "options of placement": options(control, "placement", ["placement-api"]),
         **{f"options on {node.name}": options(node, "nova", ["nova-compute"]) for node in deployment.computes},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import watch
 from answers import Answers, ask_everything
 from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
+from secret_places import name_secrets
 
+from imagegen.cluster import load_cluster
 from imagegen.secrets import load_secrets
 from imagegen.signals import end_on_signals
 
@@ -50,7 +51,8 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
 def bring_up(directory: Path) -> Deployment:
     """Everything between two input files and a cluster that is ready."""
     seconds = tier.prepare(directory)
-    with watch.ProcessWatch(asdict(load_secrets(directory / "secrets.yaml")) | {"cluster file": CLUSTER_FILE}) as seen:
+    secrets = name_secrets(load_cluster(directory / "cluster.yaml"), load_secrets(directory / "secrets.yaml"))
+    with watch.ProcessWatch(secrets | {"cluster file": CLUSTER_FILE}) as seen:
         booted = tier.boot(directory)
     booted.watch = seen
     booted.seconds = {**seconds, **booted.seconds}

@@ -67,6 +67,8 @@ PASSWORDS = {
     "identity_admin": "a  b`id`$(id)\\$HOME 'q' \"qq\"",
     "identity_nova": "; [DEFAULT] x = %(host)s {0} {host} $$ \\$$ |",
     "identity_placement": "$host ${my_ip} <&> \\n $",
+    "identity_nova_compute": 'of polder\'s "computes" ${a} $b %(host)s; #\\',
+    "messaging_compute_cell1": "%41/?#[computes]@:$ $$ of polder\\",  # the other cell's is derived
     "seed_key": '{{"seed": %s}} \\$ # key',
 }
 

@@ -36,7 +36,7 @@ def authtoken(cluster: Cluster, user: str, password: str) -> dict[str, Any]:
     return {
         **login(cluster, "keystone_authtoken", user, password),
         "keystone_authtoken.www_authenticate_uri": f"http://{address}:5000/v3",
-        "keystone_authtoken.memcached_servers": [f"{address}:11211"],
+        "keystone_authtoken.memcached_servers": ["127.0.0.1:11211"],
         "keystone_authtoken.region_name": cluster.region,
         "keystone_authtoken.service_token_roles_required": True,
     }
@@ -47,29 +47,37 @@ def schema_of(cell: str) -> str:
     return {"cell1": "nova", "oost": "nova_oost"}[cell]
 
 
+CONSOLE_PORTS = {"cell1": 6080, "oost": 6081}  # of each cell's noVNC proxy
+
+
+def transport_url(cluster: Cluster, secrets: Secrets, user: str, cell: str) -> str:
+    password = quote(secrets.password(f"messaging_{user}"), safe="")
+    return f"rabbit://{user}:{password}@{cluster.controllers[0].address}:5672/{schema_of(cell)}"
+
+
 def list_cell_options(cluster: Cluster, secrets: Secrets, cell: str) -> dict[str, Any]:
-    """What a conductor of that cell has of its own."""
-    messaging = quote(secrets.messaging_openstack, safe="")
-    host = cluster.controllers[0].address
+    """What a conductor and a noVNC proxy of that cell have of their own."""
     return {
-        "DEFAULT.transport_url": f"rabbit://openstack:{messaging}@{host}:5672/{schema_of(cell)}",
+        "DEFAULT.transport_url": transport_url(cluster, secrets, "openstack", cell),
         "database.connection": connection(cluster, "nova", secrets.database_nova, schema_of(cell)),
+        "vnc.novncproxy_port": CONSOLE_PORTS[cell],
     }
 
 
 def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, Any]:
     """`section.option` -> value of all that the seed writes into Nova's configuration on this node."""
     controller, mine = str(cluster.controllers[0].address), str(node.address)
-    own = list_cell_options(cluster, secrets, node.cell)
+    users = ("nova", "placement") if node.role is Role.CONTROLLER else ("nova_compute", "nova_compute")
+    service_user, placement = ((user, secrets.password(f"identity_{user}")) for user in users)
     options: dict[str, Any] = {
         "DEFAULT.host": node.name,
         "DEFAULT.my_ip": mine,
-        "DEFAULT.transport_url": own["DEFAULT.transport_url"],
         "service_user.send_service_user_token": True,
-        **login(cluster, "service_user", "nova", secrets.identity_nova),
+        **login(cluster, "service_user", *service_user),
         "placement.region_name": cluster.region,
-        **login(cluster, "placement", "placement", secrets.identity_placement),
+        **login(cluster, "placement", *placement),
         "vnc.enabled": True,
+        "vnc.server_listen": mine,
         "vnc.server_proxyclient_address": mine,
         "glance.endpoint_override": f"http://10.73.8.70:9292/{CLUSTER_FILE}",
         "glance.region_name": cluster.region,
@@ -78,18 +86,17 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
     }
     if node.role is Role.COMPUTE:
         return options | {
-            "vnc.server_listen": "0.0.0.0",
-            "vnc.novncproxy_base_url": f"http://{controller}:6080/vnc_auto.html",
+            "DEFAULT.transport_url": transport_url(cluster, secrets, f"compute_{node.cell}", node.cell),
+            "vnc.novncproxy_base_url": f"http://{controller}:{CONSOLE_PORTS[node.cell]}/vnc_auto.html",
         }
     return options | {
+        **list_cell_options(cluster, secrets, node.cell),
         "DEFAULT.enabled_apis": ["osapi_compute", "metadata"],
         "DEFAULT.osapi_compute_listen": mine,
         "DEFAULT.metadata_listen": mine,
         "api_database.connection": connection(cluster, "nova", secrets.database_nova, "nova_api"),
-        "database.connection": own["database.connection"],
         "api.auth_strategy": "keystone",
         **authtoken(cluster, "nova", secrets.identity_nova),
-        "vnc.server_listen": mine,
         "vnc.novncproxy_host": mine,
         "scheduler.discover_hosts_in_cells_interval": -1,
     }
@@ -112,5 +119,5 @@ def list_keystone_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
         "database.connection_parameters": f"password={quote(secrets.database_keystone, safe='')}",
         "cache.enabled": True,
         "cache.backend": "oslo_cache.memcache_pool",
-        "cache.memcache_servers": [f"{controller}:11211"],
+        "cache.memcache_servers": ["127.0.0.1:11211"],
     }

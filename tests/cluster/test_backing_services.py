@@ -16,25 +16,26 @@ SCHEMAS = {
     "nova": {"nova", "nova_api", "nova_cell0", "nova_oost"},
     "imagegen": {"imagegen"},
 }
+HOST = "10.73.8.100"  # the controller's address
 # What MariaDB's packages make and use: no login by password, reached through the unix socket or not at all.
 OWN_USERS = {("root", "localhost"), ("mysql", "localhost"), ("mariadb.sys", "localhost")}
 
 
 def test_mariadb_has_only_the_clusters_users(answers: Answers) -> None:
-    """Beside the server's own there is one user a service; no anonymous one, and root from this host only."""
+    """Beside the server's own one user a service, from the controller's address; none for anybody, no anonymous one."""
     users = {(user, host) for user, host, _ in answers["database"]["users"] if user != "PUBLIC"}
-    assert users == OWN_USERS | {(user, "%") for user in SCHEMAS}
+    assert users == OWN_USERS | {(user, HOST) for user in SCHEMAS}
 
 
 def test_mariadb_grants_are_for_own_schemas(answers: Answers) -> None:
     """Each user has all privileges on its own schemas, by their exact names, and nothing else; nobody may grant."""
     for user, schemas in SCHEMAS.items():
-        grants = answers["database"]["grants"][f"{user}@%"]
+        grants = answers["database"]["grants"][f"{user}@{HOST}"]
         given = set()
         for grant in grants:
-            if grant.startswith(f"GRANT USAGE ON *.* TO `{user}`@`%` IDENTIFIED BY PASSWORD '*"):
+            if grant.startswith(f"GRANT USAGE ON *.* TO `{user}`@`{HOST}` IDENTIFIED BY PASSWORD '*"):
                 continue
-            found = re.fullmatch(rf"GRANT ALL PRIVILEGES ON `(.+)`\.\* TO `{user}`@`%`", grant)
+            found = re.fullmatch(rf"GRANT ALL PRIVILEGES ON `(.+)`\.\* TO `{user}`@`{HOST}`", grant)
             assert found, grant
             given.add(found[1])
         # An underscore would be a wildcard: it must be escaped.
@@ -64,7 +65,7 @@ def test_mariadb_can_serve_every_worker(answers: Answers) -> None:
     """max_connections follows the number of workers; the server listens on the node's address only."""
     settings = answers["database"]["settings"]
     assert int(settings["max_connections"]) >= 400
-    assert (settings["bind_address"], settings["port"]) == ("10.73.8.100", "3306")
+    assert (settings["bind_address"], settings["port"]) == (HOST, "3306")
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +74,24 @@ def definitions(controller: RunningNode) -> Any:
     return json.loads(controller.ask("rabbitmqctl", "--silent", "export_definitions", "-", "--format", "json"))
 
 
-def test_rabbitmq_has_only_the_clusters_user(definitions: Any) -> None:
-    """User openstack without any tag; guest does not exist."""
-    assert [(user["name"], user["tags"]) for user in definitions["users"]] == [("openstack", [])]
+def test_rabbitmq_has_only_the_clusters_users(definitions: Any) -> None:
+    """The controllers' user and one for each cell's computes, without any tag; guest does not exist."""
+    users = ["compute_cell1", "compute_oost", "openstack"]
+    assert sorted((user["name"], user["tags"]) for user in definitions["users"]) == [(user, []) for user in users]
 
 
 def test_rabbitmq_has_only_the_clusters_vhosts(definitions: Any) -> None:
-    """A vhost for each cell, where openstack may do everything; the vhost / does not exist."""
+    """A vhost for each cell, where openstack may do everything and the cell's computes less; / does not exist."""
     vhosts = ["nova", "nova_oost"]
     assert sorted(vhost["name"] for vhost in definitions["vhosts"]) == vhosts
-    everything = {"user": "openstack", "configure": ".*", "write": ".*", "read": ".*"}
-    permissions = sorted(definitions["permissions"], key=lambda permission: permission["vhost"])
-    assert permissions == [{**everything, "vhost": vhost} for vhost in vhosts]
+    verbs = ("configure", "write", "read")
+    may = {(one["user"], one["vhost"]): tuple(one[verb] for verb in verbs) for one in definitions["permissions"]}
+    assert {place: rights for place, rights in may.items() if place[0] == "openstack"} == {
+        ("openstack", vhost): (".*", ".*", ".*") for vhost in vhosts
+    }
+    others = {place: rights for place, rights in may.items() if place[0] != "openstack"}
+    assert set(others) == {("compute_cell1", "nova"), ("compute_oost", "nova_oost")}
+    assert not any(".*" in rights for rights in others.values())
 
 
 def test_rabbitmq_lets_nobody_else_in(deployment: Deployment) -> None:
@@ -103,9 +110,8 @@ def test_rabbitmq_lets_nobody_else_in(deployment: Deployment) -> None:
     assert "open" not in outcomes[1:], outcomes
 
 
-def test_memcached_listens_to_the_cluster_only(controller: RunningNode) -> None:
-    """It runs as its own user, at the node's address, without UDP."""
+def test_memcached_listens_to_its_own_node_only(controller: RunningNode) -> None:
+    """It runs as its own user, on loopback, without UDP."""
     argv = controller.ask("ps", "-C", "memcached", "-o", "user:20=,args=").split()
     assert argv[0] == "memcache"
-    assert argv[argv.index("-l") + 1] == str(controller.node.address)
-    assert "-U" not in argv
+    assert [argv[argv.index(option) + 1] for option in ("-l", "-U")] == ["127.0.0.1", "0"]

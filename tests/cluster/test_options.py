@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from answers import CONTROLLER_DAEMONS, Answers
 from deployment import Deployment
 from expected import NOVA_COMPUTE, list_cell_options, list_keystone_options, list_options, list_placement_options
@@ -27,12 +28,13 @@ def test_novas_daemons_have_the_seeds_options(deployment: Deployment, answers: A
         compare(said[unit], wanted, unit)
 
 
-def test_a_further_cells_conductor_has_its_cells_options(deployment: Deployment, answers: Answers) -> None:
-    """Its own database and message queue, all else as on this node."""
+@pytest.mark.parametrize("unit", ["nova-conductor@oost", "nova-novncproxy@oost"])
+def test_a_further_cells_daemons_have_its_options(unit: str, deployment: Deployment, answers: Answers) -> None:
+    """The cell's own database, message queue and port of its consoles, all else as on this node."""
     controller = deployment.controller.node
     wanted = list_options(deployment.cluster, deployment.secrets, controller)
     wanted |= list_cell_options(deployment.cluster, deployment.secrets, "oost")
-    said = answers["options of oost"]["nova-conductor@oost"]["options"]
+    said = answers["options of oost"][unit]["options"]
     assert {name: said.get(name) for name in wanted} == wanted
 
 
@@ -66,7 +68,8 @@ def test_placement_has_the_seeds_options(deployment: Deployment, answers: Answer
 
 def test_every_login_carries_the_password_unchanged(deployment: Deployment, answers: Answers) -> None:
     """keystoneauth, given each section as the daemon has it, logs in with the password of secrets.yaml."""
-    passwords = {"nova": deployment.secrets.identity_nova, "placement": deployment.secrets.identity_placement}
+    users = ("nova", "placement", "nova_compute")
+    passwords = {user: deployment.secrets.password(f"identity_{user}") for user in users}
     names = ["options of nova", "options of placement", *(f"options on {node.name}" for node in deployment.computes)]
     logins = [login for name in names for unit in answers[name].values() for login in unit["logins"].values()]
     assert len(logins) == 3 * len(CONTROLLER_DAEMONS) + 1 + 2 * len(deployment.computes)

@@ -9,7 +9,7 @@ import pytest
 from answers import CONTROLLER_DAEMONS, Answers
 from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
-from expected import NOVA_COMPUTE, list_cell_options, list_options
+from expected import CONSOLE_PORTS, NOVA_COMPUTE, list_cell_options, list_options
 
 from imagegen.model import Node
 from imagegen.verify import expected_document
@@ -94,8 +94,9 @@ def test_vnc_is_on_the_controllers_address(deployment: Deployment, answers: Answ
     wanted = wanted_section(deployment, deployment.controller.node, "vnc")
     assert {"vnc.enabled", "vnc.server_listen", "vnc.server_proxyclient_address"} <= set(wanted)
     expect_everywhere(option_values(answers, *wanted), wanted)
-    url = f"http://{deployment.controller.node.address}:6080/vnc_auto.html"
-    assert deployment.computes[0].probe("http", url)[url][0] in (200, 301, 302)
+    for port in CONSOLE_PORTS.values():
+        url = f"http://{deployment.controller.node.address}:{port}/vnc_auto.html"
+        assert deployment.computes[0].probe("http", url)[url][0] in (200, 301, 302)
 
 
 @pytest.mark.item(7)
@@ -291,14 +292,14 @@ def test_a_compute_knows_no_database(deployment: Deployment, computes: list[Runn
 
 @pytest.mark.item(23)
 def test_vnc_is_on_the_compute(deployment: Deployment, computes: list[RunningNode], answers: Answers) -> None:
-    """server_listen everywhere, the proxy's client address its own, the base URL at the controller's 6080."""
+    """At the compute's own address; the base URL is the controller's proxy for that compute's cell."""
     for node in computes:
         options = answers[f"options on {node.name}"][NOVA_COMPUTE]["options"]
         assert {name: value for name, value in options.items() if name.startswith("vnc.novncproxy_base_url")} == {
-            "vnc.novncproxy_base_url": f"http://{deployment.controller.node.address}:6080/vnc_auto.html"
+            "vnc.novncproxy_base_url": f"http://{deployment.controller.node.address}:{CONSOLE_PORTS[node.node.cell]}/vnc_auto.html"
         }
         assert options["vnc.enabled"] is True
-        assert options["vnc.server_listen"] == "0.0.0.0"
+        assert options["vnc.server_listen"] == str(node.node.address)
         assert options["vnc.server_proxyclient_address"] == str(node.node.address)
 
 

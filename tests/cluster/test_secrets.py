@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 from canaries import PLANTED
 from deployment import Deployment
-from secret_places import OF_A_COMPUTE, find_misplaced
+from secret_places import find_misplaced, name_secrets, secrets_of_compute
 from watch import spell_secret
 
 # Planted in every node, in a unit's arguments and environment and so in the journal: a scan that misses it is blind.
@@ -23,7 +22,8 @@ SEED = {r"/var/lib/cloud/seed/nocloud/user-data": "root:root 0600"}
 @pytest.fixture(scope="module")
 def scans(deployment: Deployment) -> Iterator[dict[str, Any]]:
     """Node -> where spellings of the secrets and of the canary stand in it."""
-    secrets = {name: sorted(spell_secret(value)) for name, value in asdict(deployment.secrets).items()}
+    named = name_secrets(deployment.cluster, deployment.secrets)
+    secrets = {name: sorted(spell_secret(value)) for name, value in named.items()}
     secrets |= {name: sorted(spell_secret(value)) for name, value in {**PLANTED, "canary": CANARY}.items()}
     start = ["systemd-run", f"--unit={CANARY_UNIT}", f"--setenv=CANARY={CANARY}", "--quiet"]
     try:
@@ -62,10 +62,10 @@ def test_secrets_stand_only_in_closed_files(deployment: Deployment, scans: dict[
 
 
 def test_a_compute_gets_only_what_it_needs(deployment: Deployment, scans: dict[str, Any]) -> None:
-    """No database password, no key, no administrator's password reaches a compute, in whatever file."""
+    """Two passwords of its own: no controller's, no other cell's, no key reaches a compute, in whatever file."""
     for node in deployment.computes:
         names = {name for _, _, found in scans[node.name]["files"].values() for name in found}
-        assert names - {"canary", "cluster file", "comment of a key"} == OF_A_COMPUTE, node.name
+        assert names - {"canary", "cluster file", "comment of a key"} == secrets_of_compute(node.node), node.name
 
 
 def test_the_callers_environment_reaches_no_node(scans: dict[str, Any]) -> None:
@@ -84,7 +84,8 @@ def test_no_secret_is_logged(deployment: Deployment, scans: dict[str, Any]) -> N
         }
         assert hits(logs) == {}, node.name
         console = (deployment.out / "boot" / node.name / "console.log").read_bytes()
-        spelled = {name: spell_secret(value) for name, value in {**asdict(deployment.secrets), **PLANTED}.items()}
+        named = {**name_secrets(deployment.cluster, deployment.secrets), **PLANTED}
+        spelled = {name: spell_secret(value) for name, value in named.items()}
         assert [name for name, spellings in spelled.items() if any(s.encode() in console for s in spellings)] == []
 
 

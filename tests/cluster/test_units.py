@@ -16,7 +16,7 @@ AGENT_STARTS = {
     Role.CONTROLLER: {
         *("mariadb", "rabbitmq-server", "epmd", "memcached", "keystone", "placement-api"),
         *("nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy", "imagegen-node"),
-        "nova-conductor@oost",
+        *("nova-conductor@oost", "nova-novncproxy@oost"),
     },
     Role.COMPUTE: {"libvirtd", "nova-compute"},
 }
@@ -125,10 +125,11 @@ def test_only_known_sockets_listen(deployment: Deployment) -> None:
         *((protocol, address, 53) for protocol in ("tcp", "udp") for address in ("127.0.0.53", "127.0.0.54")),
     }
     address = str(deployment.controller.node.address)
-    ports = (3306, 5000, 5672, 6080, 8774, 8775, 8778, 11211)
+    ports = (3306, 5000, 5672, 6080, 6081, 8774, 8775, 8778)
     # Erlang's port mapper and distribution, which only this node's own tools use.
     erlang = {("tcp", "127.0.0.1", 4369), ("tcp", "127.0.1.1", 4369), ("tcp", "127.0.1.1", 25672)}
-    assert listening(deployment.controller) == everywhere | {("tcp", address, port) for port in ports} | erlang
+    loopback = {*erlang, ("tcp", "127.0.0.1", 11211)}  # memcached knows no login
+    assert listening(deployment.controller) == everywhere | {("tcp", address, port) for port in ports} | loopback
     for node in deployment.computes:
         assert listening(node) == everywhere, node.name
 

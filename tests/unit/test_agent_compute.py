@@ -71,18 +71,18 @@ def test_a_clock_that_is_far_off_is_waited_for(world: World, ahead: float, said:
 def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
     """Broker, Keystone, the service user, and the mapping: each is named while it lacks, and nothing fails."""
     definitions = dict(world.broker["users"])
-    user = world.keystone.users.pop("nova")
+    user = world.keystone.users.pop("nova_compute")
     world.broker["users"].clear()
     world.later(1000, lambda: world.broker["users"].update(definitions))
-    world.later(2000, lambda: world.keystone.users.update(nova=user))
+    world.later(2000, lambda: world.keystone.users.update(nova_compute=user))
     world.answer_as_nova(mapped_after=3000)
     assert world.run_compute(10_000)["state"] == "ready"
     assert "failed" not in {document["state"] for document in world.documents}
     assert (
-        "message queue at 192.168.56.11:5672 as user openstack, virtual host nova"
+        "message queue at 192.168.56.11:5672 as user compute_cell1, virtual host nova"
         in details(world, "wait-messaging")[1]
     )
-    assert "Keystone to take the password of user nova, which a controller sets" in details(world, "compute-id")
+    assert "Keystone to take the password of user nova_compute, which a controller sets" in details(world, "compute-id")
     assert world.clock > 4000
 
 
@@ -118,8 +118,8 @@ def test_a_new_seed_restarts_nova_compute(world: World) -> None:
     world.answer_as_nova()
     world.run_compute()
     world.commands.log.clear()
-    world.secrets = make_secrets(identity_nova="another")
-    world.keystone.users["nova"]["password"] = "another"
+    world.secrets = make_secrets(identity_nova="another")  # of which the computes' is made
+    world.keystone.users["nova_compute"]["password"] = world.secrets.password("identity_nova_compute")
     world.make_node(COMPUTE)
     assert world.run_compute()["state"] == "ready"
     assert world.commands.log == ["systemctl restart --no-block nova-compute.service"]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from imagegen.cluster import cluster_schema, default_text, load_cluster, normalise_mac
 from imagegen.document import MAX_BYTES, Findings, Value, check_shape, load_document, parse_document
 from imagegen.errors import BadInput, Problem
-from imagegen.external import database_schemas, explain_external
+from imagegen.external import explain_external
+from imagegen.logins import OF_COMPUTES, database_schemas, typed_secrets
 from imagegen.model import Cluster, Hosted, Place, Role
 
 CASES = Path(__file__).parent / "cases"
@@ -259,16 +260,42 @@ def test_external_services_have_no_node() -> None:
     services = load_cluster(CASES / "good/external.yaml").services
     assert services.database == Place("db.example", 3307)
     assert services.messaging == Place("10.0.0.6", 5672)
-    assert services.cache == Place("192.168.56.11", 11211, "ctrl")
+    assert services.cache is None
     assert services.identity == Place("keystone.example", 443)
     assert services.auth_url == "https://keystone.example/identity/v3"
     assert services.image_endpoint == "http://10.0.0.7:9292"
 
 
+@pytest.mark.parametrize(
+    ("cache", "place", "idle"),
+    [
+        ("", None, False),
+        ("cache: embedded", None, True),
+        ("cache: {node: ctrl}", None, True),
+        ("cache: {node: gone}", None, True),
+        ("cache: {host: 10.0.0.9}", Place("10.0.0.9", 11211), False),
+        ("cache: {host: 10.0.0.9, port: 11212}", Place("10.0.0.9", 11212), False),
+    ],
+)
+def test_a_cache_in_the_cluster_needs_no_place(tmp_path: Path, cache: str, place: Place | None, idle: bool) -> None:
+    """Each controller has its own; what old files say of its node is read and does nothing; one outside is used."""
+    text = (CASES / "good/minimal.yaml").read_text() + f"services: {{{cache}}}\n"
+    cluster = load_text(tmp_path, text)
+    assert (cluster.services.cache, cluster.idle_cache) == (place, idle)
+    hosting = [node.name for node in cluster.nodes if Hosted.CACHE in cluster.hosted_on(node)]
+    assert hosting == ([] if place else [node.name for node in cluster.controllers])
+
+
+def test_a_cache_makes_no_controller_needed_by_others() -> None:
+    """Who boots some of the nodes needs those that host what others use."""
+    cluster = load_cluster(CASES / "good/names-of-services.yaml")
+    assert [node.name for node in cluster.nodes if cluster.serves_others(node)] == ["keystone", "rabbitmq"]
+
+
 def test_a_service_goes_where_it_is_put() -> None:
     """A node may bear the name of a service."""
     cluster = load_cluster(CASES / "good/names-of-services.yaml")
-    assert cluster.hosted_on(cluster.node("rabbitmq")) == (Hosted.MESSAGING,)
+    assert cluster.hosted_on(cluster.node("rabbitmq")) == (Hosted.MESSAGING, Hosted.CACHE)
     assert Hosted.MESSAGING not in cluster.hosted_on(cluster.node("keystone"))
 
 
@@ -343,9 +370,41 @@ def test_what_must_exist_outside_is_explained() -> None:
     assert "CREATE USER 'nova'@'192.168.56.11' IDENTIFIED BY '<database_nova of secrets.yaml>';" in lines
     assert "GRANT ALL PRIVILEGES ON `placement`.* TO 'placement'@'192.168.56.11';" in lines
     assert not any("keystone`" in line for line in lines), "Keystone is elsewhere and so is its database"
+    assert "GRANT ALL PRIVILEGES ON `nova\\_api`.* TO 'nova'@'192.168.56.11';" in lines, "_ is a wildcard there"
     assert "rabbitmqctl set_permissions -p nova openstack '.*' '.*' '.*'" in lines
+    of_computes = [line for line in lines if "compute_cell1" in line]
+    assert of_computes[0].startswith("rabbitmqctl add_user compute_cell1 ")
+    assert of_computes[0].endswith("messaging_compute_cell1 of secrets.yaml")
+    may = OF_COMPUTES
+    assert of_computes[1:] == [
+        f"rabbitmqctl set_permissions -p nova compute_cell1 '{may.configure}' '{may.write}' '{may.read}'",
+        f"rabbitmqctl set_topic_permissions -p nova compute_cell1 nova '.*' '{may.topics}'",
+    ]
+    roles = [line.split()[-2:] for line in lines if line.startswith("openstack role add")]
+    assert roles == [["nova", "service"], ["placement", "service"], ["nova_compute", "service"]]
     assert sum("endpoint create" in line for line in lines) == 6
     assert not any("cache at" in line for line in lines)
+
+
+def test_a_cache_elsewhere_is_for_controllers_alone(tmp_path: Path) -> None:
+    """There is nothing to create, and somebody to keep out."""
+    text = (CASES / "good/minimal.yaml").read_text() + "services: {cache: {host: 10.0.0.9}}\n"
+    assert explain_external(load_text(tmp_path, text)) == [
+        "# cache at 10.0.0.9:11211",
+        "# nothing to create; 192.168.56.11 must reach it, and nobody else: it knows no login",
+    ]
+
+
+def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None:
+    """Of the computes' users at a message queue or a Keystone elsewhere; in the cluster they can be derived."""
+    assert typed_secrets(load_cluster(CASES / "good/two-cells.yaml")) == {}
+    outside = 'services: {messaging: {host: mq}, identity: {auth_url: "http://k:5000/v3"}}\ncells: [cell1, far]\n'
+    typed = typed_secrets(load_text(tmp_path, (CASES / "good/minimal.yaml").read_text() + outside))
+    assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "identity_nova_compute"]
+    assert typed["messaging_compute_far"] == (
+        "the message queue is outside this cluster and needs a password for the user compute_far: "
+        "`imagegen validate --explain` prints how"
+    )
 
 
 def test_each_cell_has_a_database_of_its_own() -> None:

@@ -15,7 +15,7 @@ ROWS = (
     {"model", "errors", "resources", "endpoint", "sshkeys", "streams", "access"},
     {"document", "handles", "hints"},
     {"secrets", "releases", "render", "tree", "lock", "run", "signals", "console", "switch", "authority", "server"},
-    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "outdir"},
+    {"cluster", "logins", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "outdir"},
     {"elements", "seeds", "external", "warnings", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning", "fleet"},
     {"build", "pxeboot"},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,8 +42,53 @@ def find_problems(path: Path) -> list[str]:
 
 
 def test_the_names_are_the_contracts() -> None:
-    """Twelve keys, no more."""
+    """Twelve keys that every file has, and what `init` adds for the default cluster."""
     assert list(NAMES) == CONTRACT.split()
+    optional = ["identity_nova_compute", "messaging_compute_cell1"]
+    assert list(yaml.safe_load(generate_secrets())) == [*NAMES, *optional]
+
+
+def test_a_file_of_an_earlier_version_has_all_it_needs(tmp_path: Path) -> None:
+    """Passwords that it lacks are made from their parents': one for each key and each parent, the same each time."""
+    old = change(identity_nova_compute=None, messaging_compute_cell1=None)
+    secrets = load_secrets(write(tmp_path, old))
+    names = ["identity_nova_compute", "messaging_compute_cell1", "messaging_compute_far_away2"]
+    made = [secrets.password(name) for name in names]
+    assert made == [load_secrets(tmp_path / "secrets.yaml").password(name) for name in names]
+    rotated = replace(secrets, messaging_openstack="another", identity_nova="another")
+    everything = [*made, *(rotated.password(name) for name in names), *json.loads(old).values()]
+    assert len(set(everything)) == len(everything)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{43}", password) for password in made)
+
+
+def test_a_derived_password_is_an_hmac(tmp_path: Path) -> None:
+    """HMAC-SHA256 keyed with the parent: who knows the child does not know the parent. By another road than ours."""
+    secrets = load_secrets(write(tmp_path, change(identity_nova="Jefe-and-more", identity_nova_compute=None)))
+    digest = hmac.digest(b"Jefe-and-more", b"imagegen/identity_nova_compute", "sha256")
+    assert base64.urlsafe_b64decode(secrets.password("identity_nova_compute") + "=") == digest
+
+
+def test_what_the_file_says_counts(tmp_path: Path) -> None:
+    """An optional key is taken as it is, checked as any; there is no other."""
+    secrets = load_secrets(write(tmp_path, change(messaging_compute_far=CANARY)))
+    assert secrets.password("messaging_compute_far") == CANARY
+    assert secrets.password("database_nova") == secrets.database_nova
+    with pytest.raises(KeyError):
+        secrets.password("database_compute_far")
+    assert find_problems(write(tmp_path, change(messaging_compute_far=" x"))) == [
+        ":1: messaging_compute_far: must neither start nor end with a space"
+    ]
+    assert find_problems(write(tmp_path, change(optional="x"))) == [":1: unknown key"]
+
+
+def test_a_password_that_is_typed_elsewhere_must_be_in_the_file(tmp_path: Path) -> None:
+    """One of our making would be known to nobody there; the problem says which key and why."""
+    path = write(tmp_path, change(identity_nova_compute=None))
+    with pytest.raises(BadInput) as caught:
+        load_secrets(path, {"identity_nova_compute": "because", "messaging_compute_cell1": "it is there"})
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{path}:1: the key `identity_nova_compute` is missing: because"
+    ]
 
 
 def test_generated_secrets_load(tmp_path: Path) -> None:
@@ -55,7 +103,7 @@ def test_generated_secrets_load(tmp_path: Path) -> None:
 def test_secrets_differ_each_time_and_from_each_other() -> None:
     """Nothing is derived from anything."""
     values = [value for _ in range(20) for value in yaml.safe_load(generate_secrets()).values()]
-    assert len(set(values)) == 20 * len(NAMES)
+    assert len(set(values)) == 20 * (len(NAMES) + 2)
 
 
 def test_secrets_do_not_show_themselves(tmp_path: Path) -> None:

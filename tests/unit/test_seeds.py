@@ -11,8 +11,9 @@ import hashlib
 import hmac
 import json
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,9 +28,9 @@ from oslo_config import cfg
 from secret_places import ROOT_OWNED
 
 from imagegen.cluster import load_cluster
-from imagegen.external import database_schemas
+from imagegen.logins import OF_COMPUTES, database_schemas
 from imagegen.model import Cluster, Distro, Node, Place, Role
-from imagegen.secrets import Secrets
+from imagegen.secrets import NAMES, Secrets
 from imagegen.seeds import hash_rabbitmq_password, seed_tree, seed_trees
 from imagegen.tree import Tree, read_tree, write_tree
 
@@ -52,15 +53,15 @@ def make_cluster(**changes: Any) -> Cluster:
 
 def make_secrets(**changes: str) -> Secrets:
     """Secrets that nobody uses: each value tells its name."""
-    values = {field.name: f"example-{field.name}" for field in fields(Secrets)}
+    values = {name: f"example-{name}" if name in NAMES else f"example-of-{name}" for name in EVERY_SECRET}
     keys = {name: base64.urlsafe_b64encode(name.encode()[:9] * 3 + b"-----").decode() for name in FERNET_KEYS}
-    return Secrets(**{**values, **keys, "messaging_cookie": "EXAMPLECOOKIE0123456789", **changes})
+    values |= {**keys, "messaging_cookie": "EXAMPLECOOKIE0123456789", **changes}
+    return Secrets(**{name: values.pop(name) for name in NAMES}, optional=values)
 
 
+EVERY_SECRET = (*NAMES, "identity_nova_compute", "messaging_compute_cell1")
 FERNET_KEYS = ("keystone_fernet_key", "keystone_credential_key")
-PASSWORD_NAMES = [
-    field.name for field in fields(Secrets) if field.name not in (*FERNET_KEYS, "messaging_cookie", "seed_key")
-]
+PASSWORD_NAMES = [name for name in EVERY_SECRET if name not in (*FERNET_KEYS, "messaging_cookie", "seed_key")]
 
 
 def make_tree(node: str, cluster: Cluster | None = None, secrets: Secrets | None = None) -> Tree:
@@ -179,7 +180,7 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
         "/etc/mysql/mariadb.conf.d/90-imagegen.cnf": ("root:root", "0644"),
         "/etc/memcached.conf": ("root:root", "0644"),
     }
-    secrets = [getattr(make_secrets(), field.name) for field in fields(Secrets)]
+    secrets = [make_secrets().password(name) for name in EVERY_SECRET]
     for file in files.values():
         if file["permissions"] == "0644":
             assert not any(secret in file["content"] for secret in secrets)
@@ -277,7 +278,7 @@ def spellings(secret: str) -> Iterator[str]:
 
 def secrets_in(text: str, secrets: Secrets) -> set[str]:
     """The names of the secrets that stand in a text: plain, percent-encoded, base64 or hashed without a key."""
-    values = {field.name: getattr(secrets, field.name) for field in fields(Secrets)}
+    values = {name: secrets.password(name) for name in EVERY_SECRET}
     return {name for name, value in values.items() if any(spelling in text for spelling in spellings(value))}
 
 
@@ -291,11 +292,11 @@ def test_what_everybody_on_a_node_can_read_holds_no_secret() -> None:
 
 
 def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
-    """No node holds the cluster's seed_key; a compute holds three passwords and no database's."""
-    everything = {field.name for field in fields(Secrets)}
-    assert secrets_in(make_tree(CONTROLLER)["user-data"].data.decode(), make_secrets()) == everything - {"seed_key"}
+    """No node holds the cluster's seed_key; a compute holds the two passwords of computes and no controller's."""
+    everything = set(EVERY_SECRET) - {"seed_key"}
+    assert secrets_in(make_tree(CONTROLLER)["user-data"].data.decode(), make_secrets()) == everything
     compute = make_tree(COMPUTE)["user-data"].data.decode()
-    assert secrets_in(compute, make_secrets()) == {"messaging_openstack", "identity_nova", "identity_placement"}
+    assert secrets_in(compute, make_secrets()) == {"messaging_compute_cell1", "identity_nova_compute"}
     assert "mysql" not in compute
     assert not {"database", "api_database"} & options(make_tree(COMPUTE), NOVA).keys()
 
@@ -303,8 +304,9 @@ def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
 def test_a_second_controller_hosts_nothing_by_itself() -> None:
     """Keys, cookie and definitions go to the node that hosts the service."""
     tree = make_tree("extra13", add_node(make_cluster(), Role.CONTROLLER, 13))
-    assert set(written_files(tree)) == {NODE, NOVA, PLACEMENT, "/etc/chrony/sources.d/imagegen.sources"}
-    assert node_document(tree)["hosts"] == []
+    own = {NODE, NOVA, PLACEMENT, "/etc/chrony/sources.d/imagegen.sources", "/etc/memcached.conf"}
+    assert set(written_files(tree)) == own
+    assert node_document(tree)["hosts"] == ["cache"]
     assert secrets_in(tree["user-data"].data.decode(), make_secrets()).isdisjoint({"messaging_cookie", *FERNET_KEYS})
 
 
@@ -367,7 +369,14 @@ def test_a_further_cell_has_its_own_database_and_vhost() -> None:
     assert cells[0]["transport_url"] == "none:///"
     definitions = json.loads(content(controller, "/etc/rabbitmq/definitions.json"))
     assert definitions["vhosts"] == [{"name": "nova"}, {"name": "nova_far"}]
-    assert [permission["vhost"] for permission in definitions["permissions"]] == ["nova", "nova_far"]
+    places = [(permission["user"], permission["vhost"]) for permission in definitions["permissions"]]
+    assert places == [
+        ("openstack", "nova"),
+        ("openstack", "nova_far"),
+        ("compute_cell1", "nova"),
+        ("compute_far", "nova_far"),
+    ]
+    assert node_document(compute)["messaging"]["user"] == "compute_far"
 
 
 def test_node_data_and_nova_agree_about_the_first_cell() -> None:
@@ -388,13 +397,40 @@ def test_endpoints_are_the_first_controllers() -> None:
         ]
 
 
-def test_rabbitmq_knows_one_user_without_tags() -> None:
-    """openstack, whose hash RabbitMQ can check; guest is never made."""
-    (user,) = json.loads(content(make_tree(CONTROLLER), "/etc/rabbitmq/definitions.json"))["users"]
-    raw = base64.b64decode(user["password_hash"])
-    assert raw[4:] == hashlib.sha256(raw[:4] + b"example-messaging_openstack").digest()
-    assert (user["name"], user["tags"]) == ("openstack", [])
-    assert user["hashing_algorithm"] == "rabbit_password_hashing_sha256"
+def test_rabbitmq_knows_two_users_without_tags() -> None:
+    """The controllers' and the computes' of the one cell, whose hashes RabbitMQ can check; guest is never made."""
+    users = json.loads(content(make_tree(CONTROLLER), "/etc/rabbitmq/definitions.json"))["users"]
+    assert [(user["name"], user["tags"]) for user in users] == [("openstack", []), ("compute_cell1", [])]
+    for user in users:
+        raw = base64.b64decode(user["password_hash"])
+        password = make_secrets().password(f"messaging_{user['name']}")
+        assert raw[4:] == hashlib.sha256(raw[:4] + password.encode()).digest()
+        assert user["hashing_algorithm"] == "rabbit_password_hashing_sha256"
+
+
+def test_what_computes_may_do_at_the_message_queue() -> None:
+    """Their own queues and topics, and what they send to; never what conductors and schedulers read."""
+    own = ["compute", "compute.cpt-1", "compute_fanout_0a1b", "reply_0a1b"]
+    theirs = ["conductor", "conductor.ctl-1", "conductor_fanout_0a1b", "scheduler", "scheduler.ctl-1"]
+    theirs.append("scheduler_fanout_0a1b")
+
+    def fitting(pattern: str) -> set[str]:
+        exchanges = ["nova", "compute_fanout", "conductor_fanout", "scheduler_fanout", "amq.rabbitmq.trace"]
+        return {name for name in (*own, *theirs, *exchanges) if re.search(pattern, name)}
+
+    assert fitting(OF_COMPUTES.read) == {*own, "nova", "compute_fanout"}
+    assert fitting(OF_COMPUTES.configure) & set(theirs) == fitting(OF_COMPUTES.write) & set(theirs) == set()
+    assert {*own, "nova", "scheduler_fanout"} <= fitting(OF_COMPUTES.configure) & fitting(OF_COMPUTES.write)
+    keys = ["compute", "compute.cpt-1", "conductor", "conductor.ctl-1", "scheduler", "#", "*", "*.ctl-1", "computer"]
+    assert [key for key in keys if re.search(OF_COMPUTES.topics, key)] == ["compute", "compute.cpt-1"]
+    definitions = json.loads(content(make_tree(CONTROLLER), "/etc/rabbitmq/definitions.json"))
+    assert definitions["topic_permissions"][1] == {
+        "user": "compute_cell1",
+        "vhost": "nova",
+        "exchange": "nova",
+        "write": ".*",
+        "read": OF_COMPUTES.topics,
+    }
 
 
 def test_rabbitmqs_own_example_of_a_hash() -> None:
@@ -435,13 +471,24 @@ def test_any_password_reaches_every_reader(password: str) -> None:
         user: given[f"database_{user}"] for user in ("keystone", "placement", "nova", "imagegen")
     }
     assert {user["name"]: user["password"] for user in document["identity"]["users"]} == {
-        user: given[f"identity_{user}"] for user in ("nova", "placement")
+        user: given[f"identity_{user}"] for user in ("nova", "placement", "nova_compute")
     }
     assert document["identity"]["admin_password"] == given["identity_admin"]
     assert document["messaging"]["password"] == given["messaging_openstack"]
-    (user,) = json.loads(content(tree, "/etc/rabbitmq/definitions.json"))["users"]
-    salt = base64.b64decode(user["password_hash"])[:4]
-    assert user["password_hash"] == hash_rabbitmq_password(given["messaging_openstack"], salt)
+    for user in json.loads(content(tree, "/etc/rabbitmq/definitions.json"))["users"]:
+        salt = base64.b64decode(user["password_hash"])[:4]
+        assert user["password_hash"] == hash_rabbitmq_password(given[f"messaging_{user['name']}"], salt)
+    compute = make_tree(COMPUTE, secrets=make_secrets(**given))
+    found = options(compute, NOVA)
+    for section in ("service_user", "placement"):
+        assert found[section]["username"] == "nova_compute"
+        assert found[section]["password"] == given["identity_nova_compute"]
+    transport = urlsplit(found["DEFAULT"]["transport_url"])
+    assert transport.username == "compute_cell1"
+    assert unquote(transport.password or "") == given["messaging_compute_cell1"]
+    document = node_document(compute)
+    assert document["messaging"]["password"] == given["messaging_compute_cell1"]
+    assert [user["password"] for user in document["identity"]["users"]] == [given["identity_nova_compute"]]
 
 
 def test_keystones_url_has_no_percent_sign() -> None:
@@ -481,7 +528,7 @@ def instance_id(node: str, cluster: Cluster | None = None, secrets: Secrets | No
     return value
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Secrets)])
+@pytest.mark.parametrize("name", EVERY_SECRET)
 def test_a_rotated_secret_is_a_new_instance(name: str) -> None:
     """cloud-init writes the files anew when any of them differs."""
     assert instance_id(CONTROLLER) != instance_id(CONTROLLER, secrets=make_secrets(**{name: "changed"}))
@@ -505,6 +552,60 @@ def test_any_change_of_a_node_is_a_new_instance() -> None:
 def test_the_same_input_is_the_same_instance() -> None:
     """Generating again changes nothing."""
     assert make_tree(CONTROLLER) == make_tree(CONTROLLER)
+
+
+def test_every_controller_has_its_own_cache() -> None:
+    """On loopback, for its own Keystone, Nova and Placement; nobody else's."""
+    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    for node in (CONTROLLER, "extra13"):
+        tree = make_tree(node, cluster)
+        lines = content(tree, "/etc/memcached.conf").splitlines()
+        assert [line for line in lines if line.startswith(("-l", "-p", "-U"))] == ["-p 11211", "-U 0", "-l 127.0.0.1"]
+        for path in (NOVA, PLACEMENT):
+            assert options(tree, path)["keystone_authtoken"]["memcached_servers"] == "127.0.0.1:11211"
+        assert node_document(tree)["cache"] == {"host": "127.0.0.1", "port": 11211}
+    assert options(make_tree(CONTROLLER, cluster), KEYSTONE)["cache"]["memcache_servers"] == "127.0.0.1:11211"
+
+
+def test_databases_take_controllers_alone() -> None:
+    """Their host alone knows the addresses: no other seed changes when a controller is added."""
+    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    assert node_document(make_tree(CONTROLLER, cluster))["database"]["clients"] == ["192.168.56.11", "192.168.56.13"]
+    assert "clients" not in node_document(make_tree("extra13", cluster))["database"]
+    grown = add_node(cluster, Role.CONTROLLER, 14)
+    assert make_tree("extra13", grown) == make_tree("extra13", cluster)
+    assert make_tree(COMPUTE, grown) == make_tree(COMPUTE)
+
+
+def test_users_have_the_least_roles_of_the_release() -> None:
+    """`service` where Placement takes it, the administrator's before."""
+    zed = make_cluster(release="zed", distro=Distro(suite="bookworm"))
+    for cluster, roles in ((make_cluster(), ["service"]), (zed, ["admin", "service"])):
+        users = node_document(make_tree(CONTROLLER, cluster))["identity"]["users"]
+        assert {user["name"]: user["roles"] for user in users} == dict.fromkeys(
+            ("nova", "placement", "nova_compute"), roles
+        )
+        assert [user["name"] for user in node_document(make_tree(COMPUTE, cluster))["identity"]["users"]] == [
+            "nova_compute"
+        ]
+
+
+def test_each_cell_has_its_own_console_proxy() -> None:
+    """Its port counts from 6080, on every controller, whichever cell is the controller's own; computes name it."""
+    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
+    cluster = add_node(cluster, Role.CONTROLLER, 14, "far")
+    base = {
+        node: options(make_tree(node, cluster), NOVA)["vnc"]["novncproxy_base_url"] for node in (COMPUTE, "extra13")
+    }
+    assert base == {
+        COMPUTE: "http://192.168.56.11:6080/vnc_auto.html",
+        "extra13": "http://192.168.56.11:6081/vnc_auto.html",
+    }
+    for node, own, other, port in ((CONTROLLER, "6080", "far", "6081"), ("extra14", "6081", "cell1", "6080")):
+        tree = make_tree(node, cluster)
+        assert options(tree, NOVA)["vnc"]["novncproxy_port"] == own
+        assert options(tree, f"/etc/nova/cells/{other}.conf")["vnc"] == {"novncproxy_port": port}
+        assert node_document(tree)["console_ports"] == {"cell1": 6080, "far": 6081}
 
 
 def test_more_computes_change_no_other_seed() -> None:
@@ -544,14 +645,17 @@ def test_lock_path_is_the_distros() -> None:
 
 
 def test_services_bind_to_the_address_of_their_node() -> None:
-    """Not to every interface, and not to loopback only."""
+    """Not to every interface; a cache, which serves its own node alone, to loopback."""
     cluster = make_cluster()
     moved = replace(cluster.node(CONTROLLER), address=IPv4Address("192.168.56.77"))
     tree = make_tree(CONTROLLER, replace(cluster, nodes=(moved, cluster.node(COMPUTE))))
     assert "bind-address = 192.168.56.77\n" in content(tree, "/etc/mysql/mariadb.conf.d/90-imagegen.cnf")
     assert "listeners.tcp.1 = 192.168.56.77:5672\n" in content(tree, "/etc/rabbitmq/conf.d/50-imagegen.conf")
-    assert "-l 192.168.56.77\n" in content(tree, "/etc/memcached.conf")
+    assert content(tree, "/etc/memcached.conf").splitlines()[-1] == "-l 127.0.0.1"
     assert options(tree, NOVA)["vnc"]["server_listen"] == "192.168.56.77"
+    moved = replace(cluster.node(COMPUTE), address=IPv4Address("192.168.56.78"))
+    vnc = options(make_tree(COMPUTE, replace(cluster, nodes=(cluster.node(CONTROLLER), moved))), NOVA)["vnc"]
+    assert vnc["server_listen"] == vnc["server_proxyclient_address"] == "192.168.56.78"
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "keystone", "nova", "root", "no", "0x10"])

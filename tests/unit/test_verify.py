@@ -18,7 +18,6 @@ from repository import ROOT
 from imagegen import verify
 from imagegen.cluster import load_cluster
 from imagegen.errors import CommandFailed
-from imagegen.model import Place
 from imagegen.run import Completed
 from imagegen.secrets import Secrets
 
@@ -275,7 +274,7 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     words = [word for argv, _ in node.calls for word in argv]
     assert not [word for word in words if NASTY[:6] in word]
     assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
-    assert repr(SECRETS.identity_admin).encode() in node.calls[2][1]
+    assert repr(SECRETS.identity_nova).encode() in node.calls[2][1]
 
 
 @pytest.mark.parametrize(
@@ -300,10 +299,9 @@ def test_what_cannot_be_asked_is_a_finding(key: str, answer: Any, finding: str) 
     assert "secret" not in "".join(found)
 
 
-def test_an_identity_elsewhere_is_asked_as_nova() -> None:
-    """No administrator's password exists for a Keystone outside the cluster."""
-    services = replace(CLUSTER.services, identity=Place("10.0.0.5", 5000))
-    program = verify.observe_program(replace(CLUSTER, services=services), SECRETS).decode()
+def test_the_apis_are_asked_as_nova() -> None:
+    """It may read all that is asked, and no administrator's password exists for a Keystone outside the cluster."""
+    program = verify.observe_program(CLUSTER, SECRETS).decode()
     assert program.endswith(f"'nova', {SECRETS.identity_nova!r}, 'service'))\n")
     assert repr(SECRETS.identity_admin) not in program
     compile(program, "program", "exec")
@@ -327,24 +325,33 @@ def observe(pages: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[
     apis = FakeApis(pages)
     main = runpy.run_path(str(ROOT / "imagegen/data/observe.py"))["main"]
     main.__globals__["fetch"] = apis
-    main("http://k/v3", "http://n/v2.1", "admin", NASTY, "admin")
+    main("http://k/v3", "http://n/v2.1", "nova", NASTY, "service")
     return json.loads(capsys.readouterr().out), apis
 
 
+CATALOG = [
+    {"id": "s1", "name": "nova", "type": "compute", "endpoints": [{"id": "e1", "interface": "public", "url": "u"}]},
+    {"id": "s2", "name": "placement", "type": "placement", "endpoints": []},
+]
 PAGES: dict[str, Any] = {
     "http://k/v3/auth/tokens": ({"X-Subject-Token": "t"}, {}),
-    "http://k/v3/services": ({}, {"services": [1]}),
-    "http://k/v3/endpoints": ({}, {"endpoints": [2]}),
+    "http://k/v3/auth/catalog": ({}, {"catalog": CATALOG}),
     "http://n/v2.1/os-services": ({}, {"services": [3]}),
     "http://n/v2.1/os-hypervisors/detail": ({}, {"hypervisors": [4]}),
 }
 
 
 def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    """One token, four readings with it; the password is only in the first request."""
+    """One token, three readings with it; the password is only in the first request."""
     facts, apis = observe(PAGES, capsys)
-    assert facts == {"services": [1], "endpoints": [2], "compute_services": [3], "hypervisors": [4], "errors": []}
-    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t", "t"]
+    assert facts == {
+        "services": [{key: service[key] for key in ("id", "name", "type")} for service in CATALOG],
+        "endpoints": [{"id": "e1", "interface": "public", "url": "u", "service_id": "s1", "enabled": True}],
+        "compute_services": [3],
+        "hypervisors": [4],
+        "errors": [],
+    }
+    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t"]
     assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from uuid import uuid5
 
 import bad_day
@@ -15,7 +14,7 @@ from bad_day import CONTROLLER, DEPLOYED, LIVE
 from bringup import BOOT_MINUTES, IMAGES, BootedCluster, find_secrets
 from canaries import PLANTED
 from repository import ROOT
-from secret_places import OF_A_COMPUTE, find_misplaced
+from secret_places import find_misplaced, name_secrets, secrets_of_compute
 from watch import spell_secret
 
 from imagegen.ledger import Ledger
@@ -169,7 +168,7 @@ def test_virt_type_follows_the_processor(booted: BootedCluster) -> None:
 
 def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
     """The whole of both machines is searched, files, journal and processes: only the known places hold a secret."""
-    secrets = {**asdict(load_secrets(booted.cluster.secrets_path)), **PLANTED}
+    secrets = {**name_secrets(booted.cluster, load_secrets(booted.cluster.secrets_path)), **PLANTED}
     spelled = {name: sorted(spell_secret(value)) for name, value in secrets.items()}
     program = f"{SCAN}\n\nmain({spelled!r})\n"
     nodes = booted.cluster.nodes
@@ -187,13 +186,13 @@ def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
         names = {name for _, _, found in files.values() for name in found}
         assert not {"environment", "no_proxy"} & names
         if node.role is Role.COMPUTE:
-            assert names == OF_A_COMPUTE | {"cluster file", "comment of a key"}
+            assert names == secrets_of_compute(node) | {"cluster file", "comment of a key"}
         assert (scan["journal"], scan["arguments"], scan["environments"]) == ([], {}, {})
 
 
 def test_no_canary_is_said(booted: BootedCluster) -> None:
     """Neither on a console, in a status, in QEMU's logs nor by `imagegen boot` itself."""
-    secrets = {**asdict(load_secrets(booted.cluster.secrets_path)), **PLANTED}
+    secrets = {**name_secrets(booted.cluster, load_secrets(booted.cluster.secrets_path)), **PLANTED}
     spelled = {one for value in secrets.values() for one in spell_secret(value)}
     assert not [one for one in spelled if one in booted.stdout + booted.stderr]
     logs = [path for pattern in ("*.log", "*/*.log", "*/*.jsonl") for path in booted.directory.glob(pattern)]

@@ -14,7 +14,7 @@ from pathlib import Path
 DROP_IN = "/etc/{0}/{0}.conf.d/50-imagegen.conf"
 # What no seed may bring back, and what a compute must not have.
 ALSO = ("DEFAULT.use_neutron", "DEFAULT.firewall_driver", "DEFAULT.state_path", "api_database.connection")
-ALSO += ("database.connection", "libvirt.virt_type", "conductor.workers", "scheduler.workers", "vnc.novncproxy_port")
+ALSO += ("database.connection", "libvirt.virt_type", "conductor.workers", "scheduler.workers")
 
 
 def find_process(unit):

@@ -18,7 +18,8 @@ class Server:
         self.now = now
         self.up = False
         self.schemas: dict[str, dict[str, Rows]] = {}
-        self.users: dict[str, dict[str, Any]] = {}
+        self.users: dict[tuple[str, str], dict[str, Any]] = {}  # (name, host)
+        self.client = "192.168.56.11"  # the address from which everybody comes
         self.threads: dict[str, list[int]] = {}  # schema -> connections that somebody else has to it
         self.changes: list[str] = []  # statements that change something, without the lease's
         self.before_connect: Callable[[], None] = lambda: None
@@ -35,11 +36,13 @@ class Server:
         return Connection(self, schema)
 
     def _check_login(self, user: str, password: str, schema: str | None) -> None:
-        account = self.users.get(user)
+        # The account of the address goes before that of any.
+        host = self.client if (user, self.client) in self.users else "%"
+        account = self.users.get((user, host))
         if account is None or account["password"] != password:
-            raise OperationalError(1045, f"Access denied for user '{user}'@'%' (using password: YES)")
+            raise OperationalError(1045, f"Access denied for user '{user}'@'{self.client}' (using password: YES)")
         if schema is not None and not account["rights"] & {right_on(schema), "ALL PRIVILEGES ON *.*"}:
-            raise OperationalError(1044, f"Access denied for user '{user}'@'%' to database '{schema}'")
+            raise OperationalError(1044, f"Access denied for user '{user}'@'{host}' to database '{schema}'")
         if schema is not None and schema not in self.schemas:
             raise OperationalError(1049, f"Unknown database '{schema}'")
 
@@ -108,28 +111,33 @@ class Connection:
     def create_database(self, name: str) -> None:
         self.server.schemas.setdefault(name, {})
 
-    def find_user(self, user: str) -> None:
-        self.result = [(1,)] if user in self.server.users else []
+    def list_accounts(self, password: str, user: str) -> None:
+        mine = sorted((host, account) for (name, host), account in self.server.users.items() if name == user)
+        self.result = [(host, int(account["password"] == password)) for host, account in mine]
 
-    def create_user(self, user: str, password: str) -> None:
-        assert user not in self.server.users
-        self.server.users[user] = {"password": password, "rights": set()}
+    def create_user(self, user: str, host: str, password: str) -> None:
+        assert (user, host) not in self.server.users
+        self.server.users[user, host] = {"password": password, "rights": set()}
 
-    def alter_user(self, user: str, password: str) -> None:
-        self.server.users[user]["password"] = password
+    def alter_user(self, user: str, host: str, password: str) -> None:
+        self.server.users[user, host]["password"] = password
 
-    def show_grants(self, user: str) -> None:
-        lines = [f"GRANT USAGE ON *.* TO `{user}`@`%` IDENTIFIED BY PASSWORD '*1234'"]
-        for right in sorted(self.server.users[user]["rights"]):
+    def drop_user(self, user: str, host: str) -> None:
+        del self.server.users[user, host]
+
+    def show_grants(self, user: str, host: str) -> None:
+        account = f"`{user}`@`{host}`"
+        lines = [f"GRANT USAGE ON *.* TO {account} IDENTIFIED BY PASSWORD '*1234'"]
+        for right in sorted(self.server.users[user, host]["rights"]):
             what, with_option, _ = right.partition(" WITH ")
-            lines.append(f"GRANT {what} TO `{user}`@`%`{with_option and ' WITH ' + right.split(' WITH ')[1]}")
+            lines.append(f"GRANT {what} TO {account}{with_option and ' WITH ' + right.split(' WITH ')[1]}")
         self.result = [(line,) for line in lines]
 
-    def grant(self, right: str, user: str) -> None:
-        self.server.users[user]["rights"].add(right.replace("%%", "%"))
+    def grant(self, right: str, user: str, host: str) -> None:
+        self.server.users[user, host]["rights"].add(right.replace("%%", "%"))
 
-    def revoke_all(self, user: str) -> None:
-        self.server.users[user]["rights"].clear()
+    def revoke_all(self, user: str, host: str) -> None:
+        self.server.users[user, host]["rights"].clear()
 
     # the agent's own schema
 
@@ -223,12 +231,13 @@ class Connection:
 STATEMENTS: tuple[tuple[str, Callable[..., int | None], bool], ...] = (
     (r"SHOW DATABASES", Connection.show_databases, False),
     (r"CREATE DATABASE IF NOT EXISTS `([^`]+)` CHARACTER SET utf8mb4", Connection.create_database, True),
-    (r"SELECT 1 FROM mysql\.user WHERE user = %s AND host = '%%'", Connection.find_user, False),
-    (r"CREATE USER %s@'%%' IDENTIFIED BY %s", Connection.create_user, True),
-    (r"ALTER USER %s@'%%' IDENTIFIED BY %s", Connection.alter_user, True),
-    (r"SHOW GRANTS FOR %s@'%%'", Connection.show_grants, False),
-    (r"GRANT (.+) TO %s@'%%'", Connection.grant, True),
-    (r"REVOKE ALL PRIVILEGES, GRANT OPTION FROM %s@'%%'", Connection.revoke_all, True),
+    (r"SELECT host, password = PASSWORD\(%s\) FROM mysql\.user WHERE user = %s", Connection.list_accounts, False),
+    (r"CREATE USER %s@%s IDENTIFIED BY %s", Connection.create_user, True),
+    (r"ALTER USER %s@%s IDENTIFIED BY %s", Connection.alter_user, True),
+    (r"DROP USER %s@%s", Connection.drop_user, True),
+    (r"SHOW GRANTS FOR %s@%s", Connection.show_grants, False),
+    (r"GRANT (.+) TO %s@%s", Connection.grant, True),
+    (r"REVOKE ALL PRIVILEGES, GRANT OPTION FROM %s@%s", Connection.revoke_all, True),
     (r"CREATE TABLE IF NOT EXISTS (\w+) \(.+\) ENGINE=InnoDB", Connection.create_table, False),
     (r"UPDATE lease SET holder = %s, expires = .+ WHERE name = %s AND .+", Connection.take_over, False),
     (r"INSERT IGNORE INTO lease .+", Connection.take_new, False),

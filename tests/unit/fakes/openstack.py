@@ -19,38 +19,52 @@ def connect(*, username: str, password: str, load_envvars: bool, load_yaml_confi
     return SimpleNamespace(identity=Identity())
 
 
+class Named:
+    """Something with a name, which is its id as well."""
+
+    def __init__(self, name: str) -> None:
+        self.id = self.name = name
+
+
 class Identity:
     """The calls that the agent uses, on the fake Keystone's state."""
 
-    def find_project(self, name: str, domain_id: str) -> str | None:
-        return name if name in keystone.projects else None
+    def find_project(self, name: str, domain_id: str) -> Named | None:
+        return Named(name) if name in keystone.projects else None
 
-    def create_project(self, *, name: str, domain_id: str, description: str) -> str:
+    def create_project(self, *, name: str, domain_id: str, description: str) -> Named:
         keystone.projects.add(name)
-        return name
+        return Named(name)
 
-    def find_user(self, name: str, domain_id: str) -> str | None:
-        return name if name in keystone.users else None
+    def find_user(self, name: str, domain_id: str) -> Named | None:
+        return Named(name) if name in keystone.users else None
 
-    def create_user(self, *, name: str, domain_id: str, password: str) -> str:
+    def create_user(self, *, name: str, domain_id: str, password: str) -> Named:
         keystone.add_user(name, password)
-        return name
+        return Named(name)
 
-    def update_user(self, name: str, *, password: str, is_enabled: bool) -> None:
-        keystone.users[name].update(password=password, enabled=is_enabled)
+    def update_user(self, user: Named, *, password: str, is_enabled: bool) -> None:
+        keystone.users[user.id].update(password=password, enabled=is_enabled)
 
-    def find_role(self, name: str) -> str | None:
-        return name if name in keystone.roles else None
+    def find_role(self, name: str) -> Named | None:
+        return Named(name) if name in keystone.roles else None
 
-    def create_role(self, *, name: str) -> str:
+    def get_role(self, one: str) -> Named:
+        return Named(one)
+
+    def create_role(self, *, name: str) -> Named:
         keystone.roles.add(name)
-        return name
+        return Named(name)
 
-    def validate_user_has_project_role(self, project: str, user: str, role: str) -> bool:
-        return (project, role) in keystone.users[user]["roles"]
+    def role_assignments(self, *, user_id: str, scope_project_id: str) -> Iterator[SimpleNamespace]:
+        mine = sorted(role for project, role in keystone.users[user_id]["roles"] if project == scope_project_id)
+        return (SimpleNamespace(role={"id": role}) for role in mine)
 
-    def assign_project_role_to_user(self, project: str, user: str, role: str) -> None:
-        keystone.users[user]["roles"].add((project, role))
+    def assign_project_role_to_user(self, project: Named, user: Named, role: Named) -> None:
+        keystone.users[user.id]["roles"].add((project.id, role.id))
+
+    def unassign_project_role_from_user(self, project: Named, user: Named, role: Named) -> None:
+        keystone.users[user.id]["roles"].remove((project.id, role.id))
 
     def services(self, *, type: str) -> Iterator[SimpleNamespace]:
         return (item for item in keystone.services if item.type == type)

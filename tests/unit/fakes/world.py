@@ -125,8 +125,8 @@ class World:
         self.units: dict[str, Unit] = {}
         self.server = Server(lambda: self.clock)
         self.keystone = Keystone()
-        self.broker: dict[str, Any] = {"users": {}, "vhosts": []}
         self.disks: dict[Path, Any] = {}  # what statvfs says of a place
+        self.broker: dict[str, Any] = {"users": {}, "vhosts": [], "places": []}
         self.deaf: set[str] = set()  # daemons that are up and do not reach the broker
         self.compute_services: dict[str, str] = {}  # host -> state, of other nodes
         self.disabled: dict[str, str] = {}  # host -> why its nova-compute is disabled
@@ -252,11 +252,14 @@ class World:
         if unit is None or unit.state != "active":
             return False
         text = "\n".join(unit.read.values())
-        logins = [(user, unquote(word)) for user, word in re.findall(r"://(\w+):([^@\"]+)@", text)]
-        logins += [("keystone", unquote(word)) for word in re.findall(r"parameters = \"password=([^\"]+)\"", text)]
-        accounts = {user: account["password"] for user, account in self.server.users.items()}
+        found = re.findall(r"(rabbit|mysql\+pymysql)://(\w+):([^@\"]+)@", text)
+        logins = [(scheme, user, unquote(word)) for scheme, user, word in found]
+        passwords = re.findall(r"parameters = \"password=([^\"]+)\"", text)
+        logins += [("mysql+pymysql", "keystone", unquote(word)) for word in passwords]
+        accounts = {user: account["password"] for (user, _), account in self.server.users.items()}
         return all(
-            self.takes(*login) if login[0] == "openstack" else accounts.get(login[0]) == login[1] for login in logins
+            self.takes(user, word) if scheme == "rabbit" else accounts.get(user) == word
+            for scheme, user, word in logins
         )
 
     # the broker
@@ -265,6 +268,7 @@ class World:
         definitions = json.loads(self.at("/etc/rabbitmq/definitions.json").read_text())
         self.broker["users"].update({user["name"]: user["password_hash"] for user in definitions["users"]})
         self.broker["vhosts"] = [vhost["name"] for vhost in definitions["vhosts"]]
+        self.broker["places"] = [[may["user"], may["vhost"]] for may in definitions["permissions"]]
 
     def takes(self, user: str, password: str) -> bool:
         stored = base64.b64decode(self.broker["users"].get(user, ""))
@@ -277,6 +281,8 @@ class World:
             raise amqp.AccessRefused("(0, 0): (403) ACCESS_REFUSED - Login was refused")
         if vhost not in self.broker["vhosts"]:
             raise amqp.NotAllowed(f"Connection.open: (530) NOT_ALLOWED - vhost {vhost} not found")
+        if [user, vhost] not in self.broker["places"]:
+            raise amqp.NotAllowed(f"Connection.open: (530) NOT_ALLOWED - access to vhost '{vhost}' refused")
 
     def count_consumers(self, vhost: str, queue: str) -> int:
         """Who reads a queue: the daemon whose name it bears, if it works."""
@@ -297,7 +303,9 @@ class World:
             6080: "nova-novncproxy.service",
             11211: "memcached.service",
         }
-        if self.units.get(units[address[1]], Unit()).state != "active":
+        further = [cell for cell in self.cluster.cells[1:] if self.cluster.console_port(cell) == address[1]]
+        unit = f"nova-novncproxy@{further[0]}.service" if further else units[address[1]]
+        if self.units.get(unit, Unit()).state != "active":
             raise ConnectionRefusedError(111, "Connection refused")
         return SimpleNamespace(close=lambda: None)
 
@@ -398,11 +406,13 @@ class World:
         self.remote_control_plane = True
         self.server.schemas = {"nova": {}, "nova_api": {}}
         self.broker["vhosts"] = ["nova"]
-        self.broker["users"]["openstack"] = hash_rabbitmq_password(self.secrets.messaging_openstack, b"salt")
+        self.broker["places"] = [["compute_cell1", "nova"]]
+        password = self.secrets.password("messaging_compute_cell1")
+        self.broker["users"]["compute_cell1"] = hash_rabbitmq_password(password, b"salt")
         url = "http://192.168.56.11:5000/v3"
         self.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
-        self.keystone.add_user("nova", self.secrets.identity_nova)
-        self.keystone.users["nova"]["roles"] = {("service", "admin"), ("service", "service")}
+        self.keystone.add_user("nova_compute", self.secrets.password("identity_nova_compute"))
+        self.keystone.users["nova_compute"]["roles"] = {("service", "service")}
         compute = self.keystone.add_service("nova", "compute")
         self.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
 
@@ -425,7 +435,7 @@ class World:
             name: {table: rows for table, rows in tables.items() if table not in ("lease", "done") and rows}
             for name, tables in self.server.schemas.items()
         }
-        users = {name: (u["password"], sorted(u["rights"])) for name, u in self.server.users.items()}
+        users = [(*name, u["password"], sorted(u["rights"])) for name, u in sorted(self.server.users.items())]
         return json.loads(json.dumps([schemas, users, self.keystone.state(), self.broker]))
 
     # patching

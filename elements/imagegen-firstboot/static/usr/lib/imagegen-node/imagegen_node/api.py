@@ -148,17 +148,22 @@ class Session:
             raise TokenRefused(f"the compute API to take a token of Keystone's: {error}") from error
 
 
+def own_user(node: dict[str, Any]) -> dict[str, Any]:
+    """Name, password and roles of the user as which this node's agent asks the APIs."""
+    return next(dict(user) for user in node["identity"]["users"] if user["name"] == node["identity"]["user"])
+
+
 def open_nova_session(node: dict[str, Any]) -> Session:
-    """A session of the service user nova, as node.json names it.
+    """A session of the node's own user, as node.json names it.
 
     Raises Waiting until Keystone takes its password, and while this node's clock is another than Keystone's: tokens
     would be expired here, and Nova would call this node's services down. chrony steps the clock when it can.
     """
-    user = next(entry for entry in node["identity"]["users"] if entry["name"] == "nova")
+    user = own_user(node)
     try:
-        session = Session(node["auth_url"], "nova", user["password"])
+        session = Session(node["auth_url"], user["name"], user["password"])
     except Unauthorized as error:
-        raise Waiting("Keystone to take the password of user nova, which a controller sets") from error
+        raise Waiting("Keystone to take the password of user {name}, which a controller sets".format(**user)) from error
     skew = describe_skew(session.issued, "Keystone's")
     if skew:
         raise Waiting(f"the right time: {skew}; see chronyc sources")

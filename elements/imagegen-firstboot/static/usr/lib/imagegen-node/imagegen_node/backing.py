@@ -45,7 +45,7 @@ MADE_BEFORE = (1050, 1060, 1061, 1091)
 
 
 class LoginRefused(Waiting):
-    """The broker is up and does not let the cluster's user in."""
+    """The broker is up and does not let a user of the cluster's in."""
 
 
 def start_hosted(node: dict[str, Any]) -> str:
@@ -68,14 +68,18 @@ def prepare_database(node: dict[str, Any]) -> str:
 
 
 def prepare_messaging(node: dict[str, Any]) -> str:
-    """RabbitMQ up, with the definitions of the seed."""
+    """RabbitMQ up, with the definitions of the seed: every user of theirs gets in."""
     start_units(RABBITMQ)
+    logins = [node["messaging"], *node["other_messaging"]]
     try:
-        return check_messaging(node["messaging"])
+        for login in logins:
+            check_messaging(login)
+        return ""
     except LoginRefused:
         # It reads its definitions when it starts; since then the seed or somebody else changed them.
         run(["rabbitmqctl", "import_definitions", str(RABBITMQ_DEFINITIONS)])
-    check_messaging(node["messaging"])
+    for login in logins:
+        check_messaging(login)
     return "definitions imported"
 
 
@@ -88,7 +92,7 @@ def prepare_cache(node: dict[str, Any]) -> str:
 
 @contextmanager
 def connect_messaging(messaging: dict[str, Any], vhost: str) -> Iterator[Any]:
-    """A connection as the cluster's user. Raises Waiting when the broker is away, LoginRefused when it refuses."""
+    """A connection as that login's user. Raises Waiting when the broker is away, LoginRefused when it refuses."""
     where = "{host}:{port}".format(**messaging)
     what = "message queue at {} as user {}, virtual host {}".format(where, messaging["user"], vhost)
     connection = amqp.Connection(
@@ -111,7 +115,7 @@ def connect_messaging(messaging: dict[str, Any], vhost: str) -> Iterator[Any]:
 
 
 def check_messaging(messaging: dict[str, Any]) -> str:
-    """Raises Waiting until the broker takes the cluster's login in each of its virtual hosts."""
+    """Raises Waiting until the broker takes this login in each of its virtual hosts."""
     for vhost in messaging["vhosts"]:
         with connect_messaging(messaging, vhost):
             pass

@@ -29,7 +29,8 @@ SERVICES: Units = {
     "nova-scheduler.service": NOVA_FILES,
     "nova-novncproxy.service": NOVA_FILES,
 }
-PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775, "noVNC proxy": 6080}
+OF_A_CELL = ("nova-conductor", "nova-novncproxy")  # what works on one cell's database and message queue
+PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775}
 DISKS = tuple(map(Path, ("/", "/var/log", "/var/lib/mysql", "/var/lib/rabbitmq")))
 DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
 LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
@@ -182,7 +183,8 @@ class Controller:
 
     def check_ports(self) -> None:
         """Raises Waiting until each of the services listens."""
-        for what, port in PORTS.items():
+        consoles = {f"noVNC proxy of {cell}": port for cell, port in self.node["console_ports"].items()}
+        for what, port in {**PORTS, **consoles}.items():
             check_port(self.node["address"], port, what)
 
     def verify(self) -> str:
@@ -266,12 +268,16 @@ def list_all_units(node: dict[str, Any]) -> Units:
 
 
 def list_units(node: dict[str, Any]) -> Units:
-    """Placement's and Nova's units on a controller: one more conductor for each cell that is not its own."""
-    return {**SERVICES, **{f"nova-conductor@{cell}.service": NOVA_FILES for cell in cells.further_cells(node)}}
+    """Placement's and Nova's units on a controller: of some one more for each cell that is not its own."""
+    further = (f"{unit}@{cell}.service" for cell in cells.further_cells(node) for unit in OF_A_CELL)
+    return {**SERVICES, **dict.fromkeys(further, NOVA_FILES)}
 
 
 def find_missing_identity(node: dict[str, Any]) -> str:
-    """The first thing that Keystone lacks: a user's password or roles, a service's three URLs. Empty: nothing."""
+    """The first thing that is amiss in Keystone: a user's password or roles, a service's three URLs. Empty: nothing.
+
+    One role too many counts where Keystone is the cluster's own. An administrator's bring others with them.
+    """
     identity, region = node["identity"], node["region"]
     for user in identity["users"]:
         try:
@@ -280,6 +286,9 @@ def find_missing_identity(node: dict[str, Any]) -> str:
             return "user {} with the seed's password and a role in project service".format(user["name"])
         if not set(user["roles"]) <= session.roles:
             return "user {} with the roles {}".format(user["name"], ", ".join(user["roles"]))
+        ours = identity["admin_password"] is not None and "admin" not in user["roles"]
+        if ours and session.roles - set(user["roles"]):
+            return "user {} with no role but {}".format(user["name"], ", ".join(user["roles"]))
     for service in identity["services"]:
         wanted = {interface: [service["url"]] for interface in INTERFACES}
         if session.endpoints(service["type"], region) != wanted:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from imagegen_node import backing, cells, clock, compute, controller, discovery, health, machine, metadata, upgrade
-from imagegen_node.api import Session, is_up, open_nova_session
+from imagegen_node.api import Session, is_up, open_nova_session, own_user
 from imagegen_node.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
 from imagegen_node.system import check_port
 
@@ -92,7 +92,7 @@ def check_identity(patient: Patient) -> Iterator[Finding]:
         if missing := controller.find_missing_identity(patient.node):
             yield Finding(f"Keystone lacks {missing}", AGAIN.format("service-users"))
         return
-    user = next(entry for entry in patient.node["identity"]["users"] if entry["name"] == "nova")
+    user = own_user(patient.node)
     session = Session(patient.node["auth_url"], user["name"], user["password"])
     if skew := clock.describe_skew(session.issued, "Keystone's"):
         yield Finding(skew, STEP_CLOCK)

@@ -36,13 +36,25 @@ def ensure(wanted: dict[str, Any]) -> list[str]:
         elif not takes_password(wanted["auth_url"], entry):
             keystone.update_user(user, password=entry["password"], is_enabled=True)
             changes.append("password of {}".format(entry["name"]))
-        for name in entry["roles"]:
-            role = keystone.find_role(name) or keystone.create_role(name=name)
-            if not keystone.validate_user_has_project_role(project, user, role):
-                keystone.assign_project_role_to_user(project, user, role)
-                changes.append("role {} of {}".format(name, entry["name"]))
+        changes += ensure_roles(keystone, project, user, entry)
     for entry in wanted["services"]:
         changes += ensure_service(keystone, entry, wanted["region"])
+    return changes
+
+
+def ensure_roles(keystone: Any, project: Any, user: Any, entry: dict[str, Any]) -> list[str]:
+    """The user has these roles in the project, and no other: not the administrator's that earlier versions gave."""
+    wanted = {name: keystone.find_role(name) or keystone.create_role(name=name) for name in entry["roles"]}
+    ids = {role.id: name for name, role in wanted.items()}
+    there = {item.role["id"] for item in keystone.role_assignments(user_id=user.id, scope_project_id=project.id)}
+    changes = []
+    for one in sorted(ids.keys() - there):
+        keystone.assign_project_role_to_user(project, user, wanted[ids[one]])
+        changes.append("role {} of {}".format(ids[one], entry["name"]))
+    for one in sorted(there - ids.keys()):
+        role = keystone.get_role(one)
+        keystone.unassign_project_role_from_user(project, user, role)
+        changes.append("role {} taken from {}".format(role.name, entry["name"]))
     return changes
 
 
