@@ -81,7 +81,7 @@ def instance_info(cluster: Cluster, image: NetbootImage) -> dict[str, Any]:
 
 
 def metal3_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree]) -> Tree:
-    """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage for hints that Metal3 cannot express."""
+    """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage: see metal3_hints."""
     tree = {}
     for node in cluster.nodes:
         documents = [

@@ -1,9 +1,10 @@
 """What ironic-python-agent's own matching says: JSON cases on stdin, their answers on stdout.
 
-A case is [hint, expression, fact]; the answer is whether a device with that fact fits, or "refused". Run it with a Python
-that has oslo.utils and oslo.log, and the agent's device_hints.py as its argument:
+A case is [hint, expression, fact]; the answer is whether a device with that fact fits, or "refused". It needs a Python
+that has oslo.utils and oslo.log, and ironic-python-agent's device_hints.py as its argument. tests/unit/test_hints.py
+reads tests/data/hints.json, whose rows are cases with their answers; test_hints.py beside this file asks anew.
 
-    python tests/ironic/peer_hints.py device_hints.py < cases.json > answers.json
+    .venv-ironic/bin/python tests/ironic/peer_hints.py DEVICE_HINTS.py < cases.json > answers.json
 """
 
 from __future__ import annotations

@@ -484,9 +484,10 @@ def test_the_next_page_is_found_in_every_form(document: dict[str, Any], query: s
 def test_a_list_that_is_cut_off_or_does_not_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Waiting, match="a whole list of users: the API cuts it off"):
         api.find_next({"users": [], "links": {"next": None}, "truncated": True}, "users")
-    page = b'{"x": [1], "x_links": [{"rel": "next", "href": "http://x/x?marker=1"}]}'
+    page = {"x": [1], "x_links": [{"rel": "next", "href": "http://x/x?marker=1"}]}
+    monkeypatch.setattr(api, "fetch", lambda url, token: (page, {}))
     endpoint = {"interface": "public", "url": "http://x", "region_id": "R"}
-    session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer(page))
+    session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer())
     with pytest.raises(Waiting, match="one page comes again and again"):
         session.list_compute("R", "/x", "x")
     with pytest.raises(ValueError, match="/x is a list, which may have more pages"):

@@ -366,10 +366,8 @@ def test_the_observer_turns_pages(capsys: pytest.CaptureFixture[str]) -> None:
     detail = "http://n/v2.1/os-hypervisors/detail"
     for number in (4, 5):
         links = [{"rel": "next", "href": f"https://far/v2.1/os-hypervisors/detail?marker={number}"}]
-        more[detail + ("?marker=4" if number == 5 else "")] = (
-            {},
-            {"hypervisors": [number], "hypervisors_links": links},
-        )
+        url = detail + ("?marker=4" if number == 5 else "")
+        more[url] = ({}, {"hypervisors": [number], "hypervisors_links": links})
     more[detail + "?marker=5"] = ({}, {"hypervisors": [6]})
     facts, _ = observe(more, capsys)
     assert (facts["services"], facts["hypervisors"], facts["endpoints"]) == ([1, 5], [4, 5, 6], [])
