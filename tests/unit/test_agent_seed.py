@@ -166,9 +166,21 @@ def test_the_link_of_a_card_that_is_gone_goes(world: World) -> None:
     assert names == ["05-imagegen-525400560099.link", "20-mine.link"]
 
 
-@pytest.mark.parametrize("text", ["", "[Match]\nName=eno1\n", "[Network]\nDHCP=yes\n", "[Match]\nMACAddress=x\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[Match]\nName=eno1\n",
+        "[Network]\nDHCP=yes\n",
+        "[Match]\nMACAddress=x\n",
+        f"[Match]\nMACAddress={MAC}/../../x\nName=net0\n",
+        f"[Match]\nMACAddress={MAC}\nName=net0\n more\n",
+        f"[Match]\nMACAddress={MAC}\nName=a name\n",
+        f"[Match]\nMACAddress={MAC}\nName=eno*\n",
+    ],
+)
 def test_a_network_without_a_card_needs_no_link(world: World, text: str) -> None:
-    """Where cloud-init matched by name alone, it renamed nothing."""
+    """Where cloud-init matched by name alone, it renamed nothing; and networkd's account writes no path and no line."""
     world.put("/etc/systemd/network/10-cloud-init-net0.network", text)
     assert seed.read_names() == {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ BLOCK_DEVICES = Path("/sys/dev/block")
 DEVICES = Path("/dev")
 PARTITION = "PARTNAME=seed"  # the image's partition for a seed, by its name in the partition table
 BLOCK = 1 << 20  # bytes
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 NO_SEED = "cloud-init found no data source: give this node a seed (label cidata) or metadata with a role"
 # Only hardware has a path (systemd.link(5)): a bridge, which may bear the MAC address of the card in it, has none.
 LINK = """\
@@ -106,10 +109,12 @@ def read_names() -> dict[str, str]:
     for path in sorted(NETWORK.glob("10-cloud-init-*.network")):
         # networkd's sections and keys may come more than once.
         parser = configparser.ConfigParser(strict=False, interpolation=None)
-        parser.read_string(path.read_text())
+        parser.read_string(read_text(path) or "")
         match = parser["Match"] if parser.has_section("Match") else {}
-        if match.get("name") and match.get("macaddress"):
-            found[match["macaddress"].lower()] = match["name"]
+        mac, name = match.get("macaddress", "").lower(), match.get("name", "")
+        # The files are networkd's own account's, which must not choose what root writes, and where.
+        if MAC.fullmatch(mac) and NAME.fullmatch(name):
+            found[mac] = name
     return found
 
 
