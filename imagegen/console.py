@@ -37,7 +37,7 @@ def read_tail(path: Path) -> bytes:
 def plain_lines(data: bytes) -> list[str]:
     """The lines of a console without control sequences and empty lines."""
     plain = CONTROL_SEQUENCE.sub("", data.decode(errors="replace"))
-    lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line).rstrip() for line in plain.split("\n"))
+    lines = (re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", line).rstrip() for line in plain.split("\n"))
     return [line for line in lines if line]
 
 

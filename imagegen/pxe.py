@@ -146,7 +146,7 @@ def find_spare(cluster: Cluster) -> tuple[IPv4Address, IPv4Address] | None:
     """First and last of the longest run of addresses that nothing in the cluster file has; of a long run, its end."""
     cidr, places = cluster.network.cidr, (getattr(cluster.services, service) for service in Hosted)
     urls = (choose_url(cluster), cluster.status_url, cluster.services.image_endpoint)
-    named = [*(place.host for place in places), *(urlsplit(url or "").hostname or "" for url in urls)]
+    named = [*(place.host for place in places if place), *(urlsplit(url or "").hostname or "" for url in urls)]
     addresses = (*(node.address for node in cluster.nodes), cluster.network.gateway, *cluster.network.dns)
     named += [*map(str, addresses), *cluster.network.ntp]
     inside = {int(address) for address in map(_address, named) if address and address in cidr}

@@ -346,10 +346,24 @@ def test_an_external_identity_without_a_password_is_no_secret() -> None:
     assert find_secrets({"identity": {"admin_password": None}}) == []
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":@"), max_size=100))
+plain = st.characters(exclude_categories=["C", "Z"], exclude_characters=":@") | st.sampled_from(" \n\t")
+
+
+@given(st.text(plain, max_size=100))
 def test_other_texts_come_through_unchanged(text: str) -> None:
-    """Masking touches secrets and nothing else."""
+    """Masking touches secrets, and what is no text, and nothing else."""
     assert mask(text, find_secrets({"password": "a-password-that-is-not-there"})) == text
+
+
+def test_what_services_answer_steers_no_terminal(said: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences, C1 controls and bidirectional overrides arrive as text in every place."""
+    status = Status("node1", "controller")
+    status.begin("identity")
+    status.wait("Keystone said \x1b]0;x\x07 \x9b2J \u202e \u2028 \x85 end")
+    shown = json.loads((said / "PORT").read_text().splitlines()[-1])["detail"]
+    assert shown == read_status(said)["detail"]
+    assert shown == r"Keystone said \x1b]0;x\x07 \x9b2J \u202e \u2028 \x85 end"
+    assert all(c.isprintable() or c in "\r\n" for c in capsys.readouterr().out + (said / "CONSOLE").read_text())
 
 
 def test_what_a_failing_command_prints_is_masked_in_every_place(said: Path, capsys: pytest.CaptureFixture[str]) -> None:

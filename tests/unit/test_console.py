@@ -45,6 +45,7 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.
         (b"[\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh\x1b[0m.\r\n\r\n", ["[  OK  ] Started ssh."]),
         (b"\x1b]0;title\x07a\x1b]3008;start=1\x1b\\b\n", ["ab"]),
         (b"\x1bc\x1b[?25l\x1b[2Jlogin: ", ["login:"]),
+        (b"\xc2\x9b2Jc1\xc2\x85\n", ["2Jc1"]),
         (b"caf\xc3\xa9 \xff\tx", ["café \ufffd\tx"]),
         (b"", []),
     ],

@@ -1,4 +1,4 @@
-"""Keeping passwords out of what others can read: the status, the console, the journal."""
+"""Keeping passwords, and what steers a terminal, out of what others read: the status, the console, the journal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ def find_secrets(document: Any) -> list[str]:
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets, and without any password that stands in a URL."""
+    """The text without these secrets, without any password that stands in a URL, and with control characters escaped.
+
+    What services answer ends up on consoles and terminals.
+    """
     for secret in secrets:
         text = text.replace(secret, MASK)
-    return CREDENTIALS.sub(rf"\1:{MASK}@", text)
+    text = CREDENTIALS.sub(rf"\1:{MASK}@", text).replace("\r\n", "\n")
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _walk(document: Any) -> Iterable[str]:
