@@ -81,7 +81,7 @@ def find_place(path: Path, owner: int | None = None, hint: str = "give another -
     try:
         return _follow_path(path, {0, find_caller()[0] if owner is None else owner})
     except BadUsage as error:
-        raise BadUsage(error.message, error.hint or hint) from None
+        raise BadUsage(error.message, ", or ".join(filter(None, (error.hint, hint)))) from None
 
 
 def _follow_path(path: Path, trusted: Collection[int]) -> Path:
@@ -119,15 +119,15 @@ def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> Non
     if not stat.S_ISDIR(facts.st_mode):
         raise BadUsage(f"{place} is no directory")
     if facts.st_uid not in trusted:
-        who = f"user {_user(facts.st_uid)}"
+        who, cure = f"user {_user(facts.st_uid)}", "work as that user, by sudo where it takes root"
     elif facts.st_mode & stat.S_IWOTH and not sticky:
-        who = "every user"
+        who, cure = "every user", f"run `chmod o-w {place}`"
     elif facts.st_mode & stat.S_IWGRP and not sticky:
-        who = find_members(facts.st_gid, trusted)
+        who, cure = find_members(facts.st_gid, trusted), f"run `chmod g-w {place}`"
     else:
         return
     if who:
-        raise BadUsage(f"{who} can write in {place}, and so change what imagegen writes there")
+        raise BadUsage(f"{who} can write in {place}, and so change what imagegen writes there", cure)
 
 
 def find_members(gid: int, trusted: Collection[int]) -> str:
@@ -209,8 +209,8 @@ def check_names(out: Path, handle: int, names: Collection[str]) -> None:
     foreign = [name for name in names if not is_ours(out, handle, name)]
     if foreign:
         raise BadUsage(
-            f"{' and '.join(os.fspath(out / name) for name in foreign)} was not made by imagegen and is left as it is",
-            "move it away, or give another -o",
+            f"imagegen did not make {' and '.join(os.fspath(out / name) for name in foreign)}, and replaces only what it made",
+            "move that away, or give another -o",
         )
 
 
@@ -268,8 +268,8 @@ def prepare_name(out: Path, handle: int, name: str) -> None:
             check_owner(inner, out / name)
             if not is_file(out / name / MARK):
                 put_file(inner, MARK, MARK_TEXT.encode(), 0o644, out / name / MARK)
-        if name == "seeds":
-            remove_leftovers(out / name)
+            if name == "seeds":
+                remove_leftovers(out / name)
     give_to_caller(handle, [name])
 
 
@@ -329,10 +329,9 @@ def remove_old_seeds(seeds: Path, nodes: Collection[str]) -> list[Path]:
 
 
 @contextmanager
-def keep_closed(directory: Path, *, for_good: bool) -> Iterator[None]:
-    """While root works in a directory of OUT, nobody else can change what is in it; afterwards it is OUT's owner's.
-
-    `for_good`: it stays root's, because nodes that need it run on. Of other users nothing changes.
+def keep_closed(directory: Path, in_use: Callable[[], bool]) -> Iterator[None]:
+    """While root works in a directory of OUT, nobody else can change what is in it; afterwards it is OUT's owner's,
+    unless it is `in_use` still. For other users nothing changes.
     """
     if os.geteuid() != 0:
         yield
@@ -353,7 +352,7 @@ def keep_closed(directory: Path, *, for_good: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            if not for_good:
+            if not in_use():
                 give_back(handle, directory.name, owner)
 
 

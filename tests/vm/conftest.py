@@ -16,6 +16,7 @@ import pytest
 from bad_day import CONTROLLER
 from bringup import BOOT_MINUTES, CLUSTER, IMAGES, BootedCluster, run_imagegen
 from canaries import CLUSTER_FILE, KEY_COMMENT
+from netboot_images import share_images
 
 from imagegen import qemu
 from imagegen.cluster import load_cluster
@@ -33,8 +34,7 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
     key = (directory / "id.pub").read_text().strip()
     (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
-    (directory / "out").mkdir()
-    (directory / "out/images").symlink_to(IMAGES)
+    share_images(IMAGES, directory / "out")
     return directory
 
 
