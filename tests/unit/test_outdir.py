@@ -19,7 +19,9 @@ from imagegen import boot, cli, outdir, provisioning
 from imagegen.cli import run_command
 from imagegen.errors import BadUsage, ExitCode
 from imagegen.lock import hold_lock
-from imagegen.outdir import MARK, find_caller, find_place, keep_closed, remove_old_seeds
+from imagegen.marks import EARLIER, MARK, remove_old_seeds
+from imagegen.outdir import keep_closed
+from imagegen.owners import find_caller, find_place
 
 ALICE, MALLORY = 12345, 12346  # nobody's uids
 WRITERS = (["generate"], ["seed"], ["pxe"], ["baremetal"])
@@ -343,7 +345,7 @@ def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: 
 
 def test_every_name_is_known_of_earlier_versions() -> None:
     """A directory that is written to and could not be told from a foreign one would be taken for it."""
-    assert {*outdir.KEPT} - {"seeds"} < {*outdir.EARLIER}
+    assert {*outdir.KEPT} - {"seeds"} < {*EARLIER}
 
 
 def test_a_killed_runs_halves_are_removed(here: Path) -> None:
@@ -472,7 +474,9 @@ def find_by_path(source: str) -> set[str]:
 
 def test_only_what_works_elsewhere_changes_files_by_path() -> None:
     """All else goes through handles, tree, lock and outdir."""
-    modules = [p for p in (ROOT / "imagegen").glob("*.py") if p.stem not in ("handles", "tree", "lock", "outdir")]
+    modules = [
+        p for p in (ROOT / "imagegen").glob("*.py") if p.stem not in ("handles", "tree", "lock", "outdir", "marks")
+    ]
     faults = {p.stem: found for p in modules if (found := find_by_path(p.read_text()) - ELSEWHERE.get(p.stem, set()))}
     faults.get("disk", set()).discard("open")
     assert {module: calls for module, calls in faults.items() if calls} == {}
