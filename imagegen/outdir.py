@@ -106,6 +106,8 @@ def prepare_name(out: Path, handle: int, name: str) -> None:
         make_directory(handle, name, out / name, KEPT[name], owner=find_caller())
         with open_directory(out / name) as inner:
             check_owner(inner, out / name)
+            if KEPT[name] == 0o700:
+                os.fchmod(inner, 0o700)
             if not is_file(out / name / MARK):
                 put_file(inner, MARK, MARK_TEXT.encode(), 0o644, out / name / MARK)
             if name == "seeds":
