@@ -134,7 +134,7 @@ def boot_cluster(
             proxy_dhcp=network_boot.proxy_dhcp,
         )
 
-    with hold_directory(directory, report, keep=keep), end_on_signals(), make_network() as network:
+    with hold_directory(directory, report), end_on_signals(), make_network() as network:
         check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
         limit = network.timeout if timeout is None else timeout
         machines = []
@@ -199,10 +199,11 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
     how = f"run `imagegen build --role {role}` first"
     if current.is_symlink():
         content_id = current.readlink().name
-    elif is_file(current):
-        content_id = read_file(current, 200).decode(errors="replace").strip()
     else:
-        raise BadUsage(f"there is no image of the role {role} in {directory}", how)
+        try:
+            content_id = read_file(current, 200).decode(errors="replace").strip()
+        except FileNotFoundError:
+            raise BadUsage(f"there is no image of the role {role} in {directory}", how) from None
     name = content_id.removeprefix(f"{role}-").split(".")[0]
     image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
     if not is_file(image):
@@ -225,15 +226,19 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 
 
 @contextmanager
-def hold_directory(directory: Path, report: Report = lambda line: None, *, keep: bool = False) -> Generator[None]:
+def hold_directory(directory: Path, report: Report = lambda line: None) -> Generator[None]:
     """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out.
 
-    `keep`: what root made there stays root's, for the nodes that run on. Raises BadUsage, MachineLacks.
+    What root made there stays root's while nodes run on or a tree could not be removed. Raises BadUsage, MachineLacks.
     """
+
+    def in_use() -> bool:
+        return any(is_file(directory / backend.STATE) for backend in (nspawn, qemu))
+
     with work_in(directory.parent, [directory.name], "boot", lambda line: report(progress_line("boot", "", "", line))):
         pass  # nodes run long: others work in out meanwhile
     try:
-        with hold_lock(directory / "lock", "boot"), keep_closed(directory, for_good=keep):
+        with hold_lock(directory / "lock", "boot"), keep_closed(directory, in_use):
             yield
     except Held:
         raise BadUsage(

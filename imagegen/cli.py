@@ -60,7 +60,7 @@ class Settings:
     @property
     def out(self) -> Path:
         """Where results go, once it is a place that no other user can change. Raises BadUsage."""
-        from imagegen.outdir import find_place
+        from imagegen.owners import find_place
 
         return find_place(self.given_out)
 
@@ -435,7 +435,8 @@ def pxe(settings: Settings) -> Outcome:
       dnsmasq --conf-file=out/pxe/dnsmasq.conf
     """
     from imagegen.access import explain_closed
-    from imagegen.outdir import mark_tree, work_in
+    from imagegen.marks import mark_tree
+    from imagegen.outdir import work_in
     from imagegen.pxe import LOADERS, find_images, link_files, pxe_tree
     from imagegen.tree import write_tree
 
@@ -553,7 +554,8 @@ def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Ou
       kubectl apply -f out/metal3/linux-node2.yaml
     """
     from imagegen.baremetal import SUFFIXES, ironic_tree, metal3_tree
-    from imagegen.outdir import mark_tree, work_in
+    from imagegen.marks import mark_tree
+    from imagegen.outdir import work_in
     from imagegen.pxe import find_images
     from imagegen.seeds import seed_trees
     from imagegen.tree import write_tree
@@ -853,7 +855,8 @@ def _write_new(path: Path, file: Any) -> None:
 def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list[Path]:
     from imagegen.build import image_content_id
     from imagegen.elements import elements_tree, images_yaml
-    from imagegen.outdir import mark_tree, work_in
+    from imagegen.marks import mark_tree
+    from imagegen.outdir import work_in
     from imagegen.releases import find_release
     from imagegen.resources import data_directory
     from imagegen.seeds import seed_tree
@@ -874,7 +877,7 @@ def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list
 
 
 def _remove_old_seeds(settings: Settings, out: Path, cluster: Cluster) -> None:
-    from imagegen.outdir import remove_old_seeds
+    from imagegen.marks import remove_old_seeds
 
     for place in remove_old_seeds(out / "seeds", [node.name for node in cluster.nodes]):
         _say(settings, f"removed {place}: {_cluster_name(settings)} has no such node")

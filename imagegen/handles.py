@@ -197,11 +197,14 @@ def is_file(place: Path) -> bool:
 
 def remove(directory: int, name: str) -> None:
     """Removes what has that name in the directory, whole trees too; a link, not what it leads to."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
-            shutil.rmtree(name, dir_fd=directory)
-        else:
-            os.unlink(name, dir_fd=directory)
+    try:
+        mode = os.lstat(name, dir_fd=directory).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(name, dir_fd=directory)
+    else:
+        os.unlink(name, dir_fd=directory)
 
 
 def remove_place(place: Path) -> None:

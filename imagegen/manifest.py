@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from imagegen.errors import BadUsage
 from imagegen.handles import read_file
 
 
@@ -46,10 +45,10 @@ def write_json(value: object) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """DIRECTORY/manifest.json; empty when it is missing or broken."""
+    """DIRECTORY/manifest.json; empty when it is missing or broken. Raises BadUsage for a link."""
     try:
         loaded = json.loads(read_file(directory / "manifest.json"))
-    except (OSError, ValueError, BadUsage):
+    except (OSError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 

@@ -88,7 +88,8 @@ def open_ledger(out: Path) -> Ledger:
 def check_ledger(path: Path, *, make: bool = False) -> None:
     """Whether SQLite, which follows links, finds none at its files' places; an empty ledger counts as one.
 
-    What it adds belongs to the ledger's owner. Raises BadUsage, FileNotFoundError when there is no ledger.
+    What it adds belongs to the ledger's owner. Not beside an open Ledger of this process, whose POSIX locks a close()
+    would drop. Raises BadUsage, FileNotFoundError when there is no ledger.
     """
     with open_directory(path.parent) as directory:
         there = set(list_names(directory))

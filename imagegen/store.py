@@ -15,7 +15,7 @@ from imagegen.errors import CommandFailed, ImagegenError, MachineLacks
 from imagegen.handles import open_directory
 from imagegen.lock import Held, hold_lock
 from imagegen.manifest import read_manifest
-from imagegen.outdir import find_caller, find_place
+from imagegen.owners import find_caller, find_place
 
 TOOLS = (
     "qemu-img",

@@ -34,6 +34,7 @@ CHECKOUT = Path(__file__).parent.parent
 # The tests are no package: each directory finds its own modules on the path.
 sys.path.insert(0, str(CHECKOUT / "tests/faults"))
 
+from netboot_images import share_images  # noqa: E402
 from testbed import Testbed, make_secrets, unpack_trees, write_cluster  # noqa: E402
 
 IMAGEGEN = [sys.executable, "-m", "imagegen", "-q"]
@@ -145,8 +146,7 @@ def bench_memory(work: Path) -> list[str]:
 def bench_boot(work: Path) -> list[str]:
     """Time to ready of both roles, natively and in QEMU (the peer), from the images in out/."""
     seconds: dict[str, dict[str, float]] = {}
-    (work / "out").mkdir()
-    (work / "out/images").symlink_to(CHECKOUT / "out/images")
+    share_images(CHECKOUT / "out/images", work / "out")
     for backend in ("nspawn", "qemu"):
         cluster = ["-c", str(work / "cluster.yaml"), "-o", str(work / "out")]
         _, output = measure([*IMAGEGEN, *cluster, "--output", "json", "boot", "--backend", backend])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bringup import IMAGES, run_imagegen
+from netboot_images import share_images
 
 MINUTES = 60
 NODES = {"linux-node1": "deploy", "linux-node2": "deploy", "linux-node3": "live"}
@@ -21,8 +22,7 @@ NODES = {"linux-node1": "deploy", "linux-node2": "deploy", "linux-node3": "live"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default cluster with a live compute besides, and its tree."""
     place = tmp_path_factory.mktemp("pxe")
-    (place / "out").mkdir()
-    (place / "out/images").symlink_to(IMAGES)
+    share_images(IMAGES, place / "out")
     run_imagegen(["init", str(place)])
     document = yaml.safe_load((place / "cluster.yaml").read_text())
     live = {"name": "linux-node3", "role": "compute", "mac": "52:54:00:56:00:13", "address": "192.168.56.13"}

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bringup import IMAGES, run_imagegen
+from netboot_images import share_images
 
 from imagegen.qemu import can_accelerate, find_ovmf
 from imagegen.run import run
@@ -42,8 +43,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with the tree of `imagegen pxe`, served on 127.0.0.1, a seed ISO and a blank disk."""
     place = tmp_path_factory.mktemp("network")
-    (place / "out").mkdir()
-    (place / "out/images").symlink_to(IMAGES)
+    share_images(IMAGES, place / "out")
     run_imagegen(["init", str(place)])
     handler = partial(QuietHandler, directory=str(place / "out/pxe"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

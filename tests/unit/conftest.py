@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import fakes  # noqa: F401 - makes the agent importable
 import hypothesis
+import pytest
 from guards import pytest_itemcollected, pytest_runtest_protocol
 
 __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
@@ -11,3 +14,10 @@ __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
 # How fast a machine is proves nothing about the code. The rest is hypothesis' default, which knows CI.
 hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """For tests that give files to other users."""
+    if os.geteuid() != 0:
+        pytest.skip("giving files to other users takes root: run the unit tests as root")

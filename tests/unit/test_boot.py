@@ -366,6 +366,7 @@ def test_a_backend_starts_without_the_leftovers_of_either(
     assert log == ["clean Nspawn", "clean Qemu", made]
 
 
+@pytest.mark.usefixtures("root")
 def test_another_users_directory_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a run as root, a run without root gets a sentence and not a traceback."""
     tmp_path.chmod(0o755)

@@ -97,6 +97,7 @@ def test_a_file_with_another_name_is_not_written_to(tmp_path: Path) -> None:
         keep_file(tmp_path / "lock")
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_root_makes_belongs_to_the_directorys_owner(tmp_path: Path, name: str) -> None:
     """After `sudo imagegen build` the user can go on. Root's own directories stay root's."""
@@ -109,6 +110,7 @@ def test_what_root_makes_belongs_to_the_directorys_owner(tmp_path: Path, name: s
         assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(owner, owner)}
 
 
+@pytest.mark.usefixtures("root")
 def test_links_are_made_between_files_of_one_owner_only(tmp_path: Path) -> None:
     """A link to root's file would stay root's: the user's directory gets a copy with the same holes, times and mode."""
     source, owned = tmp_path / "image.raw", tmp_path / "out"
@@ -134,6 +136,7 @@ def test_links_are_made_between_files_of_one_owner_only(tmp_path: Path) -> None:
     assert (owned / "image.raw").stat().st_ino == facts.st_ino, "it is there already"
 
 
+@pytest.mark.usefixtures("root")
 @given(st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=3)), max_size=8))
 def test_a_sparse_copy_has_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[int, bytes]]

@@ -15,6 +15,7 @@ import bad_day
 import pytest
 from bad_day import CONTROLLER
 from bringup import BOOT_MINUTES, IMAGES, BootedCluster, run_imagegen, write_inputs
+from netboot_images import share_images
 
 from imagegen import qemu
 from imagegen.cluster import load_cluster
@@ -24,8 +25,7 @@ from imagegen.cluster import load_cluster
 def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tier's cluster file and secrets, and the images that the build left in out/."""
     directory = write_inputs(tmp_path_factory.mktemp("vm"))
-    (directory / "out").mkdir()
-    (directory / "out/images").symlink_to(IMAGES)
+    share_images(IMAGES, directory / "out")
     return directory
 
 
