@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from fakes.world import DMI_UUID, World
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import cli, metadata, seed
-from imagegen_node.steps import Refused
+from imagegen_node.steps import Refused, Waiting
 from repository import ELEMENTS
 
 MAC, OTHER_MAC = "52:54:00:56:00:11", "52:54:00:56:00:99"
@@ -257,6 +258,19 @@ def test_what_lies_anywhere_in_it_goes(world: World, place: int) -> None:
     device = give_disk(world, bytes(content))
     assert seed.erase() == f"erased from {device}"
     assert device.read_bytes() == bytes(len(content))
+
+
+def test_a_partition_that_is_in_use_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has mounted it: said with the device's name, and the seed goes when it is free."""
+    device = give_disk(world)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patch, pytest.raises(Waiting, match=r"vda3 to be free \(Device or resource busy\)"):
+        patch.setattr("imagegen_node.seed.os.open", refuse)
+        seed.erase()
+    assert seed.erase() == f"erased from {device}"
 
 
 def test_a_machine_without_such_a_partition_has_nothing_to_erase(world: World) -> None:

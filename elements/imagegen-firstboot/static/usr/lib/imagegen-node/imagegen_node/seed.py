@@ -15,7 +15,7 @@ from typing import Any
 
 from imagegen_node.files import put_file, read_text, remove_file
 from imagegen_node.machine import read_dmi_uuid, stamp_machine
-from imagegen_node.steps import Refused
+from imagegen_node.steps import Refused, Waiting
 
 COPY = Path("/var/lib/imagegen/seed.json")
 NETWORK = Path("/etc/systemd/network")
@@ -139,14 +139,17 @@ def find_partition() -> Path | None:
 
 
 def erase() -> str:
-    """Overwrites the seed in the disk's seed partition with zeros; says what it did.
+    """Overwrites the seed in the disk's seed partition with zeros; says what it did. Raises Waiting if it is mounted.
 
     cloud-init would take it instead of a newer one on a medium, and it holds the node's passwords.
     """
     device = find_partition()
     if device is None:
         return ""
-    handle = os.open(device, os.O_RDWR | os.O_EXCL | os.O_NOFOLLOW)  # O_EXCL: not while it is mounted
+    try:
+        handle = os.open(device, os.O_RDWR | os.O_EXCL | os.O_NOFOLLOW)  # O_EXCL: not while it is mounted
+    except OSError as error:
+        raise Waiting(f"{device} to be free ({error.strerror}): the seed in it is to be erased") from error
     with os.fdopen(handle, "r+b", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
