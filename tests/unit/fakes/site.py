@@ -231,7 +231,8 @@ class SiteNode(World):
     # the others
 
     def connect_port(self, address: tuple[str, int], timeout: float) -> Any:
-        return World.connect_port(self.site.node_at(address[0]), address, timeout)
+        node = self if address[0] == "127.0.0.1" else self.site.node_at(address[0])
+        return World.connect_port(node, address, timeout)
 
     def open(self, request: Any, timeout: float) -> Any:
         return World.open(self.site.node_at(urlsplit(request.full_url).hostname or ""), request, timeout)
@@ -255,7 +256,7 @@ class Site:
         self.random = random.Random(seed)
         self.server = Server(lambda: self.clock)
         self.keystone = Keystone()
-        self.broker: dict[str, Any] = {"users": {}, "vhosts": []}
+        self.broker: dict[str, Any] = {"users": {}, "vhosts": [], "places": []}
         self.away: dict[str, float] = {}  # backing service -> until when nobody reaches it
         self.back = threading.Semaphore(0)
         self.faults: list[BaseException] = []
@@ -279,6 +280,8 @@ class Site:
         node = self.current
         if node and node.thread is threading.current_thread() and (node.dying or not node.powered):
             raise Crash
+        if node:
+            self.server.client = str(self.cluster.node(node.node_name).address)
 
     def _reach_change(self) -> None:
         if self.current is not None:

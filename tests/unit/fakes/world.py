@@ -300,12 +300,12 @@ class World:
             8778: "placement-api.service",
             8774: "nova-api.service",
             8775: "nova-api-metadata.service",
-            6080: "nova-novncproxy.service",
             11211: "memcached.service",
         }
-        further = [cell for cell in self.cluster.cells[1:] if self.cluster.console_port(cell) == address[1]]
-        unit = f"nova-novncproxy@{further[0]}.service" if further else units[address[1]]
-        if self.units.get(unit, Unit()).state != "active":
+        for cell in self.cluster.cells:
+            own = cell == self.facts["cell"]
+            units[self.cluster.console_port(cell)] = f"nova-novncproxy{'' if own else f'@{cell}'}.service"
+        if self.units.get(units[address[1]], Unit()).state != "active":
             raise ConnectionRefusedError(111, "Connection refused")
         return SimpleNamespace(close=lambda: None)
 
