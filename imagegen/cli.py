@@ -619,7 +619,11 @@ def main() -> NoReturn:
     """The command `imagegen`. SIGTERM ends it as SIGINT does: what was begun is cleaned up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     open_streams()
-    sys.exit(run_command(sys.argv[1:]))
+    try:
+        code = run_command(sys.argv[1:])
+    except KeyboardInterrupt:  # while it said how it ended
+        code = ExitCode.INTERRUPTED
+    sys.exit(code)
 
 
 def run_command(argv: Sequence[str]) -> ExitCode:
@@ -785,7 +789,9 @@ def _live_progress() -> Iterator[Report]:
 
 
 def _cluster_name(settings: Settings) -> str:
-    return os.fspath(settings.cluster or DEFAULT_CLUSTER)
+    from imagegen.document import name_file
+
+    return name_file(settings.cluster or DEFAULT_CLUSTER)
 
 
 def _load_cluster(settings: Settings) -> Cluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagegen.document import STDIN, Findings, Value, check_shape, load_document, parse_document, suggest
+from imagegen.document import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
 from imagegen.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.errors import BadInput
 from imagegen.hints import parse_hint
@@ -46,7 +45,7 @@ def load_cluster(path: Path | None) -> Cluster:
 
 def read_cluster(path: Path | None) -> tuple[Cluster, Findings]:
     """The same, and where in the file its values stand. `-` is standard input; it lies in this directory."""
-    found = Findings(DEFAULT_NAME if path is None else "standard input" if path == STDIN else os.fspath(path))
+    found = Findings(DEFAULT_NAME if path is None else name_file(path))
     document = parse_document(default_text(), found) if path is None else load_document(path, found)
     return check_cluster(document, found, path.parent if path else Path()), found
 

@@ -84,6 +84,11 @@ def load_document(path: Path, found: Findings) -> Value:
     return parse_document(_read_text(path, found), found)
 
 
+def name_file(path: Path) -> str:
+    """What a file is called in a message."""
+    return "standard input" if path == STDIN else os.fspath(path)
+
+
 def parse_document(text: str, found: Findings) -> Value:
     """The same for text that is already here."""
     events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
