@@ -1041,7 +1041,7 @@ def _say_in_background(settings: Settings) -> Iterator[Callable[[str], None]]:
 def _show_status(
     settings: Settings, names: Sequence[str], states: Sequence[str], watch: bool, timeout: float | None
 ) -> Outcome:
-    from imagegen.fleet import Screen, find_faults, node_rows, render, select
+    from imagegen.fleet import find_faults, node_rows, render, select
     from imagegen.provisioning import open_ledger
 
     ledger = open_ledger(settings.out)
@@ -1064,17 +1064,21 @@ def _show_status(
     code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if faults else ExitCode.DONE
     screen = _measure_screen(settings)
     taken = _say_refusals(settings, told["reports"], screen)
-    if screen and screen.height:
-        room = None if names or states else max(4, screen.height - taken - 1)
-        screen = Screen(screen.width, room, screen.colour)
+    if told["listened"] < told["now"]:
+        _say(
+            settings, f"no `imagegen serve` is at work here: this is of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}"
+        )
+        taken += 1
+    if screen:
+        screen = replace(screen, height=0 if names or states else max(4, screen.height - taken))
     shown = select(rows, states=states)
     problems = [Problem("", 0, "", fault) for fault in faults]
-    lines = render(shown, told["listened"], screen)
+    lines = render(shown, told["now"], screen)
     return Outcome(lines, nodes=shown, problems=problems, code=code, colours=bool(screen and screen.colour))
 
 
 def _measure_screen(settings: Settings) -> Screen | None:
-    """The terminal on which the answer goes; None: stdout is none."""
+    """The terminal on which the answer goes, with a line to spare for the prompt; None: stdout is none."""
     import shutil
 
     from imagegen.fleet import Screen
@@ -1082,7 +1086,7 @@ def _measure_screen(settings: Settings) -> Screen | None:
     if settings.output != "text" or not sys.stdout.isatty():
         return None
     size = shutil.get_terminal_size()
-    return Screen(size.columns, size.lines, not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+    return Screen(size.columns, size.lines - 1, not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
 
 def _say_refusals(settings: Settings, reports: Sequence[dict[str, Any]], screen: Screen | None) -> int:
@@ -1100,7 +1104,7 @@ def _watch_ledger(
     settings: Settings, ledger: Ledger, names: Sequence[str], states: Sequence[str], end: float | None
 ) -> None:
     """Until every node is ready or failed, or the time is over: a table that lives, or a line a change."""
-    from imagegen.fleet import Screen, find_changes, is_settled, node_rows, render, select
+    from imagegen.fleet import find_changes, is_settled, node_rows, render, select
 
     before: list[dict[str, Any]] = []
     with _live_table(settings) as show:
@@ -1108,14 +1112,8 @@ def _watch_ledger(
             told = ledger.read()
             rows = select(node_rows(told, settings.out), names)
             shown = select(rows, states=states)
-            if show and (screen := _measure_screen(settings)):
-                show(
-                    render(
-                        shown,
-                        told["listened"],
-                        Screen(screen.width, screen.height and screen.height - 1, screen.colour),
-                    )
-                )
+            if show:
+                show(render(shown, told["now"], _measure_screen(settings)))
             elif not settings.quiet:
                 for line in find_changes(before, shown, told["now"]):
                     (tell if settings.output == "json" else print_line)(line)
@@ -1141,5 +1139,5 @@ def _live_table(settings: Settings) -> Iterator[Callable[[Sequence[str]], None] 
         )
 
 
-def _clock(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at))
+def _clock(at: float, form: str = "%H:%M:%S") -> str:
+    return time.strftime(form, time.localtime(at))

@@ -17,15 +17,8 @@ from imagegen.streams import visible
 
 SILENT = "silent"  # the word for a node that never said anything
 ORDER = ("failed", "lost", "degraded", "waiting", "working", SILENT, "ready")  # of the rows
-COLOURS = {
-    "failed": 31,
-    "lost": 35,
-    "degraded": 33,
-    "waiting": 33,
-    "working": 34,
-    SILENT: 2,
-    "ready": 32,
-}  # ECMA-48, SGR
+# ECMA-48, SGR
+COLOURS = {"failed": 31, "lost": 35, "degraded": 33, "waiting": 33, "working": 34, SILENT: 2, "ready": 32}
 COLUMNS = ("nodes", "role", "state", "step", "seconds", "heard", "detail")
 LEAST_NODES = 12  # columns of a terminal, for names
 MOST_DETAIL = 4  # lines of a terminal, for one group's reason
@@ -170,10 +163,10 @@ def fold_numbers(numbers: Sequence[int], width: int) -> str:
 
 @dataclass(frozen=True)
 class Screen:
-    """A terminal's size in characters; height None: it may scroll."""
+    """What there is of a terminal, in characters; height 0: it may scroll."""
 
     width: int
-    height: int | None
+    height: int
     colour: bool
 
 

@@ -102,6 +102,32 @@ def test_the_doctor_names_a_sickness_and_its_cure(deployment: Deployment, name: 
     assert deployment.secrets.database_nova not in json.dumps(found)
 
 
+LOOK = """\
+import sys
+sys.path.insert(0, "/usr/lib/imagegen-node")
+from imagegen_node import cli, metadata
+from imagegen_node.health import find_troubles
+from imagegen_node.status import Status
+facts, node = metadata.read_facts(), metadata.read_node()
+role = cli.make_role(facts, node, Status(node["node"], facts["role"]))
+print(*find_troubles(role.list_looks()), sep="\\n", end="")
+"""
+
+
+def test_a_ready_node_sees_what_stops_working(deployment: Deployment) -> None:
+    """No false alarm on real services; what the API says of a compute is said. The agent itself looks in minutes."""
+    for node in deployment.nodes.values():
+        assert node.ask("python3", "-c", LOOK) == "", node.name
+    compute = deployment.nodes["c-3"]
+    change = "UPDATE nova_oost.services SET disabled = {0}, forced_down = {0}, disabled_reason = {1} WHERE host = 'c-3'"
+    try:
+        execute_sql(deployment.controller, change.format(1, "'new memory'"))
+        said = compute.ask("python3", "-c", LOOK).splitlines()
+    finally:
+        execute_sql(deployment.controller, change.format(0, "NULL"))
+    assert said == ["nova-compute is forced down in the API", "nova-compute is disabled in the API (new memory)"]
+
+
 def retry(node: RunningNode, step: str) -> tuple[int, str]:
     done = node.execute(["imagegen-node", "retry", step], timeout=240)
     return done.returncode, done.stdout.decode() + done.stderr.decode()

@@ -15,7 +15,7 @@ PRESET = ELEMENTS / "imagegen-base/static/etc/systemd/system-preset/00-imagegen.
 AGENT_STARTS = {
     Role.CONTROLLER: {
         *("mariadb", "rabbitmq-server", "epmd", "memcached", "keystone", "placement-api"),
-        *("nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy", "imagegen-node"),
+        *("nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"),
         *("nova-conductor@oost", "nova-novncproxy@oost"),
     },
     Role.COMPUTE: {"libvirtd", "nova-compute"},
@@ -24,6 +24,7 @@ AGENT_STARTS = {
 # may not set the clock (its unit has ConditionCapability=CAP_SYS_TIME).
 EVERYWHERE = {
     *("dbus", "ssh", "systemd-journald", "systemd-logind", "systemd-networkd", "systemd-resolved", "console-getty"),
+    "imagegen-node",
 }
 # Started by others when they need them, and ended when idle.
 ON_DEMAND = {"systemd-machined", "polkit", "systemd-hostnamed", "systemd-timedated", "virtlogd"}

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import HOST, Site
 
-from imagegen import serve
+from imagegen import provisioning, serve
 from imagegen.authority import generate_authority
 from imagegen.errors import ImagegenError, MachineLacks
 from imagegen.provisioning import Provisioning, Window, describe_windows
@@ -477,7 +477,26 @@ def test_a_watch_ends_when_all_are_ready(site: Site) -> None:
             assert fetch(f"{at_work.url}/status", document(name, role, "ready", ""))[0] == 204
         said, _ = watch.communicate(timeout=SECONDS)
     assert watch.returncode == 0
-    assert [line.split()[2] for line in said.splitlines()] == ["STATE", "ready", "ready", "ready"]
+    assert "\n3 nodes: 3 ready\n" in said and re.search(r"^[\d:]{8} .*ready", said)
+
+
+def test_the_server_writes_down_that_it_listens(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it does, and no longer: a node is not lost because nobody heard it."""
+    monkeypatch.setattr(provisioning, "LISTENING", 0.02)
+
+    def until() -> float:
+        return float(ledger._db.execute("SELECT until FROM listening").fetchone()[0])
+
+    with site.serve() as at_work:
+        ledger = at_work.ledger.reopen()
+        ledger._db.execute("UPDATE listening SET until = 0")
+        end = time.monotonic() + SECONDS
+        while not until():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    ledger._db.execute("UPDATE listening SET until = 0")
+    assert until() == 0
+    ledger.close()
 
 
 def test_nobody_served_yet(site: Site) -> None:

@@ -148,7 +148,7 @@ def test_whatever_happens_fits_the_screen(width: int, height: int) -> None:
 
 def test_a_choice_of_nodes_is_shown_whole() -> None:
     rows = [row(f"c-{n}", "failed", "disk", f"reason {n}") for n in range(100)]
-    lines = render(rows, NOW, Screen(80, None, False))
+    lines = render(rows, NOW, Screen(80, 0, False))
     assert [line for line in lines if "reason 99" in line]
 
 

@@ -393,6 +393,17 @@ def test_wrong_methods_are_refused(served: Served, method: str, path: str) -> No
     assert served.ask(path, method=method).status == 405
 
 
+@pytest.mark.parametrize(
+    ("url", "heard"), [(None, True), (f"{URL}/status", True), ("http://192.168.56.9/status", False)]
+)
+def test_a_node_that_reports_elsewhere_is_not_waited_for(tmp_path: Path, url: str | None, heard: bool) -> None:
+    """This server hears of its script alone: it must not call the node lost."""
+    served = make_served(tmp_path, replace(CLUSTER, status_url=url))
+    served.ask("/nodes/linux-node2.ipxe")
+    node = next(node for node in served.ledger.read()["nodes"] if node["name"] == NODE.name)
+    assert (node["state"], node["heard"] is not None) == ("working", heard)
+
+
 def test_a_status_cannot_be_fetched(served: Served) -> None:
     """There is no such file: nodes.json has what is shown."""
     assert served.ask("/status").status == 404

@@ -288,7 +288,8 @@ class World:
         """Who reads a queue: the daemon whose name it bears, if it works."""
         topic, _, host = queue.partition(".")
         assert host == self.node_name
-        unit = f"nova-{topic}.service" if vhost == "nova" else f"nova-{topic}@{vhost.removeprefix('nova_')}.service"
+        own = vhost == "nova" or topic == "compute"
+        unit = f"nova-{topic}.service" if own else f"nova-{topic}@{vhost.removeprefix('nova_')}.service"
         if unit not in self.units:
             raise amqp.NotFound(f"Queue.declare: (404) NOT_FOUND - no queue '{queue}' in vhost '{vhost}'")
         return int(self.works(unit) and topic not in self.deaf)

@@ -43,7 +43,7 @@ class Compute:
         """Looks at the node from time to time, for ever. What is wrong stands in the status until it is over."""
         state = health.Health(self.list_looks())
         while True:
-            self.sleep(state.seconds_left())
+            self.sleep(max(1.0, state.seconds_left()))
             if trouble := state.examine():
                 self.status.degraded(trouble)
             else:
