@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import unicodedata
-from typing import TextIO
+from contextlib import suppress
 
 RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
 COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
@@ -49,7 +49,6 @@ def print_data(text: str, *, colours: bool = False) -> None:
         sys.stdout.write(visible(text, colours=colours))
         sys.stdout.flush()
     except OSError as error:
-        _give_up(sys.stdout)
         raise OutputLost(error) from error
 
 
@@ -65,14 +64,10 @@ def tell(text: str, label: str = "", color: str = RED) -> None:
     """
     if sys.stderr is None:
         return
-    try:
+    with suppress(OSError):
         colored = label and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         sys.stderr.write((f"{color}{label}{PLAIN} " if colored else label and f"{label} ") + visible(text) + "\n")
         sys.stderr.flush()
-    except BlockingIOError:  # a terminal that is stopped
-        return
-    except OSError:
-        _give_up(sys.stderr)
 
 
 def open_streams() -> None:
@@ -88,14 +83,3 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-def _give_up(stream: TextIO) -> None:
-    """Lets the rest go nowhere, so that Python's own flush at the end finds nothing to complain of."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-        stream.flush()
-    except (OSError, ValueError):  # a stream without a file
-        return

@@ -26,7 +26,7 @@ NETWORK = Network(IPv4Network("10.67.0.0/24"), SERVER)
 NODES = ("ignore", "infinite", "45m", "7", "set", "a1b2", "1d")  # names that dnsmasq has words or lease times for
 COOKIE = b"\x63\x82\x53\x63"  # RFC 2131
 HEAD = "!BBBBIHH4s4s4s4s16s64s128s"
-PLACE = 'it\'s #1, "two" \\ words'
+PLACE = 'it\'s #1, "two" \\new words'
 
 
 @dataclass(frozen=True)

@@ -222,20 +222,23 @@ PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from 
         ("closed pipe", ["schema"], 141, ""),
         ("closed pipe", ["--help"], 141, ""),
         ("closed", ["schema"], 0, ""),
+        ("full stderr", ["init"], 0, ""),
     ],
 )
 def test_real_streams(where: str, argv: list[str], code: int, said: str, tmp_path: Path) -> None:
-    """A process with such a stdout: Python's own flush at its end finds nothing to complain of."""
+    """A process with such streams: Python's own flush at its end finds nothing to complain of."""
     reader, writer = os.pipe()
     os.close(reader)
-    target = os.open("/dev/full", os.O_WRONLY) if where == "full" else writer
-    close = "import os; os.close(1); " if where == "closed" else ""
-    done = subprocess.run(
-        [sys.executable, "-c", close + PROGRAM, *argv], stdout=target, stderr=subprocess.PIPE, text=True
+    full = os.open("/dev/full", os.O_WRONLY)
+    stdout, stderr = {"full": (full, subprocess.PIPE), "full stderr": (None, full)}.get(
+        where, (writer, subprocess.PIPE)
     )
-    for number in {target, writer}:
+    close = "import os; os.close(1); " if where == "closed" else ""
+    done = subprocess.run([sys.executable, "-c", close + PROGRAM, *argv], stdout=stdout, stderr=stderr, text=True)
+    for number in (full, writer):
         os.close(number)
-    assert (done.returncode, said in done.stderr, bool(said)) == (code, True, bool(done.stderr)), done.stderr
+    heard = done.stderr or ""
+    assert (done.returncode, said in heard, bool(said)) == (code, True, bool(heard)), heard
 
 
 # text

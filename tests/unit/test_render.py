@@ -15,7 +15,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from oslo_config import cfg
 
-from imagegen.render import dump_json, dump_yaml, environment, quote_oslo, quote_url, quote_yaml, render_template
+from imagegen.render import (
+    dump_json,
+    dump_yaml,
+    environment,
+    quote_config,
+    quote_oslo,
+    quote_url,
+    quote_yaml,
+    render_template,
+)
 from imagegen.resources import data_directory
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
@@ -162,3 +171,18 @@ def test_no_value_for_oslo_config_goes_unquoted(template: Path) -> None:
     assignments = re.findall(r"^\S.* = .*\{\{.*", template.read_text(), re.MULTILINE)
     assert assignments
     assert [line for line in assignments if not line.endswith("| oslo }}")] == []
+
+
+@given(st.text("ab\\\"'#,;{} :\u00e9tnrbe"))
+def test_a_value_in_quotes_means_itself_to_dnsmasq_and_nginx(value: str) -> None:
+    """Both undo a backslash before these letters (dnsmasq's option.c, read_file; nginx takes fewer)."""
+    inner = quote_config(value)[1:-1]
+    undone = {**{c: c for c in '"\\'}, "t": "\t", "n": "\n", "b": "\b", "r": "\r", "e": "\x1b"}
+    assert re.fullmatch(r'([^"\\]|\\.)*', inner)
+    assert re.sub(r"\\(.)", lambda match: undone.get(match[1], match[0]), inner) == value
+
+
+@pytest.mark.parametrize("value", ["a$b", "a\nb", "\x9b"])
+def test_what_no_quotes_can_hold_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="dollar sign or a control"):
+        quote_config(value)

@@ -31,11 +31,13 @@ def encode(blob: bytes) -> str:
 
 
 OPTIONS = ["restrict", "no-pty", 'command="a \\"b\\", c d"', 'from="10.*,!10.1.*"', "No-Agent-Forwarding"]
-    ["restrict", "no-pty", 'command="a \\"b\\", c d"', 'from="10.*,!10.1.*"', "No-Agent-Forwarding"]
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.lists(st.sampled_from(OPTIONS), max_size=3),
+    st.sampled_from(["", " me@here", " two words", " "]),
 )
-
-
-@given(st.sampled_from(KINDS), st.lists(st.sampled_from(OPTIONS), max_size=3), st.sampled_from(["", " me@here", " two words", " "]))
 def test_a_whole_key_is_taken(kind: str, before: list[str], comment: str) -> None:
     """Of every type that sshd takes, with options before it and with or without a comment."""
     line = f"{','.join(before)} {kind} {encode(make_blob(kind))}{comment}".lstrip()
