@@ -33,7 +33,7 @@ STOP_SECONDS = 3  # for answers that are on their way
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on who does not finish a request's head, does not take an answer, or holds too many
+    """HTTP/1.1 that hangs up on whoever does not finish a request's head, does not take an answer, or holds too many
     connections.
     """
 
@@ -109,8 +109,8 @@ def listen(address: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise BadUsage(
-                f"{address} is no address of this machine",
-                "give it that address, name the right one by `pxe: {url: ...}`, or listen elsewhere by --listen",
+                f"{address} is not an address of this machine",
+                "give it that address, name the right one in `pxe: {url: ...}`, or listen elsewhere with --listen",
             ) from error
         raise MachineLacks(f"port {port} of {address}: {error.strerror}", "end what listens there") from error
     return listener
@@ -160,7 +160,7 @@ class Serving:
         """Waits so long for an end that nobody asked for. Raises ImagegenError when it came."""
         self._thread.join(seconds)
         if not self._thread.is_alive():
-            raise ImagegenError(f"the server ended by itself: {self._failure}") from self._failure
+            raise ImagegenError(f"the server stopped unexpectedly: {self._failure}") from self._failure
 
     def _run(self) -> None:
         try:

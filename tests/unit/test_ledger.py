@@ -62,7 +62,7 @@ def test_a_seed_is_claimed_once(ledger: Ledger) -> None:
     ledger.open_windows(["c-1"], 60, 1)
     token = ledger.make_token("c-1")
     ledger.claim("c-1", token)
-    with pytest.raises(Unclaimable, match="was given out for this token already"):
+    with pytest.raises(Unclaimable, match="was already given out for this token"):
         ledger.claim("c-1", token)
     with pytest.raises(Unclaimable, match="as often as it may"):
         ledger.claim("c-1", ledger.make_token("c-1"))
@@ -342,7 +342,7 @@ def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledg
     ("change", "words"),
     [
         ({"version": 2}, "version 1"),
-        ({"node": "c-9"}, "no node"),
+        ({"node": "c-9"}, "not a node"),
         ({"node": None}, "node must be"),
         ({"role": "controller"}, "not the node's role"),
         ({"state": "happy"}, "state must be"),

@@ -148,8 +148,8 @@ def test_a_seed_is_given_once(served: Served) -> None:
     answer = served.ask(path, tls=True)
     assert (answer.status, answer.body) == (200, b"seed of linux-node2")
     again = served.ask(path, tls=True)
-    assert again.status == 403 and b"was given out for this token already" in again.body
-    assert served.reports() == ["the seed of linux-node2 was given out for this token already"]
+    assert again.status == 403 and b"was already given out for this token" in again.body
+    assert served.reports() == ["the seed of linux-node2 was already given out for this token"]
     assert any("its seed was claimed by 192.168.56.12" in line for line in served.said)
 
 
@@ -322,8 +322,8 @@ def test_a_revision_is_a_number(served: Served, since: str) -> None:
 def test_a_wrong_status_is_refused_and_reported(served: Served) -> None:
     """With what is wrong."""
     answer = served.ask("/status", method="POST", body=status(node="linux-node9"))
-    assert answer.status == 400 and b"no node of this cluster" in answer.body
-    assert served.reports() == ["a status was refused: no node of this cluster"]
+    assert answer.status == 400 and b"not a node of this cluster" in answer.body
+    assert served.reports() == ["a status was refused: not a node of this cluster"]
 
 
 def test_sizes_are_bounded(served: Served) -> None:
