@@ -105,13 +105,16 @@ def read_file(path: Path) -> tuple[os.stat_result, bytes] | None:
     """Status and content of a regular file, of one and the same; None when there is none. What is beyond MOST_BYTES is
     left out.
 
-    None as well for a link, a pipe and whatever else is no file. Raises Refused for a link on the way to it.
+    None as well for a link, a pipe and whatever else is no file. Raises Refused for a link on the way to it,
+    and PermissionError.
     """
     try:
         with opened_directory(path.parent) as directory:
             handle = os.open(path.name, EXISTING, dir_fd=directory)
     except FileNotFoundError:
         return None
+    except PermissionError:  # who is not root is told so
+        raise
     except OSError:  # a link (ELOOP), a socket, a device without a driver (ENXIO)
         return None
     try:
