@@ -55,6 +55,7 @@ class Outcome:
     lines: Sequence[str] = ()
     images: list[dict[str, Any]] | None = None
     nodes: list[dict[str, Any]] | None = None
+    claims: dict[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
     code: ExitCode = ExitCode.DONE
 
@@ -155,7 +156,7 @@ def init(settings: Settings, directory: Path) -> Outcome:
       imagegen init
       imagegen init demo && imagegen -c demo/cluster.yaml validate
     """
-    from imagegen.authority import CERTIFICATE, KEY, generate_authority
+    from imagegen.authority import CERTIFICATE, KEY, explain_half, generate_authority
     from imagegen.cluster import default_text
     from imagegen.secrets import generate_secrets
     from imagegen.tree import File, text
@@ -166,7 +167,10 @@ def init(settings: Settings, directory: Path) -> Outcome:
     there = [directory / name for name in (*texts, *pair) if os.path.lexists(directory / name)]
     if there and any(path.name in pair for path in there):
         names = " and ".join(map(os.fspath, there))
-        raise BadUsage(f"{names} exist already and are left as they are", "give another directory")
+        lost = [directory / name for name in pair if directory / name not in there]
+        half = next(path for path in there if path.name in pair)
+        hint = explain_half(half, *lost)[1] if lost else "give another directory"
+        raise BadUsage(f"{names} exist already and are left as they are", hint)
     files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
     directory.mkdir(parents=True, exist_ok=True)
     for path, file in files.items():
@@ -355,7 +359,7 @@ def pxe(settings: Settings) -> Outcome:
 
 
 @cli.command(short_help="Serve the network boot, seeds and a status page while machines are provisioned.")
-@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every node.")
+@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every new node.")
 @click.option(
     "--for",
     "seconds",
@@ -383,9 +387,10 @@ def serve(
 ) -> Outcome:
     """Serve pxe/ by HTTP, each node's seed once by TLS, and a page that shows how far every node is. Ctrl-C ends it.
 
-    A seed is given to whoever boots as its node while the node's window is open, as often as its claims: by default
-    every node may claim once within the hour. A live node claims at each boot. Called again while it runs, with --arm,
-    it opens another window. docs/threat-model.md says what somebody on the wire can do meanwhile.
+    A seed is given to whoever boots as its node while the node's window is open, as often as its claims. Without --arm,
+    each node that never claimed a seed and never was ready may claim once within the hour; the others are named, and
+    get a window by --arm alone. A live node claims at each boot. Called again while it runs, with --arm, it opens
+    another window. docs/threat-model.md says what somebody on the wire can do meanwhile.
 
     \b
     Examples:
@@ -544,6 +549,7 @@ def _print_outcome(settings: Settings, outcome: Outcome) -> None:
         document["problems"] = [asdict(problem) for problem in outcome.problems]
         document |= {"images": outcome.images} if outcome.images is not None else {}
         document |= {"nodes": outcome.nodes} if outcome.nodes is not None else {}
+        document |= {"claims": outcome.claims} if outcome.claims is not None else {}
         click.echo(json.dumps(document, indent=2))
     sys.stdout.flush()
 
@@ -642,13 +648,21 @@ def _load_own_cluster(settings: Settings) -> Cluster:
 
 def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
     """The cluster file and its secrets. Raises as _load_own_cluster()."""
-    from imagegen.secrets import load_secrets, secrets_warnings
+    from imagegen.secrets import load_secrets
 
     cluster = _load_own_cluster(settings)
     secrets = load_secrets(cluster.secrets_path)
-    for warning in secrets_warnings(cluster.secrets_path):
-        click.echo(f"Warning: {warning}", err=True)
+    _warn_of_readers(cluster)
     return cluster, secrets
+
+
+def _warn_of_readers(cluster: Cluster) -> None:
+    """Says when other people can read secrets.yaml, or the key of the CA beside it."""
+    from imagegen.secrets import secrets_warnings
+
+    for path in (cluster.secrets_path, cluster.secrets_path.parent / "ca.key"):
+        for warning in secrets_warnings(path):
+            click.echo(f"Warning: {warning}", err=True)
 
 
 def _choose_nodes(settings: Settings, cluster: Cluster, names: Sequence[str]) -> tuple[Node, ...]:
@@ -764,13 +778,22 @@ def _boot_nodes(
 
 
 def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[str, Any]) -> Outcome:
-    from imagegen.ledger import Unusable
-    from imagegen.provisioning import DIRECTORY, describe_windows, hold_directory, provision
+    from imagegen.ledger import Unusable, explain_unusable
+    from imagegen.provisioning import (
+        DIRECTORY,
+        LEDGER,
+        describe_left_out,
+        describe_windows,
+        hold_directory,
+        provision,
+    )
     from imagegen.seeds import seed_tree
     from imagegen.signals import end_on_signals
 
     cluster, secrets = _load_inputs(settings) if seeds else (_load_own_cluster(settings), None)
     _choose_nodes(settings, cluster, window.names)
+    if not seeds:
+        _warn_of_readers(cluster)
     root, directory = settings.out / "pxe", settings.out / DIRECTORY
     make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
     try:
@@ -784,6 +807,8 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
             ):
                 say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
                 windows = describe_windows(at_work.ledger.read()) if seeds else "none is given out"
+                if at_work.left_out:
+                    say(describe_left_out(at_work.left_out))
                 say(f"seeds at {at_work.seed_url}: {windows}")
                 while True:
                     at_work.serving.wait(1.0)
@@ -791,9 +816,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
         with suppress(OSError):  # nobody may be there to hear it
             _say(settings, f"stopped; what the nodes said is kept in {directory}: imagegen status")
     except Unusable as error:
-        raise MachineLacks(
-            f"{directory} cannot be used ({error}): its disk is full, or another process holds it"
-        ) from error
+        raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
 
 
@@ -861,10 +884,16 @@ def _show_status(settings: Settings, watch: bool) -> Outcome:
     if (late := sum(row["state"] != "ready" for row in rows) - len(failed)) > 0:
         faults.append(f"{late} node(s) are not ready yet")
     code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if late else ExitCode.DONE
+    for grant in reversed(told["grants"]):
+        times = f" ({grant['times']} times)" if grant["times"] > 1 else ""
+        _say(settings, f"claimed {_clock(grant['at'])} {grant['address']}: the seed of {grant['node']}{times}")
+    if told["more"]:
+        _say(settings, f"{told['more']} more rows of refused requests are in the ledger, of lesser weight")
     for report in reversed(told["reports"]):
         _say(settings, f"refused {_clock(report['at'])} {report['address']}: {report['text']}")
     problems = [Problem("", 0, "", fault) for fault in faults]
-    return Outcome(_table(rows, STATUS_COLUMNS), nodes=rows, problems=problems, code=code)
+    claims = {"granted": told["grants"], "refused": told["reports"], "more": told["more"]}
+    return Outcome(_table(rows, STATUS_COLUMNS), nodes=rows, claims=claims, problems=problems, code=code)
 
 
 def _watch_ledger(settings: Settings, ledger: Ledger) -> dict[str, Any]:

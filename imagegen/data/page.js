@@ -82,6 +82,7 @@ function tickRow(item) {
   const { data, cells } = item;
   put(cells.running, data.began === null ? "" : duration((data.ended ?? serverNow()) - data.began));
   put(cells.seed, seedText(data.seed));
+  cells.seed.title = data.claimed.map(({ address, at }) => `claimed by ${address}, ${time(at, true)}`).join("\n");
 }
 
 // Rows that stay in order among themselves are not touched: from the last to the first, each moved row goes before its successor.
@@ -203,8 +204,8 @@ function showReports(list) {
   reports = text;
   reported = list.length;
   $("reports").hidden = list.length === 0;
-  put($("reports-title"), `Refused requests, the latest ${list.length}`);
-  $("reports").lastElementChild.replaceChildren(...[...list].sort((a, b) => b.at - a.at).map((report) => {
+  put($("reports-title"), `Refused requests, ${list.length}: the weightiest first`);
+  $("reports").lastElementChild.replaceChildren(...list.map((report) => {
     const line = document.createElement("li");
     for (const part of [time(report.at, true), report.node || "unknown node", report.address, report.text]) {
       const field = document.createElement("span");

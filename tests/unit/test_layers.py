@@ -12,10 +12,10 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 
 # Lowest first. A module imports only from the rows before its own.
 ROWS = (
-    {"model", "errors", "resources"},
+    {"model", "errors", "resources", "admission", "callers", "tokens", "evidence"},
     {"document"},
     {"secrets", "releases", "render", "tree", "run", "signals", "console", "switch", "authority", "server"},
-    {"cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
+    {"bounds", "cluster", "disk", "iso", "manifest", "mirrors", "lan", "ledger"},
     {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
     {"dib", "verify", "baremetal", "provisioning"},
     {"build", "pxeboot"},
