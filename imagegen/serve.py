@@ -147,7 +147,7 @@ class SentFile(Response):
         status = 206 if part else 200
         if part:
             headers["content-range"] = f"bytes {begin}-{end - 1}/{size}"
-        if begin >= size > 0:
+        if part and begin >= size:
             status, begin, end, headers["content-range"] = 416, 0, 0, f"bytes */{size}"
         headers["content-length"] = str(end - begin)
         with Path(self.answer.path).open("rb", 0) as file, suppress(ConnectionError):

@@ -139,13 +139,19 @@ def test_a_server_that_only_has_the_cas_certificate_is_refused(site: Site) -> No
         assert status_of(forged, "c-1")["seed"]["used"] == 0
 
 
-def test_images_go_on_where_they_broke_off(server: Provisioning) -> None:
+def test_images_go_on_where_they_broke_off(server: Provisioning, site: Site) -> None:
     """A range is answered with 206 and the right bytes, as the initramfs asks for it."""
     name = "compute-222222222222.raw.zst"
     request = urllib.request.Request(f"{server.url}/images/{name}", headers={"Range": "bytes=3-"})
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         assert (answer.status, answer.headers["Content-Range"]) == (206, "bytes 3-14/15")
         assert answer.read() == b"compute raw.zst"[3:]
+    beyond = urllib.request.Request(f"{server.url}/images/{name}", headers={"Range": "bytes=15-"})
+    with pytest.raises(urllib.error.HTTPError, match="416") as caught:
+        urllib.request.urlopen(beyond, timeout=SECONDS)
+    assert caught.value.headers["Content-Range"] == "bytes */15"
+    (site.place / "out/pxe/images/empty").touch()
+    assert fetch(f"{server.url}/images/empty") == (200, b"")
 
 
 def connect(url: str) -> socket.socket:

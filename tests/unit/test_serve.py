@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
 from imagegen import serve
 from imagegen.authority import generate_authority
@@ -19,7 +20,7 @@ from imagegen.bounds import BURST, MOST_ADDRESSES, MOST_BODY, Rates
 from imagegen.cluster import load_cluster
 from imagegen.evidence import MALFORMED
 from imagegen.ledger import Ledger, Unusable
-from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app
+from imagegen.serve import Site, choose_part, find_mac, make_files_app, make_seeds_app
 
 CLUSTER = load_cluster(None)
 NODE = CLUSTER.node("linux-node2")
@@ -249,6 +250,20 @@ def test_a_node_with_a_serial_number_may_boot_by_another_interface(tmp_path: Pat
     path = served.fetch_token(client="192.168.56.77")
     assert served.ask(path, tls=True, client="192.168.56.77").status == 403
     assert served.ask(path, tls=True).status == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "part"),
+    [
+        ("", 10, None), ("bytes=3-", 10, (3, 10)), ("bytes=3-5", 10, (3, 6)), ("bytes=0-99", 10, (0, 10)),
+        ("bytes=10-", 10, (10, 10)), ("bytes=0-", 0, (0, 0)), ("bytes=5-3", 10, None), ("bytes=-3", 10, None),
+        ("bytes=1-2,4-5", 10, None), ("lines=1-", 10, None), ("bytes=1-" + "9" * 40, 10, None),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_file(asked: str, size: int, part: tuple[int, int] | None) -> None:
+    """What cannot be understood is no part: the whole file is sent; so it is when the file is another by now."""
+    assert choose_part(Headers({"range": asked}), "e", size) == part
+    assert choose_part(Headers({"range": asked, "if-range": "older"}), "e", size) is None
 
 
 @pytest.mark.parametrize("how", ["serial", "any-address"])
