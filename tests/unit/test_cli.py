@@ -344,7 +344,8 @@ def serve_nothing(*_: Any, **__: Any) -> Iterator[Any]:
         raise KeyboardInterrupt
 
     ledger = SimpleNamespace(read=lambda: {"now": 0.0, "nodes": []})
-    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=SimpleNamespace(wait=wait), ledger=ledger)
+    serving = SimpleNamespace(wait=wait)
+    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=serving, ledger=ledger, left_out=())
 
 
 def keep_ledger(states: dict[str, str]) -> None:
