@@ -276,22 +276,6 @@ def test_what_died_before_the_server_ended_is_lost(ledger: Ledger, clock: Clock)
     assert shown(ledger, "c-1") == "lost"
 
 
-def test_a_ledger_of_before_is_taken_over(tmp_path: Path, clock: Clock) -> None:
-    """Its nodes were last heard when they last changed."""
-    old = Ledger(tmp_path / "old.sqlite", clock)
-    old.enter_nodes(ROLES)
-    old.record(document("c-1", "working", "role"))
-    old._db.execute("ALTER TABLE node DROP COLUMN heard")
-    old._db.execute("DROP TABLE listening")
-    old.close()
-    clock.time += 1000
-    new = Ledger(tmp_path / "old.sqlite", clock)
-    assert find(new, "c-1")["heard"] == 1000.0 and find(new, "c-2")["heard"] is None
-    assert shown(new, "c-1") == "lost"
-    new.close()
-    Ledger(tmp_path / "old.sqlite", clock).record(document("c-2", "working", "role"))
-
-
 def test_the_clock_of_a_node_that_failed_stops(ledger: Ledger, clock: Clock) -> None:
     """At its first word of that; when it goes on after all, and is ready, then there."""
     ledger.record(document("c-1", "working", "role"))
@@ -378,6 +362,8 @@ def test_a_ledger_of_version_1_is_taken_over(tmp_path: Path, clock: Clock) -> No
         taken = Ledger(tmp_path / "ledger.sqlite", clock)
         taken.enter_nodes({**ROLES, "c-3": "compute"})
         assert taken.gives_seeds and find(taken, "ctl")["state"] == "ready"
+        assert find(taken, "ctl")["heard"] == find(taken, "ctl")["changed"] is not None
+        assert find(taken, "c-3")["heard"] is None
         assert find(taken, "c-1")["seed"] == {"closes": 2000.0, "claims": 3, "used": 1}
         told = [(row["node"], row["address"], row["text"], row["times"]) for row in taken.read()["reports"]]
         assert told == [
