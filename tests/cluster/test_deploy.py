@@ -256,7 +256,7 @@ def test_another_kernel_than_the_disks_is_no_boot(machine: Machine, web: WebServ
     before = digest(disk)
     machine.kernel = "6.12.9-amd64"
     said = machine.boot(web)
-    assert f"has modules for {KERNEL}, and the network brought the kernel 6.12.9-amd64" in said
+    assert f"has modules for {KERNEL}, but the kernel from the network is 6.12.9-amd64" in said
     machine.kernel = KERNEL
     assert machine.boot(web) == ""
     assert digest(disk) == before and not os.path.ismount(machine.place / "root")
@@ -355,7 +355,7 @@ def test_an_empty_partition_table_is_no_foreign_disk(machine: Machine, web: WebS
     [
         (["S1", "S2"], {}, "there are 2 disks"),
         (["S1", "S2"], {"serial": "<in> S"}, "fits 2 disks"),
-        (["S1"], {"serial": "S9"}, "no disk fits root_device serial=S9"),
+        (["S1"], {"serial": "S9"}, "no disk matches root_device serial=S9"),
         ([], {}, "there is no disk"),
     ],
 )
@@ -524,7 +524,7 @@ def forge_mac(machine: Machine, server: Server) -> None:
 SEED_FAULTS = {
     "token used twice": (spend_token, "(403): the seed of c-1 was given out for this token already"),
     "after the window": (close_window, "(403): the window of c-1 closed 0 seconds ago"),
-    "another CA": (forge_authority, "the seed is not asked for"),
+    "another CA": (forge_authority, "the seed is not requested"),
     "wrong MAC": (forge_mac, "(403): 02:00:00:00:00:66 asked for the seed of c-1, whose MAC address is 52:54"),
 }
 

@@ -206,7 +206,8 @@ def test_another_machines_disk_is_refused(deployment: Deployment) -> None:
     def refused() -> bool:
         document = node.status()
         return (
-            document["state"] == "failed" and "was another machine's: it had a network interface" in document["detail"]
+            document["state"] == "failed"
+            and "was for another machine: that machine had a network" in document["detail"]
         )
 
     wait_for(f"{node.name} to refuse its disk", refused, 60)

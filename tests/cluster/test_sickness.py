@@ -40,7 +40,7 @@ SICKNESSES = {
     "old compute": (
         "UPDATE nova_oost.services SET version = version - 40 WHERE `binary` = 'nova-compute'",
         "UPDATE nova_oost.services SET version = version + 40 WHERE `binary` = 'nova-compute'",
-        "c-3 runs nova-compute of version",
+        "c-3 runs nova-compute version",
         "upgrade c-3",
     ),
     "unmapped compute": (
@@ -48,7 +48,7 @@ SICKNESSES = {
         " UPDATE nova_oost.compute_nodes SET mapped = 0",
         "UPDATE nova_api.host_mappings SET host = SUBSTRING(host, 2) WHERE host = 'xc-3';"
         " UPDATE nova_oost.compute_nodes SET mapped = 1",
-        "registered and not mapped: c-3",
+        "registered, but not mapped: c-3",
         "discover_hosts --cell_uuid",
     ),
 }

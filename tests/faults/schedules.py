@@ -205,7 +205,7 @@ def full_disk_finding(site: Testbed, name: str) -> str:
     """What the doctor says of the full disk."""
     done = site.machines[name].execute(["imagegen-node", "doctor", "--json"], timeout=240)
     found = [finding["what"] for finding in json.loads(done.stdout)["findings"]]
-    full = [what for what in found if what.startswith("/var is full")]
+    full = [what for what in found if what.startswith("/var is nearly full")]
     if not full:
         raise Broken(f"the doctor does not name the full disk: {found}")
     return f"the doctor: {full[0]}"

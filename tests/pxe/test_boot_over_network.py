@@ -121,7 +121,7 @@ def test_the_next_boot_starts_over_and_goes_on_to_first_boot(site: Path) -> None
     image = (IMAGES / "compute/current").read_text().strip()
     with machine(site, console) as process:
         said = wait_for(console, process, "waiting wait-messaging")
-    assert "that was cut off" in said
+    assert "an unfinished deployment of" in said
     assert f"table: /dev/vda holds {image}" in said
     assert said.count("Linux version") == 1
     assert "3 files as the seed promised" in said

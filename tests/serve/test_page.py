@@ -106,7 +106,7 @@ def test_the_page_shows_every_node_failed_ones_first(make_site: MakeSite, browse
         post(at_work, "c-5", "working", "image", "120 of 462 MiB (25 %)")
         post(at_work, "ctl", "waiting", "database", "for mariadb.service to be up")
         post(at_work, "c-1", "ready", "", "")
-        post(at_work, "c-2", "failed", "disk", "there are 2 disks: /dev/sda, /dev/sdb. Name one of them")
+        post(at_work, "c-2", "failed", "disk", "there are 2 disks: /dev/sda, /dev/sdb. Select one with")
         post(at_work, "c-3", "failed", "role", MARKUP)
         at_work.ledger.refuse("c-1", Reason.GIVEN, "10.77.1.9", "a second claim of the seed of c-1 <b>bold</b>")
         page = browse(f"{at_work.url}/", "--dump-dom")

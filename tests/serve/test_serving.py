@@ -83,7 +83,9 @@ def test_a_node_claims_its_seed_with_its_own_code(server: Provisioning, site: Si
     plan = plan_of(server, "c-1")
     seed = claim_seed(plan)
     assert b"CD001" in seed[:40000] and b"c-1" in seed and server.url.encode() + b"/status" in seed
-    with pytest.raises(Refused, match=r"gives no seed \(403\): the seed of c-1 was given out for this token already"):
+    with pytest.raises(
+        Refused, match=r"refuses the seed \(403\): the seed of c-1 was given out for this token already"
+    ):
         claim_seed(plan)
     assert status_of(server, "c-1")["seed"]["used"] == 1
     assert "c-1: its seed was claimed by 127.0.0.1" in site.said
@@ -110,7 +112,7 @@ def test_a_server_of_another_ca_gets_no_question(server: Provisioning, site: Sit
     good = plan_of(server, "c-1")
     from dataclasses import replace
 
-    with pytest.raises(Refused, match="the seed is not asked for"):
+    with pytest.raises(Refused, match="the seed is not requested"):
         claim_seed(replace(good, ca="0" * 64))
     assert b"CD001" in claim_seed(good)
 

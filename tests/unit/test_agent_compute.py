@@ -44,7 +44,7 @@ def test_an_empty_compute_becomes_ready(world: World) -> None:
         "systemctl start --no-block libvirtd.service",
         "systemctl start --no-block nova-compute.service",
     ]
-    assert "a controller to map this host (registered, unmapped)" in details(world, "mapped")
+    assert "a controller to map this host (registered, not mapped yet)" in details(world, "mapped")
 
 
 def test_a_rerun_runs_no_command(world: World) -> None:
@@ -82,7 +82,7 @@ def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
         "message queue at 192.168.56.11:5672 as user compute_cell1, virtual host nova"
         in details(world, "wait-messaging")[1]
     )
-    assert "Keystone to take the password of user nova_compute, which a controller sets" in details(world, "compute-id")
+    assert "Keystone to accept the password of user nova_compute, set by a controller" in details(world, "compute-id")
     assert world.clock > 4000
 
 

@@ -586,7 +586,7 @@ def test_a_schema_with_data_and_no_version_is_let_be(world: World) -> None:
     world.server.schemas["nova_api"] = {HALF_MADE: [{}, {}]}
     last = world.run_controller(200)
     assert (last["state"], last["step"]) == ("failed", "nova-api-schema")
-    assert "schema nova_api has tables and no version of alembic's, and data in half_made" in last["detail"]
+    assert "schema nova_api has tables, but no alembic version, and holds data in half_made" in last["detail"]
     assert world.server.schemas["nova_api"][HALF_MADE] == [{}, {}]
 
 
@@ -596,7 +596,7 @@ def test_an_upgrade_that_was_cut_off_is_explained(ready: World) -> None:
     ready.commands.fail("nova-manage db sync", 255, "(1060, \"Duplicate column name 'x'\")", times=9)
     last = ready.run_controller(100)
     assert (last["state"], last["step"]) == ("failed", "nova-schema")
-    assert "cut off in the middle of one change" in last["detail"] and "Duplicate column name" in last["detail"]
+    assert "interrupted in the middle of a change" in last["detail"] and "Duplicate column name" in last["detail"]
 
 
 def test_the_data_of_every_cell_is_migrated(two_cells: World) -> None:
@@ -755,7 +755,7 @@ def test_who_does_not_hold_the_lease_waits_for_the_schemas(ready: World) -> None
     ready.later(60, lambda: versions.__setitem__(0, {"version_num": "m3"}))
     assert ready.run_controller()["state"] == "ready"
     details = {document["detail"] for document in ready.documents if document["step"] == "lease"}
-    assert {"schema nova, which is behind", "held by another, which has done its work"} <= details
+    assert {"schema nova, which is behind", "held by another controller, which has done the work"} <= details
     assert ready.commands.log == []
     assert row["holder"] == "linux-node9"
 
@@ -766,7 +766,7 @@ def test_who_does_not_hold_the_lease_waits_for_the_cells(ready: World) -> None:
     find_row(ready, "cell1")["transport_url"] = "rabbit://old"
     last = ready.run_controller(60)
     assert (last["state"], last["step"]) == ("waiting", "lease")
-    assert last["detail"] == "cell mappings as the seed describes them; not yet: cell1"
+    assert last["detail"] == "cell mappings as the seed describes them; not yet right: cell1"
 
 
 def test_who_does_not_hold_the_lease_waits_for_all_of_the_work(ready: World) -> None:

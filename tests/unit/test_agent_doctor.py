@@ -105,11 +105,11 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     "duplicate cells": (copy_cell, ("two rows for one cell", "delete_cell --cell_uuid random")),
     "stale database": (
         change_cell("cell1", database_connection="mysql+pymysql://nova:old@192.168.56.11/nova"),
-        ("the row of cell1 has another database_connection than the seed", "retry cells"),
+        ("the row of cell1 differs from the seed in database_connection", "retry cells"),
     ),
     "stale queue": (
         change_cell("cell1", transport_url="rabbit://openstack:old@192.168.56.11/nova"),
-        ("the row of cell1 has another transport_url than the seed", "retry cells"),
+        ("the row of cell1 differs from the seed in transport_url", "retry cells"),
     ),
     "cell0 with a queue": (
         change_cell("cell0", transport_url="rabbit://openstack:x@192.168.56.11/"),
@@ -117,7 +117,7 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     ),
     "cell0 with a stale database": (
         change_cell("cell0", database_connection="mysql+pymysql://nova:old@192.168.56.11/nova_cell0"),
-        ("the row of cell0 has another database_connection", "retry cells"),
+        ("the row of cell0 differs from the seed in database_connection", "retry cells"),
     ),
     "no row": (forget_cell, ("cell1 has no row", "retry cells")),
     "schema ahead": (stamp("m9"), ("schema nova is ahead", "boot this node from the image of that release")),
@@ -125,10 +125,10 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     "schema absent": (stamp(None), ("schema nova is absent", "retry lease")),
     "unmapped compute": (
         lambda world: world.register_compute("new-1"),
-        ("registered and not mapped: new-1", "discover_hosts --cell_uuid"),
+        ("registered, but not mapped: new-1", "discover_hosts --cell_uuid"),
     ),
     "compute down": (lose_compute, (f"nova-compute on {COMPUTE} is down", f"delete id-of-{COMPUTE}")),
-    "old compute": (age_compute, (f"{COMPUTE} runs nova-compute of version 61", f"upgrade {COMPUTE}")),
+    "old compute": (age_compute, (f"{COMPUTE} runs nova-compute version 61", f"upgrade {COMPUTE}")),
     "misplaced compute": (
         misplace_compute,
         (
@@ -166,11 +166,11 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     ),
     "changed file": (
         lambda world: world.put("/etc/nova/nova.conf.d/50-imagegen.conf", "[DEFAULT]\n"),
-        ("50-imagegen.conf differs from its seed", "a reboot (writes the seed's files again)"),
+        ("50-imagegen.conf differs from the seed", "reboot (the seed's files are written again)"),
     ),
     "copied disk": (
         lambda world: world.put("/var/lib/imagegen/machine.json", '{"node": "linux-node1", "dmi_uuid": "other"}'),
-        ("machine: this disk was first booted on the machine other",),
+        ("machine: this disk was first booted on machine other",),
     ),
 }
 
@@ -195,8 +195,8 @@ def test_a_full_disk_is_found(healthy: World, monkeypatch: pytest.MonkeyPatch) -
     full = SimpleNamespace(f_blocks=1000, f_bavail=49, f_frsize=2**20, f_files=100, f_favail=4)
     monkeypatch.setattr(health, "os", SimpleNamespace(statvfs=lambda place: full))
     found = look(healthy, COMPUTE)
-    assert any("is full: 49 of 1000 MiB are free" in line and "vacuum" in line for line in found)
-    assert any("has no inodes left: 4 of 100" in line for line in found)
+    assert any("is nearly full: 49 of 1000 MiB are free" in line and "vacuum" in line for line in found)
+    assert any("has hardly any inodes left: 4 of 100" in line for line in found)
 
 
 def test_one_failing_look_does_not_hide_the_others(healthy: World) -> None:
@@ -232,11 +232,11 @@ def test_nothing_is_wrong_with_a_healthy_compute(ready_compute: World) -> None:
 def test_a_compute_that_is_not_up_or_not_mapped_says_so(ready_compute: World) -> None:
     """Its own service and its mapping are asked of the API: it has no database."""
     ready_compute.server.rows("nova_api", "host_mappings").clear()
-    assert "registered and not mapped -> imagegen-node doctor on a controller" in look(ready_compute)[0]
+    assert "registered, but not mapped -> imagegen-node doctor on a controller" in look(ready_compute)[0]
     ready_compute.units["nova-compute.service"].state = "failed"
     ready_compute.compute_services[COMPUTE] = "down"
     found = "\n".join(look(ready_compute))
-    assert "nova-compute of this node is not up" in found
+    assert "this node's nova-compute is not up" in found
     assert "nova-compute.service is failed" in found and "retry compute-service" in found
 
 

@@ -121,7 +121,7 @@ def test_a_link_on_the_way_is_refused(path: str, home: Path, outside: Path) -> N
     place = home / path.split("link")[0] / "link"
     place.symlink_to(outside.parent)
     before = facts_of(outside)
-    with pytest.raises(Refused, match=r"^link in the path \S+ is a link or a file where a directory belongs"):
+    with pytest.raises(Refused, match=r"^link in the path \S+ is a link or a file where a directory should be"):
         files.write_atomically(home / path, "text")
     with pytest.raises(Refused):
         files.read_file(home / path)
@@ -212,7 +212,9 @@ def test_a_link_in_the_place_of_a_seeds_file_is_a_fault(home: Path, outside: Pat
     """The check of the seed's files reads nothing through it."""
     (home / "file").symlink_to(outside)
     entry = {"path": str(home / "file"), "owner": "root:root", "mode": "0600", "sha256-HMAC": "00"}
-    assert metadata.find_wrong_files([entry], "key") == [f"{home / 'file'} is no file, but a link or something else"]
+    assert metadata.find_wrong_files([entry], "key") == [
+        f"{home / 'file'} is not a regular file, but a link or something else"
+    ]
 
 
 def test_a_planted_compute_id_tells_nothing(world: World) -> None:

@@ -80,8 +80,8 @@ COMPUTE_TROUBLES: dict[str, tuple[Change, str]] = {
         "libvirt does not answer: virsh --connect qemu:///system version ended with 1: failed to connect",
     ),
     "unit": (fail_unit("libvirtd.service"), "libvirtd.service is failed (failed)"),
-    "disk": (fill("/", f_bavail=49), " is full: 49 of 1000 MiB are free"),
-    "inodes": (fill("/", f_favail=4), " has no inodes left: 4 of 100 are free"),
+    "disk": (fill("/", f_bavail=49), " is nearly full: 49 of 1000 MiB are free"),
+    "inodes": (fill("/", f_favail=4), " has hardly any inodes left: 4 of 100 are free"),
     "broker": (lambda world: world.broker["users"].clear(), "waiting for message queue at 192.168.56.11:5672"),
     "keystone": (stop_keystone, "waiting for http://192.168.56.11:5000/v3"),
 }
@@ -105,7 +105,7 @@ CONTROLLER_TROUBLES: dict[str, tuple[Change, str]] = {
     "database": (lambda world: setattr(world.server, "up", False), "waiting for database"),
     "deaf": (lambda world: world.deaf.add("scheduler"), "waiting for a reader of the queue scheduler.linux-node1"),
     "port": (fail_unit("nova-novncproxy.service"), "noVNC proxy at 192.168.56.11:6080"),
-    "disk": (fill("/", f_bavail=1), " is full: 1 of"),
+    "disk": (fill("/", f_bavail=1), " is nearly full: 1 of"),
     "endpoint": (lambda world: world.keystone.endpoints.pop() and None, "waiting for Keystone to have"),
 }
 

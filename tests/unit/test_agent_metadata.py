@@ -56,9 +56,9 @@ def test_the_role_is_read_from_openstacks_metadata(world: World) -> None:
         ({"imagegen": "controller"}, "names no role"),
         ({"meta": {"imagegen.region": "x"}}, "names no role"),
         ({"meta": None}, "names no role"),
-        ({"imagegen": {"role": "storage"}}, "asks for role storage; there are controller, compute"),
-        ({"imagegen": {"role": "compute"}}, "asks for role compute, this image bakes controller"),
-        ({"imagegen": {"role": "controller", "release": "2024.2"}}, "for release 2024.2, this image holds 2025.1"),
+        ({"imagegen": {"role": "storage"}}, "asks for role storage; the roles are controller, compute"),
+        ({"imagegen": {"role": "compute"}}, "asks for role compute, but this image holds controller"),
+        ({"imagegen": {"role": "controller", "release": "2024.2"}}, "for release 2024.2, but this image holds 2025.1"),
     ],
 )
 def test_a_wrong_role_is_refused(world: World, meta_data: Any, sentence: str) -> None:
@@ -78,7 +78,7 @@ def test_a_node_without_any_seed_is_refused(world: World) -> None:
 def test_an_image_that_bakes_no_role_is_refused(world: World) -> None:
     """A bare image without the generated element."""
     world.at("/etc/imagegen/image.json").unlink()
-    with pytest.raises(Refused, match="no element of a role made this image"):
+    with pytest.raises(Refused, match="built without a role's element"):
         check_role()
 
 
@@ -161,7 +161,7 @@ def give_away(path: Path, entry: dict[str, Any]) -> None:
     ("spoil", "sentence"),
     [
         (unlink, "50-imagegen.conf is missing"),
-        (edit, "50-imagegen.conf differs from its seed"),
+        (edit, "50-imagegen.conf differs from the seed"),
         (open_up, "50-imagegen.conf has mode 0644, not 0640"),
         (set_bit, "50-imagegen.conf has mode 4640, not 0640"),
         (give_away, f"50-imagegen.conf belongs to {OWNER}, not root:nova"),
@@ -218,7 +218,7 @@ def test_any_other_content_is_found(tmp_path_factory: pytest.TempPathFactory, on
         "mode": "0600",
         "sha256-HMAC": hmac.new(key.encode(), two, sha256).hexdigest(),
     }
-    assert metadata.find_wrong_files([entry], key) == ([] if one == two else [f"{path} differs from its seed"])
+    assert metadata.find_wrong_files([entry], key) == ([] if one == two else [f"{path} differs from the seed"])
 
 
 # the machine
@@ -227,7 +227,7 @@ def test_any_other_content_is_found(tmp_path_factory: pytest.TempPathFactory, on
 def test_a_machine_with_another_name_is_refused(world: World) -> None:
     """The seed is another node's, or the hostname was not set."""
     world.node_name = "localhost"
-    with pytest.raises(Refused, match="this machine calls itself localhost, its seed is for linux-node1"):
+    with pytest.raises(Refused, match="this machine is named localhost, but its seed is for linux-node1"):
         machine.check_machine(world.node)
 
 
@@ -235,7 +235,7 @@ def test_a_machine_with_another_name_is_refused(world: World) -> None:
 def test_a_machine_without_an_id_is_refused(world: World, text: str) -> None:
     """An image has no machine-id; a node must."""
     world.put("/etc/machine-id", text)
-    with pytest.raises(Refused, match="machine-id holds no id"):
+    with pytest.raises(Refused, match="machine-id does not hold a valid id"):
         machine.check_machine(world.node)
 
 
@@ -297,5 +297,5 @@ def test_a_disk_of_another_node_is_refused(world: World) -> None:
     """A copied disk that got a seed of its own, or a renamed host: Nova follows neither."""
     machine.stamp_machine(world.node)
     world.make_node("linux-node2")
-    with pytest.raises(Refused, match="first booted as node linux-node1, and its seed now says linux-node2"):
+    with pytest.raises(Refused, match="first booted as node linux-node1, but its seed now says linux-node2"):
         machine.stamp_machine(world.node)

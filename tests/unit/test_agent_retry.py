@@ -166,7 +166,7 @@ def test_an_unknown_step_is_named_with_the_known_ones(agent: Agent, capsys: pyte
     assert cli.main(["retry", "cells"]) == 3
     agent.write(document("ready", "", "", entry("files", "done")))
     assert cli.main(["retry", "cell"]) == 3
-    assert "no step cell here; there are: files" in capsys.readouterr().err
+    assert "no step cell here; the steps are: files" in capsys.readouterr().err
     assert agent.asked == []
 
 

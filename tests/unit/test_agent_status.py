@@ -164,14 +164,14 @@ def test_an_error_of_the_agents_own_does_not_end_it(said: Path) -> None:
             raise outcome
 
     run_step(Step("step", run), status, lambda _: details.append(status.detail))
-    assert details == ["another try after: KeyError: 'hosts'"]
+    assert details == ["trying again after: KeyError: 'hosts'"]
 
 
 def test_a_lost_lease_ends_the_step_and_takes_it_out_of_the_list(said: Path) -> None:
     """The step may be another node's by now: it is not done here, and nobody waits for it here."""
     status = Status("node1", "controller")
     with pytest.raises(LeaseLost):
-        run_outcomes([LeaseLost("the lease, which this node lost")], status)
+        run_outcomes([LeaseLost("the lease, which this node has lost")], status)
     assert read_status(said)["steps"] == []
     assert read_status(said)["state"] == "waiting"
 

@@ -168,7 +168,7 @@ def test_a_unit_that_takes_long_is_waited_for(world: World) -> None:
     start(world, "/etc/nova")
     world.commands.log.clear()
     world.units["nova-api.service"].state = "activating"
-    with pytest.raises(Waiting, match=r"nova-api.service to be up, which was activating \(start\)"):
+    with pytest.raises(Waiting, match=r"nova-api.service to be up; it was activating \(start\)"):
         system.start_units({"nova-api.service": (world.at("/etc/nova"),)})
     assert world.commands.log == []
 
@@ -192,7 +192,7 @@ def test_workers_follow_the_cores_unless_the_node_says_otherwise(
     monkeypatch.setattr(configure, "os", SimpleNamespace(sched_getaffinity=lambda _: set(range(cores))))
     if text is not None:
         world.put("/etc/imagegen/workers", text)
-    assert configure.configure_controller(world.node) == f"{workers} workers a service"
+    assert configure.configure_controller(world.node) == f"{workers} workers per service"
     assert f"workers = {workers}\n" in world.at("/etc/nova/nova.conf.d/30-workers.conf").read_text()
     assert f"IMAGEGEN_WORKERS={workers}\n" in world.at("/run/imagegen/services.env").read_text()
     limit = world.at("/etc/mysql/mariadb.conf.d/95-connections.cnf").read_text()
@@ -460,7 +460,7 @@ def test_a_compute_api_that_cannot_check_tokens_yet_is_waited_for(monkeypatch: p
     """Nova's own password in Keystone may have changed a moment ago: its 401 is not about our login."""
     endpoint = {"interface": "public", "url": "http://x", "region_id": "R"}
     session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer(code=401))
-    with pytest.raises(Waiting, match="the compute API to take a token"):
+    with pytest.raises(Waiting, match="the compute API to accept a token"):
         session.compute("R", "/os-services")
 
 
@@ -482,13 +482,13 @@ def test_the_next_page_is_found_in_every_form(document: dict[str, Any], query: s
 
 
 def test_a_list_that_is_cut_off_or_does_not_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Waiting, match="a whole list of users: the API cuts it off"):
+    with pytest.raises(Waiting, match="a complete list of users: the API cuts it off"):
         api.find_next({"users": [], "links": {"next": None}, "truncated": True}, "users")
     page = {"x": [1], "x_links": [{"rel": "next", "href": "http://x/x?marker=1"}]}
     monkeypatch.setattr(api, "fetch", lambda url, token: (page, {}))
     endpoint = {"interface": "public", "url": "http://x", "region_id": "R"}
     session = make_session(monkeypatch, [{"type": "compute", "endpoints": [endpoint]}], answer())
-    with pytest.raises(Waiting, match="one page comes again and again"):
+    with pytest.raises(Waiting, match="it keeps sending the same page"):
         session.list_compute("R", "/x", "x")
     with pytest.raises(ValueError, match="/x is a list, which may have more pages"):
         session.compute("R", "/x")

@@ -148,12 +148,12 @@ def test_the_only_disk_needs_no_hint() -> None:
     ("there", "hints", "sentence"),
     [
         ([SDA, SDB], {}, "there are 2 disks: /dev/sda (100.0 GiB, s3z9nb0k), /dev/sdb"),
-        ([SDA, SDA], {"size": "100"}, "root_device size=100 fits 2 disks"),
-        ([SDA], {"serial": "S9"}, "no disk fits root_device serial=S9; there are: /dev/sda"),
-        ([SDA], {"name": "s!= /dev/sda"}, "no disk fits root_device name=s!= /dev/sda; there are: /dev/sda"),
-        ([SDA], {"size": "= 100"}, "root_device size== 100 cannot be understood: a hint `=` means `>=` to Ironic"),
-        ([SDA], {"vendor": "acme"}, "no disk fits root_device vendor=acme"),
-        ([], {}, "there is no disk; there are: none"),
+        ([SDA, SDA], {"size": "100"}, "root_device size=100 matches 2 disks"),
+        ([SDA], {"serial": "S9"}, "no disk matches root_device serial=S9; this machine has: /dev/sda"),
+        ([SDA], {"name": "s!= /dev/sda"}, "no disk matches root_device name=s!= /dev/sda; this machine has: /dev/sda"),
+        ([SDA], {"size": "= 100"}, "root_device size== 100 is not valid: a hint `=` means `>=` to Ironic"),
+        ([SDA], {"vendor": "acme"}, "no disk matches root_device vendor=acme"),
+        ([], {}, "there is no disk to deploy to; this machine has: none"),
     ],
 )
 def test_none_or_several_disks_stop_the_boot(there: list[Disk], hints: dict[str, str], sentence: str) -> None:
@@ -230,7 +230,7 @@ def test_a_disk_is_described_as_ironics_agent_describes_it(
     if fits:
         assert choose_disk(machine, {hint: value}) is machine[0]
     else:
-        with pytest.raises(Refused, match="no disk fits root_device"):
+        with pytest.raises(Refused, match="no disk matches root_device"):
             choose_disk(machine, {hint: value})
 
 
@@ -368,7 +368,7 @@ def test_a_seed_of_an_earlier_deployment_stops_the_boot(
     attach("sda", "")
     attach(device, "cidata")
     (tmp_path / "block" / device.split("/")[0] / "removable").write_text("0\n")
-    with pytest.raises(Refused, match=f"{device.split('/')[1]} is labelled cidata: it holds a seed of an earlier"):
+    with pytest.raises(Refused, match=f"{device.split('/')[1]} is labelled cidata: it holds the seed of an earlier"):
         find_seed_label(besides)
 
 
@@ -392,11 +392,11 @@ def test_the_command_line_is_read() -> None:
     ("text", "sentence"),
     [
         ("root=/dev/sda1", "lacks imagegen.mode, imagegen.node"),
-        (WORDS.replace("=1000", "=many"), "a wrong imagegen.mode or imagegen.size"),
-        (WORDS.replace("=deploy", "=install"), "a wrong imagegen.mode or imagegen.size"),
+        (WORDS.replace("=1000", "=many"), "an invalid imagegen.mode or imagegen.size"),
+        (WORDS.replace("=deploy", "=install"), "an invalid imagegen.mode or imagegen.size"),
     ],
 )
 def test_a_command_line_that_lacks_something_is_refused(text: str, sentence: str) -> None:
-    with pytest.raises(Refused, match="boot by the node's script") as refused:
+    with pytest.raises(Refused, match="boot with the node's script") as refused:
         parse_plan(text)
     assert sentence in str(refused.value)

@@ -82,9 +82,9 @@ def test_a_blank_disk_gets_a_file_system(machine: Machine) -> None:
 MARK = render_mark("c-9", "ba9876543210", b"seed")
 CONTENTS = {
     "file system": ({"TYPE": "xfs"}, b"", "something that blkid calls xfs"),
-    "deployment that was cut off": ({}, MARK, "a deployment of ba9876543210 to c-9 that was cut off"),
+    "deployment that was cut off": ({}, MARK, "an unfinished deployment of ba9876543210 to c-9"),
     # It begins over the file system of a live node, whose superblock it has not reached yet.
-    "both": ({"TYPE": "ext4", "LABEL": "imagegen-data"}, MARK, "that was cut off"),
+    "both": ({"TYPE": "ext4", "LABEL": "imagegen-data"}, MARK, "an unfinished deployment"),
 }
 
 
@@ -111,7 +111,7 @@ def test_a_deployed_disk_is_let_be(image: str, words: str, machine: Machine) -> 
     """Whichever image it bears: the node that lives there would be lost."""
     part = gpt.Partition(UUID(int=1), UUID(int=2), 2048, 4096, 0, f"imagegen-{image}")
     machine.write(0, gpt.render_table(gpt.Table(UUID(int=3), (part,)), machine.disk.sectors)[0])
-    with pytest.raises(Refused, match=f"holds {words}, and is left as it is"):
+    with pytest.raises(Refused, match=f"holds {words}, so it is left alone"):
         machine.boot().find_disk()
 
 
@@ -147,7 +147,7 @@ def test_the_image_is_in_memory(machine: Machine, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_image_that_does_not_fit_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refused, match="takes 2 MiB of memory, and this machine has 513 MiB; live nodes need 512 MiB"):
+    with pytest.raises(Refused, match="takes 2 MiB of memory, and a live node needs 512 MiB more, but this machine"):
         fetch(machine, monkeypatch, 513)
 
 
@@ -159,7 +159,7 @@ def test_a_medium_with_a_seed_is_the_nodes_only_one(machine: Machine, monkeypatc
     boot = machine.boot()
     boot.claim = SimpleNamespace(take=lambda: b"iso")  # type: ignore[assignment]
     monkeypatch.setattr(live, "find_seed_label", lambda disk: "config-2")
-    assert boot.fetch_seed() == "a medium labelled config-2 is attached: no seed is asked for"
+    assert boot.fetch_seed() == "a medium labelled config-2 is attached: no seed is requested"
     assert boot.seed == b""
     monkeypatch.setattr(live, "find_seed_label", lambda disk: "")
     assert boot.fetch_seed() == "3 bytes"

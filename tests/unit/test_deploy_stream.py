@@ -100,9 +100,9 @@ def test_how_far_it_is_is_told() -> None:
 
 def test_a_damaged_file_is_refused() -> None:
     """Also one that is too short for the right sum."""
-    with pytest.raises(Refused, match="it was damaged, or is of another build"):
+    with pytest.raises(Refused, match="it is damaged, or from another build"):
         download(FakeServer(b"x" * 100, []), hashlib.sha256(b"y" * 100).hexdigest())
-    with pytest.raises(Refused, match="it was damaged"):
+    with pytest.raises(Refused, match="it is damaged"):
         download(FakeServer(b"y" * 99, []), hashlib.sha256(b"y" * 100).hexdigest())
 
 
@@ -117,13 +117,13 @@ def test_a_file_that_changes_on_the_way_is_refused() -> None:
         return FakeServer.open(server, request, timeout)
 
     server.open = open_other  # type: ignore[method-assign]
-    with pytest.raises(Refused, match="changed while it was read: it had 100 bytes and has 104"):
+    with pytest.raises(Refused, match="changed while it was read: it had 100 bytes, now it has 104"):
         download(server)
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "reason"),
-    [(206, {"Content-Range": "bytes 7-9/10"}, "another range"), (200, {}, "does not tell the file's size")],
+    [(206, {"Content-Range": "bytes 7-9/10"}, "another range"), (200, {}, "does not say how large the file is")],
 )
 def test_an_answer_that_makes_no_sense_is_tried_again(status: int, headers: dict[str, str], reason: str) -> None:
     """A proxy may answer in the server's place."""
@@ -205,7 +205,7 @@ def test_a_seed_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_ca_is_refused_before_the_token_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sits on the wire gets nothing."""
     asked = serve(monkeypatch, b"iso", b"another pem")
-    with pytest.raises(Refused, match="the seed is not asked for"):
+    with pytest.raises(Refused, match="the seed is not requested"):
         seed.claim_seed(plan())
     assert asked == ["http://192.0.2.1/ca.pem"]
 
@@ -216,7 +216,7 @@ def test_another_ca_is_refused_before_the_token_is_shown(monkeypatch: pytest.Mon
         (
             urllib.error.HTTPError("", 410, "", Message(), io.BytesIO(b"the window is closed\n")),
             Refused,
-            "https://192.0.2.1/seeds/c-1 gives no seed (410): the window is closed. Open the window",
+            "https://192.0.2.1/seeds/c-1 refuses the seed (410): the window is closed. Open the window",
         ),
         (
             urllib.error.HTTPError("", 503, "", Message(), io.BytesIO(b"the disk is full\n")),
@@ -230,8 +230,8 @@ def test_another_ca_is_refused_before_the_token_is_shown(monkeypatch: pytest.Mon
         ),
         (urllib.error.URLError(ssl.SSLEOFError("EOF in violation of protocol")), Waiting, "EOF in violation"),
         (urllib.error.URLError(OSError(111, "Connection refused")), Waiting, "Connection refused"),
-        (ConnectionResetError(104, "Connection reset"), Refused, "broke off in the middle of the seed"),
-        (b"x" * ((8 << 20) + 1), Refused, "that is no seed"),
+        (ConnectionResetError(104, "Connection reset"), Refused, "broke in the middle of the seed"),
+        (b"x" * ((8 << 20) + 1), Refused, "that is not a seed"),
     ],
 )
 def test_what_goes_wrong_with_a_claim_is_told(
@@ -274,7 +274,7 @@ def test_a_seed_is_kept_on_the_disk_at_once(deployment: Deployment, monkeypatch:
     after.disk = deployment.disk
     after.content = Content("begun", mark=read_mark(deployment.disk.path.read_bytes()))
     asked = serve(monkeypatch, AssertionError("asked twice"))
-    assert after.fetch_seed() == "3 bytes, kept by the deployment before"
+    assert after.fetch_seed() == "3 bytes, kept by the earlier deployment"
     assert (after.seed, asked) == (b"iso", [])
 
 
@@ -285,7 +285,7 @@ def test_a_medium_with_a_seed_is_the_nodes_only_one(deployment: Deployment, monk
     kept = render_mark("c-1", "0123456789ab", b"old iso")
     deployment.disk.path.write_bytes(bytes(64 << 10) + kept + bytes(END))
     deployment.content = Content("begun", mark=read_mark(deployment.disk.path.read_bytes()))
-    assert deployment.fetch_seed() == "a medium labelled CIDATA is attached: no seed is asked for"
+    assert deployment.fetch_seed() == "a medium labelled CIDATA is attached: no seed is requested"
     assert (deployment.seed, asked) == (b"", [])
     assert deployment.disk.path.read_bytes()[64 << 10 : END] == render_mark("c-1", "0123456789ab", b"")
 
@@ -335,10 +335,10 @@ def test_a_system_without_the_networks_kernel_is_not_booted(deployment: Deployme
     with pytest.raises(Refused) as refused:
         deployment.check_kernel()
     said = str(refused.value)
-    assert "has modules for 6.12.1, 6.12.3, and the network brought the kernel 6.12.2" in said
+    assert "has modules for 6.12.1, 6.12.3, but the kernel from the network is 6.12.2" in said
     assert "boot from its disk first" in said and "`deploy: {wipe: true}` for c-1" in said
 
 
 def test_a_system_without_modules_is_not_booted(deployment: Deployment, system: Path) -> None:
-    with pytest.raises(Refused, match="has modules for no kernel, and the network brought"):
+    with pytest.raises(Refused, match="has modules for no kernel, but the kernel from the network"):
         deployment.check_kernel()

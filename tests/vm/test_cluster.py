@@ -52,7 +52,7 @@ def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> No
     said = (booted.directory / DEPLOYED / "console.log").read_text(errors="replace")
     first, second, third = said.split("Linux version")[1:]
     assert ": blank" in first and "working table" not in first
-    assert "that was cut off" in second and "kept by the deployment before" in second
+    assert "an unfinished deployment of" in second and "kept by the earlier deployment" in second
     image = (IMAGES / "compute/current").read_text().strip()
     assert f"table: /dev/vda holds {image}" in second and "3 files as the seed promised" in second + third
     assert "efi: EFI v2" in first and "boot=imagegen" in first

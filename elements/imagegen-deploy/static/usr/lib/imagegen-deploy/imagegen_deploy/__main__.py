@@ -1,6 +1,6 @@
 """What the initramfs runs: `python3 -m imagegen_deploy`.
 
-It leaves the root file system's device in ROOT_DEVICE; live, the root file system itself where the boot goes on from.
+It leaves the root file system's device in ROOT_DEVICE or, live, the root file system itself where the boot continues.
 """
 
 from __future__ import annotations

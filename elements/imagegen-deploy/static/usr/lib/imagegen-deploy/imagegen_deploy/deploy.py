@@ -1,7 +1,7 @@
-"""A node's image to its disk. Nothing is written before it is known to which disk, that it may be, and with what seed.
+"""Writes a node's image to its disk, once it is known to which disk, that it may be overwritten, and with what seed.
 
-While it works the disk has our mark and no partition table. The table, which makes it bootable and bears the stamp,
-comes when all the rest is right, and then the mark goes.
+While it works the disk has our mark and no partition table. The table, which makes it bootable and carries the stamp,
+comes when all the rest is right; then the mark goes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from imagegen_deploy.stream import BLOCK, Download
 ROOT = "root"  # the names of the image's partitions
 SEED = "seed"
 MOUNT = Path("/run/imagegen/root")
-KERNEL = os.uname().release  # the network's, which the disk's system is to run with
+KERNEL = os.uname().release  # it came by the network, and the disk's system is to run with it
 MODULES = ("usr/lib/modules", "lib/modules")
 CONFIGURATION = ("boot/grub/grub.cfg", "etc/fstab")  # what names the root partition by its UUID
 
@@ -77,7 +77,7 @@ class Deployment:
         plan = self.plan
         disk = choose_disk(list_disks(), plan.root_device)
         if disk.sector != gpt.SECTOR:
-            raise Refused(f"{disk} has sectors of {disk.sector} bytes; images are made for {gpt.SECTOR}")
+            raise Refused(f"{disk} has sectors of {disk.sector} bytes; images need {gpt.SECTOR}")
         if disk.size < plan.size + END:
             raise Refused(f"{disk} is too small: the image needs {(plan.size + END) >> 20} MiB")
         content = examine(disk, plan.id)
@@ -87,9 +87,9 @@ class Deployment:
         return f"{disk}: {content.text or content.kind}"
 
     def fetch_seed(self) -> str:
-        """The seed from a deployment that was cut off, else from the server. It is kept on the disk at once.
+        """The seed from an unfinished deployment, else from the server. It is kept on the disk at once.
 
-        None when a medium has one, which first boot takes.
+        None when a medium has one, which the first boot takes.
         """
         plan, mark = self.plan, self.content.mark
         label = find_seed_label(self.disk)
@@ -104,8 +104,8 @@ class Deployment:
         if label:
             return ATTACHED.format(label)
         if not self.seed:
-            return "none is given out here: first boot takes one from a medium labelled cidata"
-        return f"{len(self.seed)} bytes" + (", kept by the deployment before" if kept else "")
+            return "none is given out here; the first boot takes one from a medium labelled cidata"
+        return f"{len(self.seed)} bytes" + (", kept by the earlier deployment" if kept else "")
 
     def write_image(self) -> str:
         """Streams the image to the disk, all but its first MiB. Raises Refused when its checksum is wrong."""
@@ -147,7 +147,7 @@ class Deployment:
         return f"root is {new.uuid}"
 
     def write_table(self) -> str:
-        """The boot code, the table fitted to this disk with the image's stamp, and no mark any more."""
+        """Writes the boot code and the table, fitted to this disk and with the image's stamp; removes the mark."""
         stamped = gpt.rename_partition(self.table, ROOT, STAMP.format(self.plan.id))
         head, tail = gpt.render_table(stamped, self.disk.sectors)
         with self.open_disk() as stream:
@@ -175,13 +175,13 @@ class Deployment:
         return str(self.root)
 
     def check_kernel(self) -> str:
-        """Raises Refused when the disk's system has no modules for the kernel that runs, which came by the network."""
+        """Raises Refused when the disk's system has no modules for the running kernel, which came by the network."""
         with mounted(self.root, "ro") as tree:
             found = {path.parent.name for name in MODULES for path in (tree / name).glob("*/modules.dep")}
         if KERNEL not in found:
             raise Refused(
-                f"the system on {self.disk} has modules for {', '.join(sorted(found)) or 'no kernel'}, and the network "
-                f"brought the kernel {KERNEL}: let this machine boot from its disk first (its firmware's boot order), "
+                f"the system on {self.disk} has modules for {', '.join(sorted(found)) or 'no kernel'}, but the kernel "
+                f"from the network is {KERNEL}: let this machine boot from its disk first (the firmware's boot order), "
                 f"or build a new image and deploy it (`deploy: {{wipe: true}}` for {self.plan.node})"
             )
         return KERNEL
@@ -190,7 +190,7 @@ class Deployment:
 
     @contextmanager
     def open_disk(self) -> Iterator[BinaryIO]:
-        """The disk, written for certain when this ends."""
+        """The disk; what was written is safely on it when this ends."""
         with self.disk.path.open("r+b") as stream:
             yield stream
             stream.flush()

@@ -20,7 +20,7 @@ NO_DISKS = re.compile(r"^(loop|ram|zram|dm-|md|sr|fd|nbd|mtdblock)")
 SEED_LABELS = ("cidata", "CIDATA", "config-2", "CONFIG-2")
 STAMP = "imagegen-{}"  # the name of a deployed disk's root partition, with the content id
 
-# udev's properties where ironic-python-agent finds what these hints ask for, by itself or through lsblk (hardware.py,
+# The udev properties where ironic-python-agent finds what these hints ask for, itself or through lsblk (hardware.py,
 # list_all_block_devices and get_os_install_device): all of them count.
 PROPERTIES = {
     "serial": ("ID_SCSI_SERIAL", "SCSI_IDENT_SERIAL", "ID_SERIAL_SHORT", "ID_SERIAL"),
@@ -82,8 +82,8 @@ def list_disks() -> list[Disk]:
 def find_seed_label(besides: Disk | None) -> str:
     """The label of a medium with a seed, as cloud-init looks for it; empty when none is attached.
 
-    `besides` is the disk that is to be the node's: what an older deployment left there is no seed. Raises Refused when
-    an older deployment left one on another disk, since cloud-init could take that for this node's.
+    `besides` is the disk that is to be the node's: what an older deployment left there does not count. Raises Refused
+    when an older deployment left one on another disk, since cloud-init could mistake it for this node's.
     """
     settle()
     for entry in sorted(BLOCK_DEVICES.iterdir()):
@@ -96,8 +96,8 @@ def find_seed_label(besides: Disk | None) -> str:
             label = probe(DEVICES / name).get("LABEL", "")
             if label in SEED_LABELS and name != entry.name and read_fact(entry / "removable") == "0":
                 raise Refused(
-                    f"{DEVICES / name} is labelled {label}: it holds a seed of an earlier deployment, which first boot "
-                    "could take for this node's. Erase that disk, or take it out"
+                    f"{DEVICES / name} is labelled {label}: it holds the seed of an earlier deployment, which first "
+                    "boot could mistake for this node's. Erase that disk, or take it out"
                 )
             if label in SEED_LABELS:
                 return label
@@ -140,35 +140,35 @@ def read_model(udev: dict[str, str]) -> str:
 
 
 def choose_disk(disks: list[Disk], hints: dict[str, str]) -> Disk:
-    """The one disk that every hint fits. Raises Refused when that is none, or more than one."""
+    """The one disk that every hint matches. Raises Refused when there is none, or more than one."""
     asked = " ".join(f"{hint}={value}" for hint, value in sorted(hints.items()))
     try:
         wanted = [parse_hint(name, value) for name, value in hints.items()]
     except ValueError as error:
-        raise Refused(f"root_device {asked} cannot be understood: a hint {error}. Correct the cluster file") from error
+        raise Refused(f"root_device {asked} is not valid: a hint {error}. Correct the cluster file") from error
     fitting = [disk for disk in disks if all(hint.fits(disk.read(hint.name)) for hint in wanted)]
     there = ", ".join(map(str, disks)) or "none"
     if not fitting:
-        what = f"no disk fits root_device {asked}" if hints else "there is no disk"
-        raise Refused(f"{what}; there are: {there}")
+        what = f"no disk matches root_device {asked}" if hints else "there is no disk to deploy to"
+        raise Refused(f"{what}; this machine has: {there}")
     if len(fitting) > 1:
-        what = f"root_device {asked} fits {len(fitting)} disks" if hints else f"there are {len(fitting)} disks"
-        raise Refused(f"{what}: {', '.join(map(str, fitting))}. Name one of them by root_device in the cluster file")
+        what = f"root_device {asked} matches {len(fitting)} disks" if hints else f"there are {len(fitting)} disks"
+        raise Refused(f"{what}: {', '.join(map(str, fitting))}. Select one with root_device in the cluster file")
     return fitting[0]
 
 
 def probe(path: Path) -> dict[str, str]:
-    """What blkid sees on a whole disk, by its names (TYPE, PTTYPE, LABEL); empty: nothing it knows."""
+    """What blkid sees on a whole disk, under its names (TYPE, PTTYPE, LABEL); empty: nothing that it knows."""
     text = run(["blkid", "--probe", "--output", "export", str(path)], ok=(0, 2, 8))
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
 def examine(disk: Disk, image: str) -> Content:
-    """What is on the disk, seen by who wants to deploy the image with that id."""
+    """What is on the disk, to a deployment of the image with that id."""
     with disk.path.open("rb") as stream:
         head = stream.read(1 << 20)
     if mark := read_mark(head):
-        return Content("begun", f"a deployment of {mark.image} to {mark.node} that was cut off", mark)
+        return Content("begun", f"an unfinished deployment of {mark.image} to {mark.node}", mark)
     table = read_table(head[:HEAD])
     if table is not None:
         names = [partition.name for partition in table.partitions if partition.type != NONE]
@@ -191,6 +191,6 @@ def require_wipe(disk: Disk, content: Content, plan: Plan) -> None:
     """Raises Refused unless the cluster file says that what is on the disk may go."""
     if not plan.wipe:
         raise Refused(
-            f"{disk} holds {content.text or 'this image'}, and is left as it is. To overwrite it: `deploy: {{wipe: "
-            f"true}}` for {plan.node} in the cluster file, then `imagegen pxe`"
+            f"{disk} holds {content.text or 'this image'}, so it is left alone. To overwrite it, set `deploy: {{wipe: "
+            f"true}}` for {plan.node} in the cluster file and run `imagegen pxe`"
         )

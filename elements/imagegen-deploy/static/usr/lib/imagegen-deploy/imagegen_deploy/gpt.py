@@ -36,14 +36,14 @@ class Partition:
 
 @dataclass(frozen=True)
 class Table:
-    """A whole table; the place of a partition is its number less one."""
+    """A whole table; a partition's place is its number minus one."""
 
     uuid: UUID
     partitions: tuple[Partition, ...]
 
 
 def read_table(head: bytes) -> Table | None:
-    """The table in the first HEAD bytes of a disk; None when there is none that is whole."""
+    """The table in the first HEAD bytes of a disk; None when there is no intact one."""
     if len(head) < HEAD:
         return None
     fields = HEADER.unpack_from(head, SECTOR)
@@ -70,7 +70,7 @@ def _read_entry(data: bytes) -> Partition:
 
 
 def render_table(table: Table, sectors: int) -> tuple[bytes, bytes]:
-    """(head, tail) of a disk of so many sectors: HEAD bytes for its begin, without boot code, and TAIL for its end.
+    """(head, tail) of a disk of that many sectors: HEAD bytes for its start, without boot code, and TAIL for its end.
 
     Raises ValueError for a partition that does not fit.
     """
@@ -99,7 +99,7 @@ def _render_entry(partition: Partition) -> bytes:
 
 
 def renew_uuids(table: Table) -> Table:
-    """The same table with random UUIDs: no two disks that bear the same image have one in common."""
+    """The same table with random UUIDs: no two disks with the same image have one in common."""
     fresh = (p if p.type == NONE else replace(p, uuid=uuid4()) for p in table.partitions)
     return Table(uuid4(), tuple(fresh))
 

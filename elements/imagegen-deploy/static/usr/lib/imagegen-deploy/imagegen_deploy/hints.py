@@ -1,4 +1,4 @@
-"""Ironic's root device hints: what may stand in one, and which disk it fits.
+"""Ironic's root device hints: what one may contain, and which disk it matches.
 
 The one definition, for the initramfs and for `imagegen validate` alike: it imports the standard library alone, and
 imagegen/hints.py loads this file. Source: ironic-python-agent 10.2 (OpenStack 2025.1), device_hints.py, and oslo.utils'
@@ -48,12 +48,12 @@ TEXTS: dict[str, Callable[[str, str], bool]] = {
 # Ironic takes these too, but not for what they look like.
 REFUSED = {
     "=": "means `>=` to Ironic; write `>=` or `==`",
-    "<all-in>": "fits no disk in Ironic, since nothing that a disk says is a list; use `<in>`",
-    "<range-in>": "is no operator of hints in Ironic; use `>=` or `<=`",
+    "<all-in>": "matches no disk in Ironic, because no property of a disk is a list; use `<in>`",
+    "<range-in>": "is not an operator for hints in Ironic; use `>=` or `<=`",
 }
 OPERATOR = re.compile(r"<or>|<all-in>|<range-in>|<in>|s?(?:==|!=|<=|>=|<|>)|=", re.IGNORECASE)
 BRACKETED = re.compile(r"<(or|all-in|range-in|in)>", re.IGNORECASE)
-# Only a text that is compared as a whole can be seen to fit nothing.
+# Only a text that is compared as a whole can be seen to match nothing.
 WHOLE = {
     "name": (re.compile(r"/dev/[^/]+"), "a device's own name such as /dev/sda; for a link use by_path, wwn or serial"),
     "by_path": (re.compile(r"/dev/disk/by-path/[^/]+"), "a path such as /dev/disk/by-path/pci-0000:00:1f.2-ata-1"),
@@ -68,11 +68,11 @@ class Hint(NamedTuple):
     values: tuple[str, ...]  # as they were written; several for <or>
 
     def fits(self, facts: tuple[str, ...]) -> bool:
-        """Whether a disk fits that says `facts`; of `size` its bytes.
+        """Whether a disk with these facts matches; for `size`, its bytes.
 
         Texts are compared as Ironic compares them: lower case, percent-encoded, and `none` where a disk says nothing.
-        A disk may have several names for one thing. Then one is enough, but `s!=` must hold for each of them: who wants
-        any disk but this one must not get it by its other name.
+        A disk may have several names for one thing. Then one is enough, but `s!=` must hold for each of them: whoever
+        wants any disk but this one must not get it by its other name.
         """
         if self.name == "size":
             return any(NUMBERS[self.operator](int(fact) / GIB, int(self.values[0])) for fact in facts)
@@ -87,9 +87,9 @@ def normalise(text: str) -> str:
 
 
 def parse_hint(name: str, text: str) -> Hint:
-    """The hint in `text`. Raises ValueError, whose text goes on from the hint's name, for what can mean nothing."""
+    """The hint in `text`. Raises ValueError, whose text continues from the hint's name, for what means nothing."""
     if name not in NAMES:
-        raise ValueError(f"is no hint; there are {', '.join(NAMES)}")
+        raise ValueError(f"is not a hint; the hints are {', '.join(NAMES)}")
     text = text.strip()
     found = OPERATOR.match(text)
     sign = found.group().lower() if found else ""
@@ -97,12 +97,12 @@ def parse_hint(name: str, text: str) -> Hint:
     values = tuple(value.strip() for value in rest)
     known = () if name == "rotational" else NUMBERS if name == "size" else TEXTS
     if sign and sign not in known:
-        kind = "has no operators: true or false" if not known else f"takes {', '.join(f'`{each}`' for each in known)}"
+        kind = f"takes {', '.join(f'`{each}`' for each in known)}" if known else "takes true or false without operator"
         raise ValueError(f"`{sign}` {REFUSED[sign]}" if sign in REFUSED else f"{kind}, not `{sign}`")
     for value in values:
         check_value(name, sign, value)
     if len(values) > 1 and sign != "<or>":
-        raise ValueError(f"has `{sign}` more than once; only `<or>` can stand before each of several values")
+        raise ValueError(f"has `{sign}` more than once; only `<or>` can come before each of several values")
     return Hint(name, sign or ("==" if name in ("size", "rotational") else "s=="), values)
 
 
@@ -111,7 +111,7 @@ def check_value(name: str, sign: str, value: str) -> None:
     if not value:
         raise ValueError(f"has no value after `{sign}`" if sign else "is empty")
     if OPERATOR.match(value) or BRACKETED.search(value):
-        raise ValueError(f"has a second operator in `{value}`; one stands at the beginning, `<or>` before each value")
+        raise ValueError(f"has a second operator in `{value}`; put one at the beginning, or `<or>` before each value")
     if name == "size" and not (re.fullmatch("[0-9]{1,7}", value) and int(value)):
         raise ValueError(f"must be whole GiB, 1 to 9999999, after an operator such as `>=`, not `{value}`")
     if name == "rotational" and value not in ("true", "false"):

@@ -24,14 +24,14 @@ from imagegen_deploy.stream import Download
 
 MEMORY = Path("/proc/meminfo")
 PLACE = Path("/run/imagegen/live")
-ROOT = Path("/root")  # where the initramfs goes on from
+ROOT = Path("/root")  # where the initramfs continues
 SEED = Path("var/lib/cloud/seed/nocloud")
-SPARE = 512 << 20  # bytes of memory beside the image
+SPARE = 512 << 20  # bytes of memory on top of the image
 LABEL = "imagegen-data"
 # What outlives a boot where there is a disk for it: instances, and what two machines must never share.
 KEPT = ("var/lib/nova", "var/lib/imagegen", "etc/ssh", "etc/iscsi", "etc/nvme")
 MACHINE_ID = "etc/machine-id"
-# Where systemd takes the id from at a first boot, which each boot of a live node is (machine-id(5)).
+# Where systemd takes the id from at a first boot, as every boot of a live node is (machine-id(5)).
 GIVEN_ID = "var/lib/dbus/machine-id"
 FSTAB = "# Live: the root file system is in memory.\n"
 
@@ -85,8 +85,8 @@ class LiveBoot:
             for block in download.blocks():
                 if download.total + SPARE > memory:
                     raise Refused(
-                        f"the image takes {download.total >> 20} MiB of memory, and this machine has "
-                        f"{memory >> 20} MiB; live nodes need {SPARE >> 20} MiB besides"
+                        f"the image takes {download.total >> 20} MiB of memory, and a live node needs "
+                        f"{SPARE >> 20} MiB more, but this machine has {memory >> 20} MiB"
                     )
                 stream.write(block)
         return f"{download.total >> 20} MiB in {time.monotonic() - begun:.0f} s"
@@ -97,7 +97,7 @@ class LiveBoot:
             return ATTACHED.format(label)
         self.seed = self.claim.take()
         return (
-            f"{len(self.seed)} bytes" if self.seed else "none is given out here: a medium labelled cidata may have one"
+            f"{len(self.seed)} bytes" if self.seed else "none is given out here; a medium labelled cidata may hold one"
         )
 
     def mount_root(self) -> str:
@@ -119,9 +119,9 @@ class LiveBoot:
 
 
 def forget(disk: Disk) -> None:
-    """Both ends of the disk become zeros, and its partitions go.
+    """Fills both ends of the disk with zeros and drops its partitions.
 
-    mke2fs would leave a mark, and what other systems write at the end: the next boot must not take them for real.
+    mke2fs would leave a mark there, and what other systems write at the end, for the next boot to mistake for real.
     """
     with disk.path.open("r+b") as stream:
         stream.write(bytes(END))
@@ -131,7 +131,7 @@ def forget(disk: Disk) -> None:
 
 
 def unpack_seed(seed: bytes) -> None:
-    """Into the overlay, which is memory: the ISO's bytes lie nowhere else."""
+    """Unpacks the seed into the overlay, which is memory: the ISO's bytes are nowhere else."""
     medium, image = PLACE / "seed", PLACE / "seed.iso"
     medium.mkdir(exist_ok=True)
     with replaced_file(image, 0o600) as stream:
@@ -145,7 +145,7 @@ def unpack_seed(seed: bytes) -> None:
 
 
 def read_memory() -> int:
-    """All of this machine's, in bytes."""
+    """All of this machine's memory, in bytes."""
     fields = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
     return int(fields["MemTotal"].split()[0]) << 10
 

@@ -1,6 +1,6 @@
-"""What a disk bears while it is written: a mark between the partition table and the first partition, and the seed.
+"""What a disk carries while it is written: a mark between the partition table and the first partition, and the seed.
 
-Whoever finds the mark starts over. The seed is kept with it, because a seed is given out once.
+Whoever finds the mark starts over. The seed is kept with it, because a seed is given out only once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-PLACE = 64 << 10  # bytes from the disk's begin
+PLACE = 64 << 10  # bytes from the start of the disk
 SEED_PLACE = 128 << 10
-END = 1 << 20  # the first partition's begin
+END = 1 << 20  # where the first partition starts
 MOST_SEED = END - SEED_PLACE
 MAGIC = b"imagegen deployment, not finished\n"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """For which node, of which image, and the sha256 and the length of the seed that lies beside it, if any."""
+    """For which node, of which image, and the sha256 and the length of the seed next to it, if any."""
 
     node: str
     image: str
@@ -42,12 +42,12 @@ def read_mark(head: bytes) -> Mark | None:
     line = head[PLACE + len(MAGIC) : SEED_PLACE].split(b"\n", 1)[0]
     try:
         return Mark(**json.loads(line))
-    except (ValueError, TypeError):  # cut off while it was written: it says enough that it is there
+    except (ValueError, TypeError):  # cut off while it was written: that it is there says enough
         return Mark("", "")
 
 
 def read_kept_seed(head: bytes, mark: Mark, node: str) -> bytes:
-    """The node's seed beside the mark; empty when there is none that is whole."""
+    """The node's seed next to the mark; empty when there is no complete one."""
     seed = head[SEED_PLACE : SEED_PLACE + mark.seed_size]
     whole = mark.node == node and mark.seed_sha256 == hashlib.sha256(seed).hexdigest()
     return seed if whole and mark.seed_size else b""

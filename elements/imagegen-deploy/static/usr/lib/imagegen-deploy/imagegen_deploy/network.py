@@ -18,7 +18,7 @@ def find_interface(mac: str) -> str:
         address = entry / "address"
         if address.is_file() and address.read_text().strip().lower() == mac:
             return entry.name
-    raise Waiting(f"an interface with the MAC address {mac}; there are: {describe_interfaces()}")
+    raise Waiting(f"an interface with the MAC address {mac}; this machine has: {describe_interfaces()}")
 
 
 def describe_interfaces() -> str:
@@ -27,12 +27,12 @@ def describe_interfaces() -> str:
 
 
 def raise_interface(plan: Plan) -> str:
-    """Gives the interface its address and its route; again without harm. Raises Waiting until there is a link."""
+    """Gives the interface its address and route; safe to repeat. Raises Waiting until there is a link."""
     name = find_interface(plan.mac)
     run(["ip", "link", "set", name, "up"])
     carrier = INTERFACES / name / "carrier"
     if carrier.read_text().strip() != "1":
-        raise Waiting(f"a link at {name}")
+        raise Waiting(f"a link on {name}")
     run(["ip", "address", "flush", "dev", name])
     run(["ip", "address", "add", plan.address, "dev", name])
     if plan.gateway:

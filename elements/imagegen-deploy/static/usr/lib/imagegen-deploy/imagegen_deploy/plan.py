@@ -47,8 +47,8 @@ def parse_plan(text: str) -> Plan:
     given = {key: unquote(value) for key, value in words}
     missing = [PREFIX + key for key in NEEDED if not given.get(key)]
     if missing or given["mode"] not in ("deploy", "live") or not given["size"].isdigit():
-        wrong = "lacks " + ", ".join(missing) if missing else "has a wrong imagegen.mode or imagegen.size"
-        raise Refused(f"the kernel's command line {wrong}: boot by the node's script of `imagegen pxe`")
+        wrong = "lacks " + ", ".join(missing) if missing else "has an invalid imagegen.mode or imagegen.size"
+        raise Refused(f"the kernel's command line {wrong}: boot with the node's script from `imagegen pxe`")
     return Plan(
         mode=given["mode"],
         node=given["node"],

@@ -16,12 +16,12 @@ from imagegen_deploy.stream import OPENER
 TIMEOUT = 30.0  # seconds
 MOST_BYTES = 8 << 20
 MOST_CA_BYTES = 64 << 10
-BUSY = (429, 500, 502, 503)  # answers that use no claim up
-ATTACHED = "a medium labelled {} is attached: no seed is asked for"  # two for one node could contradict each other
+BUSY = (429, 500, 502, 503)  # answers that do not use up the claim
+ATTACHED = "a medium labelled {} is attached: no seed is requested"  # two for one node could contradict each other
 
 
 def fetch_ca(plan: Plan) -> str:
-    """The CA's certificate as PEM. Raises Refused for another one than the command line names, and Waiting."""
+    """The CA's certificate as PEM. Raises Refused for any but the one that the command line names, and Waiting."""
     url = f"{plan.url}/ca.pem"
     try:
         with OPENER.open(url, timeout=TIMEOUT) as answer:
@@ -30,14 +30,12 @@ def fetch_ca(plan: Plan) -> str:
         raise Waiting(f"{url}: {getattr(error, 'reason', None) or error}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != plan.ca:
-        raise Refused(
-            f"{url} has the sha256 {found}, not {plan.ca} as the node's script says: the seed is not asked for"
-        )
+        raise Refused(f"{url} has the sha256 {found}, not {plan.ca} as in the node's script: the seed is not requested")
     return data.decode("ascii")
 
 
 class Claim:
-    """One boot's claim. A refusal is final: each further question would be reported as a replay."""
+    """One boot's claim. A refusal is final: each further request would be reported as a replay."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -60,7 +58,7 @@ class Claim:
 def claim_seed(plan: Plan) -> bytes:
     """The bytes of the seed ISO. Raises Refused when the server refuses or is not the one that was named, and Waiting.
 
-    Only what comes before the question is tried again: the server answers it once.
+    Only what comes before the request is tried again: the server answers it once.
     """
     context = ssl.create_default_context(cadata=fetch_ca(plan))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
@@ -73,15 +71,15 @@ def claim_seed(plan: Plan) -> bytes:
         if error.code in BUSY:
             raise Waiting(f"{where} ({error.code}): {said}") from error
         raise Refused(
-            f"{where} gives no seed ({error.code}): {said}. Open the window (imagegen serve --arm {plan.node}) and "
-            "switch this machine on anew"
+            f"{where} refuses the seed ({error.code}): {said}. Open the window (imagegen serve --arm {plan.node}) and "
+            "restart this machine"
         ) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Refused(f"{where}: {error.reason}: this is not the server that the node's script names") from error
         raise Waiting(f"{where}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise Refused(f"{where} broke off in the middle of the seed: {error}") from error
+        raise Refused(f"the connection to {where} broke in the middle of the seed: {error}") from error
     if len(data) > MOST_BYTES:
-        raise Refused(f"{where} gives more than {MOST_BYTES} bytes: that is no seed")
+        raise Refused(f"{where} sends more than {MOST_BYTES} bytes: that is not a seed")
     return data

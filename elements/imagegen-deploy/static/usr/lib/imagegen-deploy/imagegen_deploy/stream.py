@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off, and are checked while they stream."""
+"""Downloads that resume where they broke off, and are checked while they stream."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BLOCK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 FIRST_PAUSE = 1.0  # seconds between two tries
 LONGEST_PAUSE = 15.0
-PROGRESS = 10.0  # seconds between two words about how far it is
+PROGRESS = 10.0  # seconds between two progress reports
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Changed(Exception):
-    """The file at the URL became another one while it was read."""
+    """The file at the URL changed while it was read."""
 
 
 class Download:
@@ -40,9 +40,9 @@ class Download:
         self._digest = hashlib.sha256()
 
     def blocks(self) -> Iterator[bytes]:
-        """Every block, in order; only when this ends without an exception they were the right ones.
+        """Every block, in order; they are the right ones only if this ends without an exception.
 
-        Raises Refused when their sha256 is another, or when the file changed on the way.
+        Raises Refused when their sha256 differs, or when the file changed on the way.
         """
         pause = FIRST_PAUSE
         while not self.total or self.done < self.total:
@@ -63,8 +63,8 @@ class Download:
         found = self._digest.hexdigest()
         if found != self.sha256:
             raise Refused(
-                f"{self.url} has the sha256 {found}, and the node's script says {self.sha256}: it was damaged, or is "
-                "of another build than the script. Run `imagegen pxe` again"
+                f"{self.url} has the sha256 {found}, but the node's script says {self.sha256}: it is damaged, or from "
+                "another build than the script. Run `imagegen pxe` again"
             )
 
     def describe(self) -> str:
@@ -74,16 +74,16 @@ class Download:
         return f"{self.done >> 20} of {self.total >> 20} MiB ({100 * self.done // self.total} %)"
 
     def _open(self) -> Any:
-        """The answer from where we are on."""
+        """The answer, from where we are."""
         headers = {"Range": f"bytes={self.done}-"} if self.done else {}
         request = urllib.request.Request(self.url, headers=headers)  # noqa: S310 - the URL is the node script's
         answer = OPENER.open(request, timeout=TIMEOUT)
         total, skip = self._place(answer)
         if self.total not in (0, total):
             answer.close()
-            raise Changed(f"it had {self.total} bytes and has {total}")
+            raise Changed(f"it had {self.total} bytes, now it has {total}")
         self.total = total
-        while skip:  # a server that knows no ranges
+        while skip:  # a server that does not support ranges
             got = answer.read(min(skip, BLOCK))
             if not got:
                 raise OSError("the server closed the connection")
@@ -96,10 +96,10 @@ class Download:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             if found and int(found.group(1)) == self.done:
                 return int(found.group(2)), 0
-            raise OSError("the server gives another range than was asked for")
+            raise OSError("the server sent another range than was requested")
         length = answer.headers.get("Content-Length")
         if length is None:
-            raise OSError("the server does not tell the file's size")
+            raise OSError("the server does not say how large the file is")
         return int(length), self.done
 
     def _read(self, answer: Any) -> Iterator[bytes]:

@@ -19,15 +19,15 @@ INTERFACES = ("public", "internal", "admin")
 
 
 class Unauthorized(Exception):
-    """Keystone does not take these credentials."""
+    """Keystone does not accept these credentials."""
 
 
 class TokenRefused(Waiting):
-    """An API does not take the token: it has expired, or the API cannot check it."""
+    """An API does not accept the token: it has expired, or the API cannot check it."""
 
 
 class NotFound(Waiting):
-    """The API answers, and does not have what was asked for."""
+    """The API answers, but does not have what was asked for."""
 
 
 def fetch(url: str, *, token: str | None = None, body: dict[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
@@ -60,9 +60,9 @@ def is_up(service: dict[str, Any]) -> bool:
 
 
 def has_reported(service: dict[str, Any], session: Session, seconds: float) -> bool:
-    """Whether it is up by a report of the last so many seconds, by the cluster's clock.
+    """Whether it is up and has reported within the last `seconds`, by the cluster's clock.
 
-    What reported before a quick reboot is up for service_down_time as well, whether it comes back or not.
+    What reported before a quick reboot also counts as up for service_down_time, whether it comes back or not.
     """
     if not is_up(service):
         return False
@@ -73,13 +73,13 @@ def has_reported(service: dict[str, Any], session: Session, seconds: float) -> b
 def find_next(answer: dict[str, Any], key: str) -> str:
     """The query of the next page; empty on the last. Nova's next link is in KEY_links, Keystone's in links.
 
-    Of the link only the query counts: its host is what the API takes itself for, and the token goes nowhere else.
-    Raises Waiting for a list that Keystone cut off at its list_limit and does not go on with.
+    Only the link's query counts: its host is what the API believes its own to be, and the token goes nowhere else.
+    Raises Waiting for a list that Keystone cut off at its list_limit.
     """
     links = answer.get(f"{key}_links") or []
     link = next((item["href"] for item in links if item["rel"] == "next"), (answer.get("links") or {}).get("next"))
     if answer.get("truncated") and not link:
-        raise Waiting(f"a whole list of {key}: the API cuts it off at its list_limit; raise that")
+        raise Waiting(f"a complete list of {key}: the API cuts it off at its list_limit; raise that limit")
     return urlsplit(link).query if link else ""
 
 
@@ -125,7 +125,7 @@ class Session:
             if not query:
                 return found
             if f"{base}?{query}" in asked:
-                raise Waiting(f"the compute API to end its list {base}, of which one page comes again and again")
+                raise Waiting(f"the compute API to end its list {base}: it keeps sending the same page")
             asked.append(f"{base}?{query}")
 
     def compute(self, region: str, path: str) -> Any:
@@ -145,7 +145,7 @@ class Session:
         try:
             return fetch(urls[0].rstrip("/") + path, token=self._token)[0]
         except Unauthorized as error:
-            raise TokenRefused(f"the compute API to take a token of Keystone's: {error}") from error
+            raise TokenRefused(f"the compute API to accept a token from Keystone: {error}") from error
 
 
 def own_user(node: dict[str, Any]) -> dict[str, Any]:
@@ -156,14 +156,14 @@ def own_user(node: dict[str, Any]) -> dict[str, Any]:
 def open_nova_session(node: dict[str, Any]) -> Session:
     """A session of the node's own user, as node.json names it.
 
-    Raises Waiting until Keystone takes its password, and while this node's clock is another than Keystone's: tokens
+    Raises Waiting until Keystone accepts its password, and while this node's clock differs from Keystone's: tokens
     would be expired here, and Nova would call this node's services down. chrony steps the clock when it can.
     """
     user = own_user(node)
     try:
         session = Session(node["auth_url"], user["name"], user["password"])
     except Unauthorized as error:
-        raise Waiting("Keystone to take the password of user {name}, which a controller sets".format(**user)) from error
+        raise Waiting("Keystone to accept the password of user {name}, set by a controller".format(**user)) from error
     skew = describe_skew(session.issued, "Keystone's")
     if skew:
         raise Waiting(f"the right time: {skew}; see chronyc sources")

@@ -36,7 +36,7 @@ KEYSTONE: Units = {
     )
 }
 HOSTED = {"database": MARIADB, "messaging": RABBITMQ, "cache": MEMCACHED, "identity": KEYSTONE}
-# What a disk that outlived its image may hold under another account: Debian numbers these as their packages come.
+# A disk that outlived its image may hold these under another uid: Debian numbers accounts as their packages come.
 DATA = {"database": (Path("/var/lib/mysql"), "mysql"), "messaging": (Path("/var/lib/rabbitmq"), "rabbitmq")}
 
 
@@ -45,16 +45,16 @@ MADE_BEFORE = (1050, 1060, 1061, 1091)
 
 
 class LoginRefused(Waiting):
-    """The broker is up and does not let a user of the cluster's in."""
+    """The broker is up, but does not let one of the cluster's users in."""
 
 
 def start_hosted(node: dict[str, Any]) -> str:
-    """Lets the services that this node hosts start beside each other; whoever needs one waits for it."""
+    """Starts the services that this node hosts, all at once; whatever needs one waits for it."""
     for service in node["hosts"]:
         if service in DATA:
             own_tree(*DATA[service])
         if service == "messaging":
-            # The directory is RabbitMQ's own, so that no file there is written by cloud-init.
+            # RabbitMQ owns the directory, so cloud-init writes no file there.
             put_file(COOKIE, node["erlang_cookie"], 0o400, "rabbitmq", "rabbitmq")
         if service in HOSTED and service != "identity":  # Keystone comes when its schema is there
             queue_units(HOSTED[service])
@@ -68,7 +68,7 @@ def prepare_database(node: dict[str, Any]) -> str:
 
 
 def prepare_messaging(node: dict[str, Any]) -> str:
-    """RabbitMQ up, with the definitions of the seed: every user of theirs gets in."""
+    """RabbitMQ up, with the seed's definitions: each of their users can log in."""
     start_units(RABBITMQ)
     logins = [node["messaging"], *node["other_messaging"]]
     try:
@@ -115,7 +115,7 @@ def connect_messaging(messaging: dict[str, Any], vhost: str) -> Iterator[Any]:
 
 
 def check_messaging(messaging: dict[str, Any]) -> str:
-    """Raises Waiting until the broker takes this login in each of its virtual hosts."""
+    """Raises Waiting until the broker accepts this login in each of its virtual hosts."""
     for vhost in messaging["vhosts"]:
         with connect_messaging(messaging, vhost):
             pass
@@ -123,7 +123,7 @@ def check_messaging(messaging: dict[str, Any]) -> str:
 
 
 def check_consumers(messaging: dict[str, Any], vhost: str, queues: Iterable[str]) -> None:
-    """Raises Waiting until each of these queues has a reader: a daemon can be up and not reach the broker."""
+    """Raises Waiting until each of these queues has a reader: a daemon can be up without reaching the broker."""
     for queue in queues:
         if not has_reader(messaging, vhost, queue):
             raise Waiting(f"a reader of the queue {queue}")
@@ -139,7 +139,7 @@ def has_reader(messaging: dict[str, Any], vhost: str, queue: str) -> bool:
 
 
 def check_database(node: dict[str, Any]) -> str:
-    """Raises Waiting until every schema takes its user's login."""
+    """Raises Waiting until every schema accepts its user's login."""
     for entry in node["database"]["schemas"]:
         with connect_schema(node["database"], entry["name"]):
             pass
@@ -173,7 +173,7 @@ def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -
     except CommandFailed as error:
         if state == "behind" and any(f"({code}, " in str(error) for code in MADE_BEFORE):
             raise Refused(
-                f"an upgrade of schema {schema} was cut off in the middle of one change, and MariaDB cannot take that "
+                f"an upgrade of schema {schema} was interrupted in the middle of a change, which MariaDB cannot roll "
                 f"back: {error}. Undo by hand what the message names, or restore the schema, then: imagegen-node retry"
             ) from error
         raise
@@ -195,12 +195,12 @@ def prepare_identity(node: dict[str, Any]) -> str:
         argv += [f"--bootstrap-{interface}-url", node["auth_url"]]
     run(argv, user="keystone", env={"OS_BOOTSTRAP_PASSWORD": node["identity"]["admin_password"]})
     if not see_administrator(node):
-        raise Waiting("Keystone to take the administrator's password and show its endpoints after bootstrap")
+        raise Waiting("Keystone to accept the administrator's password and list its endpoints after bootstrap")
     return "bootstrapped"
 
 
 def see_administrator(node: dict[str, Any]) -> bool:
-    """Whether Keystone takes the administrator's password and lists itself at its URL."""
+    """Whether Keystone accepts the administrator's password and lists itself at its URL."""
     try:
         session = Session(node["auth_url"], "admin", node["identity"]["admin_password"], "admin")
     except Unauthorized:

@@ -35,16 +35,16 @@ def map_cells(node: dict[str, Any]) -> str:
 
 
 def check_mapped(node: dict[str, Any]) -> None:
-    """Raises Waiting until every cell has its row as the seed describes it, and Refused for one row too many."""
+    """Raises Waiting until every cell has its row as the seed describes it, and Refused for a surplus row."""
     there = read_cells(node)
     refuse_duplicates(node["cells"], there)
     missing = [cell["name"] for cell in node["cells"] if cell not in there]
     if missing:
-        raise Waiting("cell mappings as the seed describes them; not yet: {}".format(", ".join(missing)))
+        raise Waiting("cell mappings as the seed describes them; not yet right: {}".format(", ".join(missing)))
 
 
 def find_duplicates(wanted: list[dict[str, str]], there: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows that stand in the place of one of ours under another uuid."""
+    """Rows that take the place of one of ours under another uuid."""
     names = {cell["name"] for cell in wanted}
     uuids = {cell["uuid"] for cell in wanted}
     places = {place_of(cell) for cell in wanted}
@@ -52,11 +52,11 @@ def find_duplicates(wanted: list[dict[str, str]], there: list[dict[str, str]]) -
 
 
 def explain_duplicate(cell: dict[str, str]) -> str:
-    """What is wrong with such a row, and the exact commands that mend it."""
+    """What is wrong with such a row, and the exact commands that remove it."""
     return (
-        "Nova's table has a row that the seed does not know, named {name}, with the name or the database "
-        "of a cell of this cluster. What it holds: `nova-manage cell_v2 list_hosts --cell_uuid {uuid}`. "
-        "If nothing, as user nova: `nova-manage cell_v2 delete_cell --cell_uuid {uuid}`, which ends with 0 "
+        "Nova's table of cells has a row named {name} that is not in the seed, with the name or the database "
+        "of one of this cluster's cells. See what it holds: `nova-manage cell_v2 list_hosts --cell_uuid {uuid}`. "
+        "If nothing, run as user nova: `nova-manage cell_v2 delete_cell --cell_uuid {uuid}`, which returns 0 "
         "(deleted), 1 (not found), 2 (it has hosts), 3 (it has instances) or 4 (only deleted instances: "
         "`nova-manage db archive_deleted_rows` first)".format(**cell)
     )

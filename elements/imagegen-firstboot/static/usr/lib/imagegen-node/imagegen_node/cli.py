@@ -22,10 +22,10 @@ what is there and changes only what differs, so running it again is safe. Secret
 
 states:
   working   a step runs
-  waiting   a step waits for what it names, as long as it takes: another node, a service, another try of a command
-  ready     controller: schemas and cells are there, its services are up in the API, its endpoints are right
-            compute: its service is up, a controller mapped it, its hypervisor is listed
-            A ready node looks at itself every five minutes. When something stopped working, it stays ready and says
+  waiting   a step waits for what it names, as long as it takes: another node, a service, the next try of a command
+  ready     controller: schemas and cells exist, its services are up in the API, its endpoints are right
+            compute: its service is up, a controller has mapped it, its hypervisor is listed
+            A ready node checks itself every five minutes. If something has stopped working, it stays ready and says
             `degraded:` and why; it restarts nothing. `imagegen-node doctor` names the cure.
   failed    a step cannot go on; it says why and what to do, and is tried again every 30 seconds
 """
@@ -33,22 +33,22 @@ PLACES = f"""\
 files:
   {STATUS_FILE}       where the node is, as JSON; also on the console and the virtio-serial port
                                   org.imagegen.status
-  {metadata.NODE_FILE}        what the seed says about this node (secrets inside)
+  {metadata.NODE_FILE}        what the seed says about this node (holds secrets)
   {seed.COPY}  the public facts of the newest seed, for boots without one
-  {metadata.IMAGE_FILE}       which roles and which release this image bakes
+  {metadata.IMAGE_FILE}       the roles and the release in this image
 
 the agent's log:        journalctl -u imagegen-node
 what cloud-init did:    /var/log/cloud-init.log
-after a new seed:       reboot; otherwise a node that was ready needs none
+after a new seed:       reboot (a node that was ready once boots without a seed, too)
 after an edited file:   reboot (the seed's files are written again)
 """
-STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status there, 4 ready but degraded"
-DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 cannot examine: not as root, no role yet, no such FILE"
-RETRY_CODES = "exit codes: 0 the step is done, 1 it waits or still works, 2 it failed, 3 no such step, or not as root"
+STATUS_CODES = "exit codes: 0 ready, 1 not ready yet, 2 failed, 3 no status yet, 4 ready but degraded"
+DOCTOR_CODES = "exit codes: 0 nothing wrong, 1 findings, 3 cannot examine: not root, no role yet, FILE not found"
+RETRY_CODES = "exit codes: 0 the step is done, 1 it is waiting or working, 2 it failed, 3 no such step, or not root"
 
 
 def run_role() -> int:
-    """Finds the role, runs its steps, and stays: the node looks at itself, a controller maps new computes."""
+    """Finds the role, runs its steps, and stays: the node checks itself, a controller maps new computes."""
     retry.listen()
     status = Status(os.uname().nodename, "")
     facts: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def run_role() -> int:
     run_step(Step("role", find_role), status, retry.nap)
     try:
         make_role(facts, node, status).run()
-    except Exception as error:  # systemd starts the agent again; meanwhile the status must not say `working`
+    except Exception as error:  # systemd restarts the agent; meanwhile the status must not say `working`
         status.fail(f"the agent ended: {type(error).__name__}: {error}", None)
         raise
     return 0
@@ -96,7 +96,7 @@ def read_status() -> dict[str, Any]:
 
 
 def show_status(as_json: bool) -> int:
-    """Prints the status; returns the exit code that stands in STATUS_CODES."""
+    """Prints the status; returns an exit code as in STATUS_CODES."""
     document = read_status()
     if not document:
         return 3
@@ -114,7 +114,7 @@ def show_status(as_json: bool) -> int:
 
 
 def examine_node(as_json: bool, expect: str | None) -> int:
-    """Prints what is wrong and its cure; returns the exit code that stands in DOCTOR_CODES."""
+    """Prints what is wrong and its cure; returns an exit code as in DOCTOR_CODES."""
     from imagegen_node.doctor import Patient, examine
 
     try:
@@ -135,7 +135,7 @@ def examine_node(as_json: bool, expect: str | None) -> int:
 
 
 def read_names(place: str | None) -> list[str]:
-    """Names of computes, one a line, from a file or from stdin (-)."""
+    """Names of computes, one per line, from a file or from stdin (-)."""
     if place is None:
         return []
     text = sys.stdin.read() if place == "-" else Path(place).read_text()
@@ -143,7 +143,7 @@ def read_names(place: str | None) -> list[str]:
 
 
 def list_step_names() -> list[str]:
-    """Every step of this node's role, begun or not. Raises Refused and Waiting where there is no role yet."""
+    """Every step of this node's role, begun or not. Raises Refused and Waiting while there is no role yet."""
     facts, node = metadata.read_facts(), metadata.read_node()
     return list(make_role(facts, node, Status(node["node"], facts["role"])).list_step_names())
 
@@ -158,7 +158,7 @@ def retry_step(step: str) -> int:
     except (Refused, Waiting, PermissionError):  # no role yet, or nobody who may see it
         names = [entry["name"] for entry in document["steps"]]
     if step not in names:
-        print("there is no step {} here; there are: {}".format(step, ", ".join(names)), file=sys.stderr)
+        print("there is no step {} here; the steps are: {}".format(step, ", ".join(names)), file=sys.stderr)
         return 3
     try:
         print(retry.ask(step, document), file=sys.stderr)
@@ -181,31 +181,31 @@ def main(arguments: list[str] | None = None) -> int:
         "systemctl restart imagegen-node",
     )
     status = commands.add_parser("status", help="where this node is", epilog=STATUS_CODES)
-    status.add_argument("--json", action="store_true", help="the status document instead of a text")
+    status.add_argument("--json", action="store_true", help="print the status document as JSON")
     doctor = commands.add_parser(
         "doctor",
-        help="every known sickness of this node, with its cure",
-        description="Looks at the seed's files, the disk, the clock, the backing services, the schemas, the cells, the "
-        "computes and the units, and says of each thing that is wrong how to cure it. Needs root; changes nothing.",
+        help="what is wrong with this node, and how to cure it",
+        description="Checks the seed's files, the disk, the clock, the backing services, the schemas, the cells, the "
+        "computes and the units, and says how to cure whatever is wrong. Needs root; changes nothing.",
         epilog=DOCTOR_CODES,
     )
-    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(
-        "--expect", metavar="FILE", help="names of computes that should be there, one a line; - is stdin (controllers)"
+        "--expect", metavar="FILE", help="names of computes that should exist, one per line; - is stdin (controllers)"
     )
     again = commands.add_parser(
         "retry",
         help="try a step again now",
-        description="Has the agent try that step now instead of after its pause, and says how it ended. Of a step that "
-        "is done already the agent makes sure once more, together with all others. Needs root.",
+        description="Makes the agent try that step now instead of after its pause, and says how it ended. A step that "
+        "is already done is checked again, together with all the others. Needs root.",
         epilog=RETRY_CODES,
     )
     again.add_argument("step", metavar="STEP", help="its name, as `imagegen-node status` lists it")
     commands.add_parser(
         "erase-seed",
         help="erase the seed in this disk's seed partition",
-        description="Overwrites what is in the seed partition of this disk, so that a seed on a medium counts. The "
-        "agent does it when the node is ready, imagegen-medium.service when a medium labelled cidata is attached. "
+        description="Overwrites the seed partition of this disk, so that a seed on a medium is used instead. The agent "
+        "does this when the node is ready, and imagegen-medium.service when a medium labelled cidata is attached. "
         "Needs root.",
     )
     given = parser.parse_args(arguments)

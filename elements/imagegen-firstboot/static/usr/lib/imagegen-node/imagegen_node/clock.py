@@ -9,7 +9,7 @@ MOST_SKEW = 15.0
 
 
 def describe_skew(theirs: float, whose: str) -> str:
-    """How far this node's clock is from another, whose time in seconds since 1970 that is; empty when near enough."""
+    """How far this node's clock is from the one that shows `theirs` (seconds since 1970); empty when close enough."""
     skew = time.time() - theirs
     if abs(skew) <= MOST_SKEW:
         return ""

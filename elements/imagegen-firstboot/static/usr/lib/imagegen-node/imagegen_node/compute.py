@@ -34,13 +34,13 @@ class Compute:
         self.session: Session | None = None  # kept between looks: a login costs Keystone a password's hash
 
     def run(self) -> None:
-        """Makes the node ready - service up, host mapped, hypervisor listed - then stays, and looks whether it is."""
+        """Makes the node ready - service up, host mapped, hypervisor listed - then stays, and checks that it is."""
         run_steps(self.list_steps(), self.status, self.sleep)
         self.status.ready("")
         self.watch()
 
     def watch(self) -> None:
-        """Looks at the node from time to time, for ever. What is wrong stands in the status until it is over."""
+        """Looks at the node from time to time, for ever. The status shows what is wrong until it is over."""
         state = health.Health(self.list_looks())
         while True:
             self.sleep(max(1.0, state.seconds_left()))
@@ -51,7 +51,7 @@ class Compute:
             self.status.flush()
 
     def list_looks(self) -> list[health.Look]:
-        """What has to be so on a compute that works."""
+        """What must be true of a compute that works."""
         return [
             lambda: health.look_at_disks(DISKS),
             lambda: health.look_at_units(UNITS),
@@ -101,8 +101,8 @@ class Compute:
         service = find_service(self.node, session)
         if service and not known:
             raise Refused(
-                "Nova knows the compute service {node}, but not which compute_id it had. Restore {path}, or, when no "
-                "instance is left there: `openstack compute service delete {id}`".format(
+                "Nova knows the compute service {node}, but not which compute_id it had. Restore {path} or, if no "
+                "instance is left there, run `openstack compute service delete {id}`".format(
                     node=self.node["node"], path=COMPUTE_ID, id=service["id"]
                 )
             )
@@ -129,7 +129,7 @@ class Compute:
     def check_mapped(self) -> str:
         """Raises Waiting until the API lists the hypervisor, which it does for mapped hosts only."""
         if not is_mapped(self.node, open_nova_session(self.node)):
-            raise Waiting("a controller to map this host (registered, unmapped)")
+            raise Waiting("a controller to map this host (registered, not mapped yet)")
         return "hypervisor listed"
 
 
@@ -139,7 +139,7 @@ def ask_libvirt() -> None:
 
 
 def look_at_libvirt() -> Iterator[str]:
-    """That it does not answer."""
+    """Yields that libvirt does not answer, if so."""
     try:
         ask_libvirt()
     except CommandFailed as error:
@@ -147,7 +147,7 @@ def look_at_libvirt() -> Iterator[str]:
 
 
 def look_at_queue(node: dict[str, Any]) -> Iterator[str]:
-    """That nova-compute does not read its queue: it can be up in the API, and no request reaches it."""
+    """Yields that nova-compute does not read its queue, if so: it can be up in the API while no request reaches it."""
     for vhost in node["messaging"]["vhosts"]:
         queue = "compute.{node}".format(**node)
         if not backing.has_reader(node["messaging"], vhost, queue):
@@ -162,7 +162,7 @@ def find_service_troubles(node: dict[str, Any], session: Session) -> Iterator[st
     """
     found = read_hypervisor(node, session)
     if not found:
-        yield "the API lists no hypervisor of this node: no controller has mapped it, or its service was deleted"
+        yield "the API lists no hypervisor for this node: no controller has mapped it, or its service was deleted"
         return
     if found["state"] != "up":
         forced = find_service(node, session).get("forced_down")
@@ -179,7 +179,7 @@ def check_compute_id(node: dict[str, Any], session: Session) -> str:
         return "in place"
     if there != find_hypervisor(node, session).get("id"):
         raise Refused(
-            f"{COMPUTE_ID} holds {there!r}, the seed says {wanted}: this disk was another node's, or the node "
+            f"{COMPUTE_ID} holds {there!r}, but the seed says {wanted}: this disk was another node's, or the node "
             "was renamed. Give the node its own disk, or its old name"
         )
     return "in place, older than the seed"

@@ -17,7 +17,7 @@ NOVA_VIRT_TYPE = Path("/etc/nova/nova.conf.d/40-virt-type.conf")
 MARIADB_CONNECTIONS = Path("/etc/mysql/mariadb.conf.d/95-connections.cnf")
 CPUINFO = Path("/proc/cpuinfo")
 KVM = Path("/dev/kvm")
-WORKERS = Path("/etc/imagegen/workers")  # a number in it counts more than the cores
+WORKERS = Path("/etc/imagegen/workers")  # a number in it overrides the number of cores
 MOST_WORKERS = 4
 
 
@@ -39,7 +39,7 @@ def configure_controller(node: dict[str, Any]) -> str:
         # Every worker of every service keeps a pool of up to 55 connections, of which few are ever used.
         limit = f"[mariadbd]\nmax_connections = {200 + 200 * workers}\n"
         put_file(MARIADB_CONNECTIONS, limit)
-    return f"{workers} workers a service"
+    return f"{workers} workers per service"
 
 
 def choose_virt_type() -> tuple[str, str]:
@@ -55,7 +55,7 @@ def choose_virt_type() -> tuple[str, str]:
 
 
 def configure_compute() -> str:
-    """virt_type in a drop-in of Nova's."""
+    """Writes virt_type to a drop-in for Nova; says which, and why."""
     virt_type, why = choose_virt_type()
     put_file(NOVA_VIRT_TYPE, f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
     return f"virt_type {virt_type}: {why}"

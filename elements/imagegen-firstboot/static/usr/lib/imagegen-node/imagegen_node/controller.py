@@ -19,7 +19,7 @@ from imagegen_node.steps import TRIES, LeaseLost, Refused, Sleep, Step, Waiting,
 from imagegen_node.system import Units, check_port, run, seconds_active, start_units
 
 HERE = Path(__file__).parent
-# Nova reads its cells when a service starts: with another set of them it starts anew.
+# Nova reads its cells when a service starts: a different set of them means a restart.
 NOVA_FILES = (Path("/etc/nova"), configure.SERVICES_ENVIRONMENT, configure.CELLS)
 SERVICES: Units = {
     "placement-api.service": (Path("/etc/placement"), configure.SERVICES_ENVIRONMENT),
@@ -78,7 +78,7 @@ class Controller:
         return steps
 
     def share_work(self) -> None:
-        """The work that one controller does for all: by the holder of the lease; the others wait for what it makes."""
+        """The work that one controller does for all: the holder of the lease; the others wait for its results."""
         while True:
             self.paused = False
             run_step(Step("lease", self.take_lease_or_see_work_done), self.status, self.sleep)
@@ -93,7 +93,7 @@ class Controller:
                 self.lease.release()
 
     def take_lease_or_see_work_done(self) -> str:
-        """Raises Waiting while another holds the lease and has not done all of it: if it dies, this node goes on."""
+        """Raises Waiting while another holds the lease and is not done: if it dies, this node takes over."""
         self.leads = self.lease.take()
         if self.leads:
             return "held by this node"
@@ -102,11 +102,11 @@ class Controller:
             raise Waiting("another controller to migrate data online")
         missing = find_missing_identity(self.node)
         if missing:
-            raise Waiting(f"another controller to make, in Keystone, {missing}")
-        return "held by another, which has done its work"
+            raise Waiting(f"another controller to give Keystone {missing}")
+        return "held by another controller, which has done the work"
 
     def under_lease(self, step: Step) -> Step:
-        """The step, of which every try holds the lease. While it waits or has failed, another may have the lease."""
+        """The step, with the lease held during every try. While it waits or has failed, another may have the lease."""
         errors: list[Exception] = []
 
         def run_held() -> str | None:
@@ -153,7 +153,7 @@ class Controller:
         return ["role", *(step.name for step in before), "lease", *(step.name for step in [*shared, *after])]
 
     def check_schemas(self) -> str:
-        """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row a cell."""
+        """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row per cell."""
         for schema in ("placement", "nova_api", *map(schema_of, self.node["cells"])):
             state = backing.read_state(self.node, schema)
             if state != "head":
@@ -208,11 +208,11 @@ class Controller:
         return "conductor and scheduler up"
 
     def check_upgrade(self) -> str:
-        """Once a release, by one controller. Computes that wait for their mapping would fail it."""
+        """Once per release, by one controller. Computes that wait for their mapping would fail it."""
         if upgrade.is_done(self.node, upgrade.CHECK):
             return "done before"
         if not self.lease.take():
-            raise Waiting("the lease, to make the upgrade check that another controller may be at")
+            raise Waiting("the lease for the upgrade check, which another controller may be running")
         try:
             discovery.map_new_hosts(self.node)
             upgrade.check_upgrade(self.node)
@@ -230,7 +230,7 @@ class Controller:
             self.lease.release()
 
     def watch(self) -> None:
-        """Maps computes as they come, and looks at this node's services, for ever. Trouble stands in the status."""
+        """Maps computes as they come, and looks at this node's services, for ever. The status shows trouble."""
         state, pause, said = health.Health(self.list_looks()), DISCOVERY_PAUSE, ""
         while True:
             undiscovered = ""
@@ -251,7 +251,7 @@ class Controller:
             self.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - two that collided once do not meet again
 
     def list_looks(self) -> list[health.Look]:
-        """What has to be so on a controller that works."""
+        """What must be true of a controller that works."""
         return [
             lambda: health.look_at_disks(DISKS),
             lambda: health.look_at_units(list_all_units(self.node)),
@@ -268,15 +268,15 @@ def list_all_units(node: dict[str, Any]) -> Units:
 
 
 def list_units(node: dict[str, Any]) -> Units:
-    """Placement's and Nova's units on a controller: of some one more for each cell that is not its own."""
+    """Placement's and Nova's units on a controller, with one more of some for each cell that is not its own."""
     further = (f"{unit}@{cell}.service" for cell in cells.further_cells(node) for unit in OF_A_CELL)
     return {**SERVICES, **dict.fromkeys(further, NOVA_FILES)}
 
 
 def find_missing_identity(node: dict[str, Any]) -> str:
-    """The first thing that is amiss in Keystone: a user's password or roles, a service's three URLs. Empty: nothing.
+    """The first thing that is wrong in Keystone: a user's password or roles, a service's three URLs. Empty: nothing.
 
-    One role too many counts where Keystone is the cluster's own. An administrator's bring others with them.
+    A surplus role counts only where Keystone is the cluster's own. An administrator's role brings others with it.
     """
     identity, region = node["identity"], node["region"]
     for user in identity["users"]:

@@ -46,7 +46,7 @@ def connect_root() -> Iterator[Any]:
 
 @contextmanager
 def connect_schema(database: dict[str, Any], schema: str) -> Iterator[Any]:
-    """A connection to one schema with its own user. Raises Waiting until the server takes the login."""
+    """A connection to one schema with its own user. Raises Waiting until the server accepts the login."""
     entry = next(item for item in database["schemas"] if item["name"] == schema)
     try:
         connection = _log_in(database, entry, schema)
@@ -77,9 +77,9 @@ def _log_in(database: dict[str, Any], entry: dict[str, str], schema: str) -> Any
 
 
 def ensure_schemas(database: dict[str, Any]) -> str:
-    """Makes missing schemas and users, which may log in from the clients' addresses alone.
+    """Makes missing schemas and users, which may log in from the clients' addresses only.
 
-    Every user ends with its password and with rights on its own schemas only, and nowhere else.
+    Every user ends up with its password and with rights on its own schemas, and nowhere else.
     """
     changes = []
     with connect_root() as connection, connection.cursor() as cursor:
@@ -94,7 +94,7 @@ def ensure_schemas(database: dict[str, Any]) -> str:
 
 
 def ensure_user(connection: Any, database: dict[str, Any], entry: dict[str, str]) -> list[str]:
-    """The user of that entry at each client's address, and nowhere else; one word for each thing that had to change."""
+    """The user of that entry at each client's address, and nowhere else; one phrase for each change."""
     user, password = entry["user"], entry["password"]
     names = [item["name"] for item in database["schemas"] if item["user"] == user]
     wanted = {"ALL PRIVILEGES ON `{}`.*".format(name.replace("_", "\\_")) for name in names}
@@ -118,7 +118,7 @@ def ensure_user(connection: Any, database: dict[str, Any], entry: dict[str, str]
 
 
 def ensure_rights(connection: Any, account: tuple[str, str], wanted: set[str]) -> list[str]:
-    """Exactly these rights for (user, host); one word if they had to change."""
+    """Exactly these rights for (user, host); one phrase if they had to change."""
     there = read_rights(connection, account)
     with connection.cursor() as cursor:
         if there - wanted:
@@ -129,7 +129,7 @@ def ensure_rights(connection: Any, account: tuple[str, str], wanted: set[str]) -
 
 
 def read_rights(connection: Any, account: tuple[str, str]) -> set[str]:
-    """What SHOW GRANTS lists for (user, host), as `PRIVILEGES ON OBJECT`; what else it may do is in the text, too."""
+    """What SHOW GRANTS lists for (user, host), as `PRIVILEGES ON OBJECT`, with any further rights in the text."""
     rights = set()
     for (line,) in fetch_rows(connection, "SHOW GRANTS FOR %s@%s", account):
         found = re.match(r"GRANT (.+?) TO \S+(?: IDENTIFIED .*|( .*))?$", line)
@@ -159,7 +159,7 @@ def fetch_rows(connection: Any, query: str, values: tuple[Any, ...] = ()) -> lis
 def drop_unfinished(database: dict[str, Any], schema: str) -> None:
     """Empties a schema whose first sync was cut off: it has tables and no version, and the sync would stop at them.
 
-    Nothing has used it, because services start at the head. Who may still be at work in it is disconnected first.
+    Nothing has used it, because services start at the head. Whoever may still be at work in it is disconnected first.
     Raises Refused for tables that hold data.
     """
     with connect_schema(database, schema) as connection, connection.cursor() as cursor:
@@ -171,8 +171,8 @@ def drop_unfinished(database: dict[str, Any], schema: str) -> None:
         full = [name for name, rows in some.items() if len(rows) > MOST_ROWS]
         if full or "migrate_version" in tables:
             raise Refused(
-                "schema {} has tables and no version of alembic's, and {}: it was not made here. Give the cluster an "
-                "empty schema, or bring this one to a release that has versions".format(
+                "schema {} has tables, but no alembic version, and holds {}: it was not made here. Give the cluster an "
+                "empty schema, or upgrade this one to a release that uses alembic".format(
                     schema, "data in " + ", ".join(full) if full else "an older release's version"
                 )
             )
@@ -193,7 +193,7 @@ def read_done(database: dict[str, Any]) -> set[str]:
 
 
 def set_done(database: dict[str, Any], name: str, done: bool) -> None:
-    """Writes down, or strikes out, work of which the other schemas do not show whether it is done."""
+    """Records work as done, or not done, where the other schemas do not show it."""
     with connect_schema(database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE IF NOT EXISTS done (name VARCHAR(64) NOT NULL PRIMARY KEY) ENGINE=InnoDB")
         cursor.execute(

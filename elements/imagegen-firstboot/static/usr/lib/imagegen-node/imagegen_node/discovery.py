@@ -20,7 +20,7 @@ ELSEWHERE = (
 
 
 def read_hosts(node: dict[str, Any], query: str, of_cell: bool = False) -> dict[str, list[tuple[Any, ...]]]:
-    """cell uuid -> rows of that query in the cell's schema, cells without any left out. One cheap query a cell."""
+    """cell uuid -> rows of that query in the cell's schema, cells without any left out. One cheap query per cell."""
     found = {}
     for cell in node["cells"]:
         if cell["name"] != CELL0:
@@ -43,10 +43,10 @@ def find_elsewhere(node: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def map_new_hosts(node: dict[str, Any]) -> list[str]:
-    """Runs discover_hosts for the cells that have something new; the hosts that are mapped now.
+    """Runs discover_hosts for the cells that have something new; returns the hosts that are mapped now.
 
-    Return code 2 is a mapping that somebody else made meanwhile, safe to try again (Train and later). Hosts that Nova
-    marks as mapped are found by their service only. What failed in one cell is raised when the others were looked at.
+    Return code 2: somebody else made a mapping meanwhile, safe to try again (Train and later). Hosts that Nova marks
+    as mapped are found by their service only. A failure in one cell is raised after the others have been looked at.
     """
     failed: list[Exception] = []
     found = read_hosts(node, UNMAPPED)

@@ -1,4 +1,4 @@
-"""Every known sickness of a node, with its cure. It only looks: nothing is changed."""
+"""Every known fault of a node, with its cure. It only looks: nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagegen_node.system import check_port
 
 PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
 AGAIN = "imagegen-node retry {}"
-STEP_CLOCK = "chronyc tracking; chronyc sources; when a source is there: chronyc makestep"
+STEP_CLOCK = "chronyc tracking; chronyc sources; once there is a source: chronyc makestep"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def examine(patient: Patient) -> list[Finding]:
     for name, cure, check in CHECKS[patient.facts["role"]]:
         try:
             findings += check(patient)
-        except Exception as error:  # what a check cannot look at is a finding, and the next one still looks
+        except Exception as error:  # what a check cannot look at is a finding, and the other checks still run
             text = str(error) or type(error).__name__
             findings.append(Finding(f"{name}: {text}", cure))
     return findings
@@ -53,7 +53,7 @@ def check_files(patient: Patient) -> Iterator[Finding]:
     for wrong in metadata.find_wrong_files(patient.facts.get("files") or [], patient.node["files_key"]):
         yield Finding(
             wrong,
-            "a reboot (writes the seed's files again); if that does not help: /var/log/cloud-init.log",
+            "reboot (the seed's files are written again); if that does not help: /var/log/cloud-init.log",
         )
 
 
@@ -64,7 +64,7 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
 
 def check_disk(patient: Patient) -> Iterator[Finding]:
     for place, what in health.find_full(map(Path, PLACES)):
-        cure = f"find what is many: du -x --inodes {place} | sort -n | tail"
+        cure = f"find where the files are: du -x --inodes {place} | sort -n | tail"
         if "inodes" not in what:
             cure = f"journalctl --vacuum-size=100M; apt-get clean; find what is large: du -xh {place} | sort -h | tail"
         yield Finding(what, cure)
@@ -131,12 +131,12 @@ def check_cells(patient: Patient) -> Iterator[Finding]:
             yield Finding("{name} has no row in nova_api.cell_mappings".format(**wanted), AGAIN.format("cells"))
             continue
         if wanted["name"] == cells.CELL0 and row["transport_url"] != wanted["transport_url"]:
-            what = "cell0 has a message queue's URL, so that cell1 can be taken for it; it must be none:///"
+            what = "cell0 has a message queue's URL, so it can be mistaken for cell1; it must be none:///"
             yield Finding(what, AGAIN.format("cells"))
         stale = [key for key in ("name", "database_connection", "transport_url") if row[key] != wanted[key]]
         if (wanted["name"] != cells.CELL0 and stale) or stale not in ([], ["transport_url"]):
             named = " and ".join(stale)
-            what = "the row of {} has another {} than the seed".format(wanted["name"], named)
+            what = "the row of {} differs from the seed in {}".format(wanted["name"], named)
             yield Finding(what, AGAIN.format("cells") + "; if it comes back, another controller has an older seed")
 
 
@@ -144,22 +144,22 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
     for uuid, hosts in discovery.find_unmapped(patient.node).items():
         discover = f"as user nova: nova-manage cell_v2 discover_hosts --cell_uuid {uuid}"
         yield Finding(
-            "registered and not mapped: {}".format(", ".join(hosts)),
-            f"a controller maps them within seconds; if not: journalctl -u imagegen-node on each, or {discover}",
+            "registered, but not mapped: {}".format(", ".join(hosts)),
+            f"a controller maps them within seconds; if not: journalctl -u imagegen-node there, or {discover}",
         )
     for host, here, there in discovery.find_elsewhere(patient.node):
-        what = f"{host} registered in the cell {here} and is mapped to the cell {there}, where it was before"
+        what = f"{host} registered in the cell {here}, but is mapped to the cell {there}, where it was before"
         cure = f"when no instance is left there, as user nova: nova-manage cell_v2 delete_host --cell_uuid {there} "
-        yield Finding(what, cure + f"--host {host}; its new cell's mapping is made by itself")
+        yield Finding(what, cure + f"--host {host}; a controller then maps it to its new cell")
     oldest = upgrade.read_oldest_compute()
     for host, version in upgrade.find_old_computes(patient.node, oldest):
-        what = f"{host} runs nova-compute of version {version}, and below {oldest} this Nova's services do not start"
+        what = f"{host} runs nova-compute version {version}, but this Nova's services start with {oldest} or later only"
         yield Finding(what, f"upgrade {host}")
     path = "/os-services?binary=nova-compute"
     session = open_nova_session(patient.node)
     services = {item["host"]: item for item in session.list_compute(patient.node["region"], path, "services")}
     for host in sorted(set(patient.expected) - services.keys()):
-        yield Finding(f"{host} never registered", f"on its console: what imagegen-node status says on {host}")
+        yield Finding(f"{host} never registered", "on its console, see what imagegen-node status says")
     for host, service in sorted(services.items()):
         if not is_up(service):
             cure = f"imagegen-node doctor on {host}; if it is gone for good: openstack compute service delete {{id}}"
@@ -179,9 +179,9 @@ def check_service(patient: Patient) -> Iterator[Finding]:
     service = compute.find_service(patient.node, session)
     if not is_up(service):
         cure = "journalctl -u nova-compute -n 50; then " + AGAIN.format("compute-service")
-        yield Finding("nova-compute of this node is not up in the compute API", cure)
+        yield Finding("this node's nova-compute is not up in the compute API", cure)
     elif not compute.is_mapped(patient.node, session):
-        yield Finding("this node is registered and not mapped", "imagegen-node doctor on a controller")
+        yield Finding("this node is registered, but not mapped", "imagegen-node doctor on a controller")
     for what in compute.look_at_queue(patient.node):
         yield Finding(what, "journalctl -u nova-compute -n 50; then systemctl restart nova-compute")
 
@@ -201,8 +201,8 @@ UNIT_STEPS = {
 }
 LOCAL: tuple[tuple[str, str, Check], ...] = (
     ("files", "a new seed, then reboot", check_files),
-    ("machine", "see what it says", check_machine),
-    ("disk", "look at df", check_disk),
+    ("machine", "do what it says", check_machine),
+    ("disk", "see df", check_disk),
     ("message queue", "on its node: imagegen-node doctor; systemctl status rabbitmq-server", check_messaging),
     ("identity", "on its node: imagegen-node doctor; systemctl status keystone", check_identity),
     ("units", "systemctl --failed", check_units),

@@ -28,7 +28,7 @@ MOST_BYTES = 8 << 20  # of a file that is read; no file of a node is larger
 def opened_directory(path: Path, make: bool = False) -> Iterator[int]:
     """A handle of an absolute path's directory, until this ends. Every part of the path is a directory, none a link.
 
-    `make`: what is missing is made, root's and open to all readers. Raises Refused for a link or a file on the way,
+    `make`: what is missing is made, owned by root and readable by all. Raises Refused for a link or a file on the way,
     and FileNotFoundError.
     """
     handle = os.open("/", DIRECTORY)
@@ -41,8 +41,8 @@ def opened_directory(path: Path, make: bool = False) -> Iterator[int]:
                 inner = os.open(part, DIRECTORY, dir_fd=handle)
             except NotADirectoryError as error:  # what Linux says of a link as well, with O_DIRECTORY
                 raise Refused(
-                    f"{part} in the path {path} is a link or a file where a directory belongs: nothing is read or "
-                    "written there. Remove it, and see who put it there"
+                    f"{part} in the path {path} is a link or a file where a directory should be: nothing is read or "
+                    "written there. Remove it, and find out who put it there"
                 ) from error
             os.close(handle)
             handle = inner
@@ -102,10 +102,9 @@ def remove_file(path: Path) -> None:
 
 
 def read_file(path: Path) -> tuple[os.stat_result, bytes] | None:
-    """Status and content of a regular file, of one and the same; None when there is none. What is beyond MOST_BYTES is
-    left out.
+    """Status and content of one regular file; None when there is none. What is beyond MOST_BYTES is left out.
 
-    None as well for a link, a pipe and whatever else is no file. Raises Refused for a link on the way to it,
+    Also None for a link, a pipe and anything else that is not a file. Raises Refused for a link on the way to it,
     and PermissionError.
     """
     try:
@@ -136,7 +135,7 @@ def read_text(path: Path) -> str | None:
 def own_tree(directory: Path, owner: str) -> None:
     """Gives the directory and all in it to that account, unless it has it. The directory itself comes last.
 
-    Links are let be. Raises Refused for a file with a second name, which could be somebody else's file.
+    Links are left alone. Raises Refused for a file with a second name, which could be somebody else's file.
     """
     account = pwd.getpwnam(owner)
     with opened_directory(directory) as handle:
@@ -153,7 +152,7 @@ def _own(directory: int, path: Path, ids: tuple[int, int]) -> None:
         elif stat.S_ISREG(status.st_mode):
             inner = os.open(name, EXISTING, dir_fd=directory)
         else:
-            continue  # sockets and pipes are made anew by whoever needs them
+            continue  # sockets and pipes are made again by whoever needs them
         try:
             # Asked of what is open: the name may mean something else by now.
             status = os.fstat(inner)

@@ -1,4 +1,4 @@
-"""Whether a ready node still does its work: when it looks, and what it says. It mends nothing (decision 35)."""
+"""Whether a ready node still does its work: when it looks, and what it says. It repairs nothing (decision 35)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from imagegen_node.steps import Waiting
 from imagegen_node.system import read_units
 
 LOOK = 300.0  # seconds between two looks at a healthy node
-AGAIN = 30.0  # seconds until what looked wrong is looked at again; doubled until the trouble is over, LOOK at most
+AGAIN = 30.0  # seconds until something that looked wrong is looked at again; doubled each time, up to LOOK
 LEAST_FREE = 0.05  # of a file system's space, and of its inodes
 
 Look = Callable[[], Iterable[str]]
-"""Yields what is wrong, a phrase each. What it cannot find out it may raise."""
+"""Yields what is wrong, one phrase each. It may raise when it cannot find out."""
 
 
 class Health:
-    """The looks of one node and their rhythm. What is wrong is told when two looks in a row saw something wrong."""
+    """One node's looks and when they are due. Trouble is reported once two looks in a row have seen some."""
 
     def __init__(self, looks: Sequence[Look]) -> None:
         self._looks = looks
@@ -52,7 +52,7 @@ def _jitter(least: float, seconds: float) -> float:
 
 
 def find_troubles(looks: Iterable[Look]) -> list[str]:
-    """What these looks find wrong. A look that fails is trouble itself, and the next one still looks."""
+    """What these looks find wrong. A look that fails is trouble in itself, and the others still look."""
     troubles: list[str] = []
     for look in looks:
         try:
@@ -84,9 +84,9 @@ def find_full(places: Iterable[Path]) -> Iterator[tuple[Path, str]]:
         found = os.statvfs(place)
         if found.f_blocks and found.f_bavail / found.f_blocks < LEAST_FREE:
             free, size = (blocks * found.f_frsize // 2**20 for blocks in (found.f_bavail, found.f_blocks))
-            yield place, f"{place} is full: {free} of {size} MiB are free"
+            yield place, f"{place} is nearly full: {free} of {size} MiB are free"
         if found.f_files and found.f_favail / found.f_files < LEAST_FREE:
-            yield place, f"{place} has no inodes left: {found.f_favail} of {found.f_files} are free"
+            yield place, f"{place} has hardly any inodes left: {found.f_favail} of {found.f_files} are free"
 
 
 def look_at_disks(places: Iterable[Path]) -> Iterator[str]:

@@ -43,7 +43,7 @@ def ensure(wanted: dict[str, Any]) -> list[str]:
 
 
 def ensure_roles(keystone: Any, project: Any, user: Any, entry: dict[str, Any]) -> list[str]:
-    """The user has these roles in the project, and no other: not the administrator's that earlier versions gave."""
+    """Gives the user these roles in the project and no others; earlier versions gave it the administrator's."""
     wanted = {name: keystone.find_role(name) or keystone.create_role(name=name) for name in entry["roles"]}
     ids = {role.id: name for name, role in wanted.items()}
     there = {item.role["id"] for item in keystone.role_assignments(user_id=user.id, scope_project_id=project.id)}
@@ -59,7 +59,7 @@ def ensure_roles(keystone: Any, project: Any, user: Any, entry: dict[str, Any]) 
 
 
 def takes_password(auth_url: str, entry: dict[str, Any]) -> bool:
-    """Whether Keystone takes the user's wanted password; asked without a project, which it may not have yet."""
+    """Whether Keystone accepts the wanted password; asked without a project, which the user may not have yet."""
     from keystoneauth1 import exceptions, session
     from keystoneauth1.identity import v3
 
@@ -75,7 +75,7 @@ def takes_password(auth_url: str, entry: dict[str, Any]) -> bool:
 def ensure_service(keystone: Any, entry: dict[str, Any], region: str) -> list[str]:
     """The service by type, with its name, and its three endpoints with the wanted URL."""
     changes: list[str] = []
-    # Two of a kind are what two controllers make that both saw none; of the same both keep the same.
+    # Two controllers that both saw none make two; both then keep the same one.
     service, *more = sorted(keystone.services(type=entry["type"]), key=lambda item: str(item.id)) or [None]
     for surplus in more:
         if surplus.name == entry["name"]:

@@ -25,7 +25,7 @@ TABLE = (
 TAKE_OVER = (
     "UPDATE lease SET holder = %s, expires = UTC_TIMESTAMP(6) + INTERVAL %s SECOND "
     "WHERE name = %s AND (holder = %s OR expires < UTC_TIMESTAMP(6)"
-    # Nobody claims it for so long: the database's clock was set back since.
+    # Nobody claims it for that long: the database's clock has been set back since.
     " OR expires > UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
 )
 TAKE_NEW = "INSERT IGNORE INTO lease (name, holder, expires) VALUES (%s, %s, UTC_TIMESTAMP(6) + INTERVAL %s SECOND)"
@@ -54,7 +54,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Lets another have it at once. While the database is away it runs out by itself."""
+        """Gives the lease up at once. If the database is away, it expires by itself."""
         with self._lock:
             if not self._until:
                 return
@@ -68,7 +68,7 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLost when the lease was lost meanwhile, even if it is free again; Waiting as take() does."""
         if not self._renew(only_held=True):
-            raise LeaseLost("the lease, which this node lost")
+            raise LeaseLost("the lease, which this node has lost")
 
     @property
     def held(self) -> bool:
@@ -84,7 +84,7 @@ class Lease:
             return taken
 
     def _claim(self) -> bool:
-        """Whether the row is ours now; the table is made by who misses it."""
+        """Whether the row is ours now; whoever finds no table makes it."""
         with connect_schema(self._database, AGENT_SCHEMA) as connection, connection.cursor() as cursor:
             try:
                 try:

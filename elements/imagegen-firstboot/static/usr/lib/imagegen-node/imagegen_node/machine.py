@@ -18,8 +18,8 @@ STAMP = Path("/var/lib/imagegen/machine.json")
 # What two machines must never share, besides the name.
 NAMES = (Path("/etc/iscsi/initiatorname.iscsi"), Path("/etc/nvme/hostnqn"), Path("/etc/nvme/hostid"))
 COPIED = (
-    "It holds that machine's {copied}. Give this node a disk of its own from the image; only if the other machine is "
-    "gone for good, keep this one: `rm {stamp}` and reboot"
+    "It holds the other machine's {copied}. Give this node its own disk, made from the image; keep this one only if "
+    "the other machine is gone for good: `rm {stamp}` and reboot"
 )
 
 
@@ -41,7 +41,7 @@ def read_stamp() -> dict[str, str]:
 
 
 def list_identity() -> str:
-    """What on this disk tells machines apart, by name, for a text."""
+    """What on this disk tells machines apart, listed for a message."""
     present = [str(path) for path in (MACHINE_ID, *sorted(SSH.glob("ssh_host_*_key")), *NAMES) if path.exists()]
     return ", ".join(present)
 
@@ -50,22 +50,22 @@ def check_machine(node: dict[str, Any]) -> str:
     """Raises Refused when the machine's name, its identity or its disk is not its own."""
     name = os.uname().nodename
     if name != node["node"]:
-        raise Refused("this machine calls itself {}, its seed is for {}".format(name, node["node"]))
+        raise Refused("this machine is named {}, but its seed is for {}".format(name, node["node"]))
     machine_id = MACHINE_ID.read_text().strip()
     if len(machine_id) != 32:
-        raise Refused(f"{MACHINE_ID} holds no id: {machine_id!r}")
+        raise Refused(f"{MACHINE_ID} does not hold a valid id: {machine_id!r}")
     if not list(SSH.glob("ssh_host_*_key")):
         raise Refused("there are no ssh host keys: cloud-init's ssh module did not run")
     here, stamp = read_dmi_uuid(), read_stamp()
     copied = COPIED.format(copied=list_identity(), stamp=STAMP)
     if stamp.get("node", name) != name:
         raise Refused(
-            "this disk was first booted as node {}, and its seed now says {}: a copied disk, or a renamed host, which "
-            "Nova does not follow. {}".format(stamp["node"], name, copied)
+            "this disk was first booted as node {}, but its seed now says {}: it was copied, or the host was "
+            "renamed, which Nova does not support. {}".format(stamp["node"], name, copied)
         )
     if here and stamp.get("dmi_uuid", "") not in ("", here):
         raise Refused(
-            "this disk was first booted on the machine {}, and this is {}: a copied disk, or new hardware. {}".format(
+            "this disk was first booted on machine {}, but this is {}: it was copied, or the machine is new. {}".format(
                 stamp["dmi_uuid"], here, copied
             )
         )
@@ -73,7 +73,7 @@ def check_machine(node: dict[str, Any]) -> str:
 
 
 def stamp_machine(node: dict[str, Any]) -> str:
-    """As check_machine; then a disk that is new is this machine's."""
+    """As check_machine; then claims a new disk for this machine."""
     detail = check_machine(node)
     if not read_stamp().get("dmi_uuid"):
         put_file(STAMP, json.dumps({"node": node["node"], "dmi_uuid": read_dmi_uuid()}) + "\n", 0o600)

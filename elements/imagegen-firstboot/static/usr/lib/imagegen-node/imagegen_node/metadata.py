@@ -1,4 +1,4 @@
-"""The node's role and data: cloud-init's instance data, the seed's node.json, what the image bakes."""
+"""The node's role and data: cloud-init's instance data, the seed's node.json, what the image holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE_FILE = Path("/etc/imagegen/image.json")
 
 
 def read_facts() -> dict[str, Any]:
-    """The public facts of the metadata, or, where no data source is, those of the seed before: a map with a `role`.
+    """The public facts of the metadata or, without a data source, of the previous seed: a map with a `role`.
 
     NoCloud has them in ds.meta_data.imagegen, OpenStack's metadata and config drive as
     ds.meta_data.meta["imagegen.role"] and so on. Raises Refused when no role is there.
@@ -47,18 +47,18 @@ def read_facts() -> dict[str, Any]:
 
 
 def check_role(facts: dict[str, Any]) -> str:
-    """The role, when this image bakes it and its release. Raises Refused."""
+    """The role. Raises Refused when this image holds another role or release."""
     try:
         image = json.loads(IMAGE_FILE.read_text())
     except FileNotFoundError as error:
-        raise Refused(f"{IMAGE_FILE} is missing: no element of a role made this image") from error
+        raise Refused(f"{IMAGE_FILE} is missing: this image was built without a role's element") from error
     role, release = facts["role"], str(facts.get("release", image["release"]))
     if role not in ROLES:
-        raise Refused("the metadata asks for role {}; there are {}".format(role, ", ".join(ROLES)))
+        raise Refused("the metadata asks for role {}; the roles are {}".format(role, ", ".join(ROLES)))
     if role not in image["roles"]:
-        raise Refused("the metadata asks for role {}, this image bakes {}".format(role, ", ".join(image["roles"])))
+        raise Refused("the metadata asks for role {}, but this image holds {}".format(role, ", ".join(image["roles"])))
     if release != str(image["release"]):
-        raise Refused("the seed is for release {}, this image holds {}".format(release, image["release"]))
+        raise Refused("the seed is for release {}, but this image holds {}".format(release, image["release"]))
     return str(role)
 
 
@@ -92,7 +92,7 @@ def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
             wrong.append(
                 f"{path} is missing"
                 if not os.path.lexists(path)
-                else f"{path} is no file, but a link or something else"
+                else f"{path} is not a regular file, but a link or something else"
             )
             continue
         found, content = read
@@ -103,14 +103,14 @@ def find_wrong_files(expected: list[dict[str, str]], key: str) -> list[str]:
         elif (found.st_mode & 0o7777) != int(entry["mode"], 8):
             wrong.append("{} has mode {:04o}, not {}".format(path, found.st_mode & 0o7777, entry["mode"]))
         elif not hmac.compare_digest(digest, entry["sha256-HMAC"]):
-            wrong.append(f"{path} differs from its seed")
+            wrong.append(f"{path} differs from the seed")
     return wrong
 
 
 def restore_files(facts: dict[str, Any], node: dict[str, Any]) -> bool:
     """Has cloud-init write the seed's files again if one differs; True if it did.
 
-    By itself it writes them once for each instance-id: not after somebody edited one, and not when a node gets back a
+    Left alone, it writes them once per instance-id: not after somebody edited one, and not when a node gets back a
     seed that it has had before.
     """
     if not find_wrong_files(facts.get("files") or [], node["files_key"]):
@@ -126,7 +126,7 @@ def check_files(facts: dict[str, Any], node: dict[str, Any]) -> str:
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Refused(
-            "{}{}. Give the node its seed anew and reboot it; cloud-init stops at the first owner "
+            "{}{}. Give the node its seed again and reboot it; cloud-init stops at the first owner "
             "it does not know: see /var/log/cloud-init.log".format("; ".join(wrong[:3]), more)
         )
     return f"{len(expected)} files as the seed promised"

@@ -1,6 +1,6 @@
-"""The status by HTTP POST, where the seed names a URL: beside the boot, never in its way.
+"""The status by HTTP POST, where the seed names a URL: alongside the boot, never in its way.
 
-The newest document is sent again from time to time, for whoever listens cannot tell a quiet node from a dead one.
+The newest document is sent again from time to time, because a listener cannot tell a quiet node from a dead one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from imagegen_node.api import OPENER
 
 FIRST_PAUSE = 1.0  # seconds, doubled after each try
 LONGEST_PAUSE = 30.0
-REFUSALS = (400, 401, 403, 404, 405, 410, 413)  # the same again would be refused again
+REFUSALS = (400, 401, 403, 404, 405, 410, 413)  # sending the same again would not help
 TIMEOUT = 10.0  # seconds for one try
 BEAT = 60.0  # seconds within which a document is sent again
 READY_BEAT = 300.0  # the same for a node that is ready; imagegen/ledger.py calls it lost after three of them
 
 
 class Poster:
-    """Sends the newest document to a URL from a thread of its own. What a newer one overtook is never sent."""
+    """Sends the newest document to a URL from its own thread. A document that a newer one replaced is never sent."""
 
     def __init__(self, url: str, sleep: Callable[[float], object] = time.sleep) -> None:
         self._url = url
@@ -36,13 +36,13 @@ class Poster:
         threading.Thread(target=self._work, daemon=True).start()
 
     def send(self, text: str, beat: float = BEAT) -> None:
-        """Hands the document over and returns at once; it is sent again within each `beat` seconds until the next."""
+        """Hands the document over and returns at once; it is sent again at least every `beat` seconds."""
         with self._changed:
             self._newest, self._beat, self._idle = text, beat, False
             self._changed.notify_all()
 
     def drain(self, seconds: float) -> None:
-        """Gives what was handed over so long to arrive, for an agent that ends."""
+        """Waits up to that long for what was handed over to arrive; for an agent that ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._idle, timeout=seconds)
 

@@ -14,37 +14,37 @@ WAKE = signal.SIGUSR1
 UNIT = "imagegen-node.service"
 POLL = 0.2  # seconds between two looks at the status
 PATIENCE = 180.0  # seconds until the operator gets the prompt back
-SETTLING = 20.0  # seconds that a step may wait, as for a unit to come up, before that is told as the outcome
+SETTLING = 20.0  # seconds a step may wait, say for a unit to come up, before that is the outcome
 
 
 def listen() -> None:
-    """Keeps the wake-up call for nap(). Before the agent starts a thread, since threads inherit it."""
+    """Keeps the wake-up call for nap(). To be called before the agent starts a thread, since threads inherit it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {WAKE})
 
 
 def nap(seconds: float) -> bool:
-    """Sleeps so long; True when the wake-up call cut it short."""
+    """Sleeps for that long; True when the wake-up call cut it short."""
     return signal.sigtimedwait({WAKE}, seconds) is not None
 
 
 def read_document() -> dict[str, Any]:
-    """The status as it is. Raises FileNotFoundError before the agent's first word."""
+    """The current status. Raises FileNotFoundError before the agent has written one."""
     return dict(json.loads(STATUS_FILE.read_text()))
 
 
 def ask(step: str, document: dict[str, Any]) -> str:
-    """Wakes an agent that rests at this step, else starts it anew, so that it looks at every step; says which."""
+    """Wakes an agent that is paused at this step, else restarts it, so that it checks every step; says which."""
     if document["step"] == step and document["state"] in ("waiting", "failed"):
         run(["systemctl", "kill", "--kill-whom=main", f"--signal={WAKE.name}", UNIT])
-        return f"another try of {step}"
+        return f"trying {step} again"
     run(["systemctl", "restart", UNIT])
-    return f"the agent looks at every step again, {step} among them"
+    return f"the agent is checking every step again, including {step}"
 
 
 def follow(step: str, before: dict[str, Any], sleep: Callable[[float], object] = time.sleep) -> dict[str, Any]:
-    """The step's entry as the new try leaves it: done, waiting or failed; or as it is when the patience is over."""
+    """The step's entry after the new try: done, waiting or failed; or as it is when PATIENCE is over."""
     end = time.monotonic() + PATIENCE
-    entry: dict[str, Any] = {"name": step, "state": "not begun"}
+    entry: dict[str, Any] = {"name": step, "state": "not started"}
     waiting_since = end
     while time.monotonic() < end:
         sleep(POLL)
@@ -57,6 +57,6 @@ def follow(step: str, before: dict[str, Any], sleep: Callable[[float], object] =
             entry = {**entry, "name": document["step"], "state": "failed"}
         waiting_since = min(waiting_since, time.monotonic()) if entry["state"] == "waiting" else end
         if entry["state"] in ("done", "failed") or time.monotonic() > waiting_since + SETTLING:
-            # Of a step that is over, the status tells the next one's detail by now.
+            # Once a step is over, the status already shows the next one's detail.
             return {**entry, "detail": document["detail"] if entry["name"] == document["step"] else ""}
     return entry

@@ -1,7 +1,7 @@
-"""What becomes of the seed after the first boot: the node keeps what it needs of it, and the disk's own copy goes.
+"""What becomes of the seed after the first boot: the node keeps what it needs, and the copy on the disk is erased.
 
 A medium may be detached once the node is ready (virtual media end with their session). The files that the seed brought
-are on the disk already. Kept besides are the public facts of its meta-data and the names of the network interfaces.
+are on the disk already; the node also keeps the public facts of its meta-data and its network interfaces' names.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Name={name}
 
 
 def keep_machine(facts: dict[str, Any], node: dict[str, Any]) -> str:
-    """As stamp_machine; then a machine that is the right one keeps its facts and the names of its interfaces."""
+    """As stamp_machine; then the right machine keeps its facts and the names of its interfaces."""
     detail = stamp_machine(node)
     keep(facts)
     return detail
 
 
 def keep(facts: dict[str, Any]) -> None:
-    """Keeps the facts, and on which machine they hold, and gives the interfaces their names for good."""
+    """Keeps the facts and the machine they belong to, and gives the interfaces their names for good."""
     names = read_names()
     for mac, name in names.items():
         put_file(NETWORK / link_file(mac), LINK.format(mac=mac, name=name))
@@ -63,7 +63,7 @@ def keep(facts: dict[str, Any]) -> None:
 
 
 def read_kept() -> dict[str, Any]:
-    """The facts of the newest seed that this machine had. Raises Refused when there are none, or it is another."""
+    """The facts of the newest seed that this machine had. Raises Refused when there are none, or they are another's."""
     text = read_text(COPY)
     if text is None:
         raise Refused(NO_SEED)
@@ -74,24 +74,24 @@ def read_kept() -> dict[str, Any]:
         raise Refused(f"cloud-init found no data source, and {COPY} is damaged: give this node its seed") from error
     if difference := tell_apart(uuid, macs):
         raise Refused(
-            f"cloud-init found no data source, and the seed that this disk had before was another machine's: "
-            f"{difference}. Give this machine a seed of its own (label cidata)"
+            f"cloud-init found no data source, and the last seed on this disk was for another machine: "
+            f"{difference}. Give this machine its own seed (label cidata)"
         )
     return facts
 
 
 def tell_apart(uuid: str, macs: list[str]) -> str:
-    """What makes this another machine than the one with that DMI UUID and these MAC addresses; empty: it is the same.
+    """How this machine differs from the one with that DMI UUID and these MAC addresses; empty: it is the same.
 
-    Containers show their host's UUID, and some firmware none, so that the interfaces count as well.
+    Containers show their host's UUID, and some firmware shows none, so the interfaces count as well.
     """
     here = read_dmi_uuid()
     if uuid and here and uuid != here:
-        return f"that one had the DMI UUID {uuid}, this one has {here}"
+        return f"that machine had the DMI UUID {uuid}, this one has {here}"
     if macs and not set(macs) & read_macs():
-        return f"it had a network interface with the MAC address {' or '.join(macs)}, which is not here"
+        return f"that machine had a network interface with the MAC address {' or '.join(macs)}, this one has none"
     if not macs and not (uuid and here):
-        return "neither a DMI UUID nor a MAC address tells that this is the same"
+        return "neither a DMI UUID nor a MAC address shows that this is the same one"
     return ""
 
 
@@ -99,7 +99,7 @@ def tell_apart(uuid: str, macs: list[str]) -> str:
 
 
 def link_file(mac: str) -> str:
-    """One file for each card, whatever name it has. Before all of netplan's and the distribution's."""
+    """One file per card, whatever its name. It sorts before netplan's and the distribution's."""
     return f"05-imagegen-{mac.replace(':', '')}.link"
 
 
@@ -112,7 +112,7 @@ def read_names() -> dict[str, str]:
         parser.read_string(read_text(path) or "")
         match = parser["Match"] if parser.has_section("Match") else {}
         mac, name = match.get("macaddress", "").lower(), match.get("name", "")
-        # The files are networkd's own account's, which must not choose what root writes, and where.
+        # networkd's account owns these files, and must not choose what root writes, or where.
         if MAC.fullmatch(mac) and NAME.fullmatch(name):
             found[mac] = name
     return found
@@ -149,12 +149,12 @@ def erase() -> str:
     try:
         handle = os.open(device, os.O_RDWR | os.O_EXCL | os.O_NOFOLLOW)  # O_EXCL: not while it is mounted
     except OSError as error:
-        raise Waiting(f"{device} to be free ({error.strerror}): the seed in it is to be erased") from error
+        raise Waiting(f"{device} to be free, to erase the seed in it ({error.strerror})") from error
     with os.fdopen(handle, "r+b", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         if not any(any(stream.read(BLOCK)) for _ in range(0, size, BLOCK)):
-            return f"{device} holds none"
+            return f"{device} holds no seed"
         stream.seek(0)
         for start in range(0, size, BLOCK):
             stream.write(bytes(min(BLOCK, size - start)))

@@ -1,4 +1,4 @@
-"""The node's status: one JSON document a change, in a file, on the console, the virtio-serial port, and by POST."""
+"""The node's status: one JSON document per change, in a file, on the console, the virtio-serial port, and by POST."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ STATUS_FILE = Path("/run/imagegen/status.json")
 PORT = Path("/dev/virtio-ports/org.imagegen.status")
 CONSOLE = Path("/dev/console")
 LONGEST_DETAIL = 1000  # characters
-DEGRADED = "degraded: "  # how the detail of a ready node begins that does not do all its work (decision 35)
-DRAIN_SECONDS = 10.0  # for what an agent that ends has said last
+DEGRADED = "degraded: "  # how the detail of a ready node that does not do all its work begins (decision 35)
+DRAIN_SECONDS = 10.0  # for the last words of an agent that ends
 
 
 class Outlet:
@@ -62,7 +62,7 @@ class Outlet:
 
 
 class Status:
-    """Says where the node is. Every change goes out at once; the same again goes out once."""
+    """Says where the node is. Every change goes out at once; a repetition does not."""
 
     def __init__(self, node: str, role: str) -> None:
         self.node = node
@@ -123,7 +123,7 @@ class Status:
         self._say("working", self.step, detail)
 
     def give_up(self, detail: str) -> None:
-        """The step that was begun is not this node's any more."""
+        """The step that was begun is no longer this node's."""
         self.steps.pop()
         self._say("waiting", self.step, detail)
 
@@ -131,7 +131,7 @@ class Status:
         self._say("ready", "", detail)
 
     def degraded(self, why: str) -> None:
-        """Still ready, for it was; and what it does not do any more."""
+        """Still ready, as it was; and what it no longer does."""
         self._say("ready", "", DEGRADED + why)
 
     def flush(self) -> None:

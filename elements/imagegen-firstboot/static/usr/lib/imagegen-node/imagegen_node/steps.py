@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Sleep = Callable[[float], object]  # true: cut short, because somebody wants another try now
 
 FIRST_PAUSE = 1.0  # seconds between two tries of a step that waits
-PAUSE_GROWTH = 1.25  # so that a step notices what it waits for at most a quarter of its time late
+PAUSE_GROWTH = 1.25  # so a step notices what it waits for at most a quarter of the waiting time late
 LONGEST_PAUSE = 10.0
 FAILED_PAUSE = 30.0  # seconds until a failed step is tried again
 TRIES = 4  # of a command that fails, before the node says failed
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 class LeaseLost(Exception):
-    """Another controller may be at work: begin again."""
+    """Another controller may be at work: start again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Step:
 
 
 def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
-    """Runs one step until it is done; what it waits for or failed at stands in the status. LeaseLost goes through."""
+    """Runs one step until it is done; the status shows what it waits for or why it failed. Passes LeaseLost on."""
     status.begin(step.name)
     pause, failures = FIRST_PAUSE, 0
 
@@ -76,7 +76,7 @@ def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
             rc = getattr(error, "rc", None)
             text = str(error) if isinstance(error, CommandFailed) else f"{type(error).__name__}: {error}"
             if failures < TRIES:
-                status.wait("another try after: " + text, rc)
+                status.wait("trying again after: " + text, rc)
                 rest(min(2.0**failures, LONGEST_PAUSE))
             else:
                 status.fail(text, rc)
@@ -87,6 +87,6 @@ def run_step(step: Step, status: Status, sleep: Sleep = time.sleep) -> None:
 
 
 def run_steps(steps: Iterable[Step], status: Status, sleep: Sleep = time.sleep) -> None:
-    """Runs the steps in their order, each until it is done."""
+    """Runs the steps in order, each until it is done."""
     for step in steps:
         run_step(step, status, sleep)

@@ -70,7 +70,7 @@ def read_units(units: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def seconds_active(unit: str) -> float:
-    """How long the unit is active, by a clock that nobody sets."""
+    """For how many seconds the unit has been active, by a clock that nobody sets."""
     since = run(["systemctl", "show", "--property=ActiveEnterTimestampMonotonic", "--value", unit])
     return time.monotonic() - int(since) / 1e6
 
@@ -101,8 +101,8 @@ def queue_units(units: Units) -> str:
     old = [unit for unit, files in units.items() if files and unit not in down and not _ran_with(unit, digests[unit])]
     if failed := [unit for unit in down if states[unit]["ActiveState"] == "failed"]:
         run(["systemctl", "reset-failed", *failed])
-    # Written down before a start, but after a restart: whoever dies in between restarts nothing in vain, and nothing
-    # too little.
+    # Recorded before a start, but after a restart: an agent that dies in between restarts neither too much nor too
+    # little.
     for unit in down:
         put_file(STARTED / unit, digests[unit], 0o600)
     if down:
@@ -112,13 +112,11 @@ def queue_units(units: Units) -> str:
     for unit in old:
         put_file(STARTED / unit, digests[unit], 0o600)
     pending = [unit for unit in units if unit in down or unit in old or states[unit]["ActiveState"] != "active"]
-    return (
-        "{} to be up, which was {ActiveState} ({SubState})".format(pending[0], **states[pending[0]]) if pending else ""
-    )
+    return "{} to be up; it was {ActiveState} ({SubState})".format(pending[0], **states[pending[0]]) if pending else ""
 
 
 def start_units(units: Units) -> None:
-    """Raises Waiting until systemd calls all units active. Whether they work is asked at their ports and APIs."""
+    """Raises Waiting until systemd calls all units active. Their ports and APIs say whether they work."""
     pending = queue_units(units)
     if pending:
         raise Waiting(pending)

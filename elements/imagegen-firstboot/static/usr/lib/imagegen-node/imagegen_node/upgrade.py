@@ -1,4 +1,4 @@
-"""Bringing Nova's own schemas to the packaged version, and what has to be so before its services may start."""
+"""Bringing Nova's own schemas to the packaged version, and what must be true before its services may start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OLD_COMPUTES = (
 
 
 def name_work(work: str) -> str:
-    """Work that each release needs once, as it is written down when it is done."""
+    """The name under which work that each release needs once is recorded as done."""
     return "{} of {release}".format(work, **json.loads(IMAGE_FILE.read_text()))
 
 
@@ -33,7 +33,7 @@ def is_done(node: dict[str, Any], work: str) -> bool:
 
 
 def note_work(node: dict[str, Any]) -> None:
-    """Before the schemas are touched: what this release needs anew because one of them is older."""
+    """Before the schemas are touched: marks what this release must do again because one of them is older."""
     states = {read_state(node, schema) for schema in ("nova_api", *map(schema_of, node["cells"]))}
     if "behind" in states:
         for work in (MIGRATIONS, CHECK):
@@ -49,7 +49,7 @@ def sync_api(node: dict[str, Any]) -> str:
 
 
 def sync_nova(node: dict[str, Any]) -> str:
-    """`db sync` for every cell that is not at the head, then online_data_migrations unless this release had them."""
+    """`db sync` for every cell that is not at the head, then online_data_migrations unless already done."""
     said = []
     for cell in node["cells"]:
         if cell["name"] in (CELL0, node["cell"]):
@@ -72,7 +72,7 @@ def options_for(cell: str) -> list[str]:
 
 
 def migrate_online(options: list[str]) -> None:
-    """online_data_migrations, which works on [database] only, until it says 0 (done); 1 is: run again; 2: stuck."""
+    """online_data_migrations, which works on [database] only, until it returns 0 (done); 1: run it again; 2: stuck."""
     for _ in range(5):
         try:
             run(["nova-manage", *options, "db", MIGRATIONS], user="nova")
@@ -84,7 +84,7 @@ def migrate_online(options: list[str]) -> None:
 
 
 def read_oldest_compute() -> int:
-    """The lowest version of nova-compute beside which this Nova starts (Wallaby and later); 0: it does not look."""
+    """The oldest version of nova-compute with which this Nova starts (Wallaby and later); 0: it does not check."""
     text = SERVICE_VERSIONS.read_text()
     name = re.search(r"^OLDEST_SUPPORTED_SERVICE_VERSION = ['\"](\w+)['\"]", text, re.M)
     version = name and re.search(rf"^    ['\"]{name.group(1)}['\"]: (\d+),", text, re.M)
@@ -108,14 +108,14 @@ def find_old_computes(node: dict[str, Any], oldest: int) -> list[tuple[str, int]
 
 
 def check_computes(node: dict[str, Any]) -> str:
-    """Raises Refused with the names of computes that are too old: beside them Nova's services refuse to start."""
+    """Raises Refused with the names of computes that are too old: with them Nova's services refuse to start."""
     oldest = read_oldest_compute()
     old = find_old_computes(node, oldest)
     if old:
         named = ", ".join(f"{host} (version {version})" for host, version in old)
         raise Refused(
-            f"{named}: older than version {oldest} of nova-compute, and beside them this Nova's services do not start. "
-            "Upgrade these computes; of one that is gone, delete the service from a controller of the old release: "
+            f"{named}: older than version {oldest} of nova-compute, the oldest with which this Nova's services start. "
+            "Upgrade these computes; if one is gone for good, delete its service from a controller of the old release: "
             "`openstack compute service delete ID`"
         )
     return ""
