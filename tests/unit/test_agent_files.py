@@ -226,7 +226,7 @@ def test_a_planted_compute_id_tells_nothing(world: World) -> None:
     world.at("/var/lib/nova").mkdir(parents=True)
     world.at("/var/lib/nova/compute_id").symlink_to(world.at("/etc/shadow"))
     with pytest.raises(Refused) as caught:  # as the doctor asks
-        compute.check_compute_id(world.node, SimpleNamespace(compute=lambda *_: {"hypervisors": []}))
+        compute.check_compute_id(world.node, SimpleNamespace(list_compute=lambda *_: []))
     assert SECRET not in str(caught.value)
     world.answer_as_nova()
     assert world.run_compute()["state"] == "ready"
