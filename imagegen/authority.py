@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
@@ -35,6 +36,11 @@ class Authority:
     def sha256(self) -> str:
         """What nodes pin: of the certificate's file, as hex digits."""
         return hashlib.sha256(self.certificate).hexdigest()
+
+    @property
+    def token_key(self) -> bytes:
+        """What tokens for claims are made with: the same after a restart, and of no use for certificates."""
+        return hmac.digest(self.key, b"imagegen: tokens for claims", hashlib.sha256)
 
 
 def generate_authority() -> Authority:
@@ -74,10 +80,12 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
 def load_authority(directory: Path) -> Authority:
     """The authority whose files lie there. Raises BadUsage when they do not, or do not belong together."""
     files = [directory / CERTIFICATE, directory / KEY]
-    if missing := [str(path) for path in files if not path.is_file()]:
-        raise BadUsage(
-            f"{' and '.join(missing)} missing: nodes recognise the server by it", f"run imagegen init {directory}"
-        )
+    missing = [path for path in files if not path.is_file()]
+    if len(missing) == 1:
+        raise BadUsage(*explain_half(*(path for path in files if path not in missing), *missing))
+    if missing:
+        names = " and ".join(map(str, missing))
+        raise BadUsage(f"{names} missing: nodes know the server by it", f"run imagegen init {directory}")
     authority = Authority(*(path.read_bytes() for path in files))
     try:
         certificate = x509.load_pem_x509_certificate(authority.certificate)
@@ -91,6 +99,15 @@ def load_authority(directory: Path) -> Authority:
             f"{files[1]} is not the key for {files[0]}", "move both away, and `imagegen init` makes new ones"
         )
     return authority
+
+
+def explain_half(left: Path, lost: Path) -> tuple[str, str]:
+    """What is wrong when one file of the pair is lost, and the way out."""
+    return (
+        f"{lost} is missing, and {left.name} is of no use without it",
+        f"restore it from a backup; or move {left} away and run `imagegen init {left.parent}`, which makes another "
+        "pair: machines that are just booting must then be switched on anew, all others notice nothing",
+    )
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

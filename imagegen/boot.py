@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from imagegen import nspawn, pxeboot, qemu
-from imagegen.console import printable
+from imagegen.console import printable, read_steps
 from imagegen.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
 from imagegen.handles import is_file, open_directory, read_file
 from imagegen.lock import Held, hold_lock
@@ -308,7 +308,7 @@ def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, r
     if not runs and state != "failed":
         state, detail = "failed", "the machine ended by itself"
     step = str(document.get("step", ""))
-    rc = next((s.get("rc") for s in document.get("steps", []) if s.get("name") == step), None)
+    rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
     node = machine.node
     return NodeResult(node.name, node.role.value, state, step, detail, round(seconds, 1), machine.image, rc)
 
@@ -317,13 +317,13 @@ def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any
     """What is new between two status documents of a node: steps that ended, and what it does now."""
 
     def ended(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        return {s["name"]: s for s in document.get("steps", []) if s.get("state") not in ("waiting", "working")}
+        return {s["name"]: s for s in read_steps(document) if s["state"] not in ("waiting", "working")}
 
-    lines, known = [], {step: s.get("state") for step, s in ended(before).items()}
+    lines, known = [], {step: s["state"] for step, s in ended(before).items()}
     for step, s in ended(after).items():
-        if known.get(step) != s.get("state"):
-            rc = f", return code {s['rc']}" if s.get("rc") else ""
-            lines.append(progress_line(name, step, s.get("state"), f"{s.get('seconds') or 0:.1f} s{rc}"))
+        if known.get(step) != s["state"]:
+            rc = f", return code {s['rc']}" if s["rc"] else ""
+            lines.append(progress_line(name, step, s["state"], f"{s['seconds']:.1f} s{rc}"))
     step, state, detail = now = [after.get(key, "") for key in ("step", "state", "detail")]
     if now != [before.get(key, "") for key in ("step", "state", "detail")]:
         lines.append(progress_line(name, step, state, f"for {detail}" if state == "waiting" else detail))

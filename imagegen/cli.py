@@ -72,6 +72,7 @@ class Outcome:
     lines: Sequence[str] = ()
     images: list[dict[str, Any]] | None = None
     nodes: list[dict[str, Any]] | None = None
+    claims: dict[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
     code: ExitCode = ExitCode.DONE
     colours: bool = False  # whether the lines are coloured
@@ -80,7 +81,7 @@ class Outcome:
 
     def document(self, settings: Settings) -> dict[str, Any]:
         """What `--output json` prints (data/output.schema.json)."""
-        rows = {"images": self.images, "nodes": self.nodes, "paths": self.paths}
+        rows = {"images": self.images, "nodes": self.nodes, "claims": self.claims, "paths": self.paths}
         return {
             "version": 1,
             "command": settings.command,
@@ -231,7 +232,7 @@ def init(settings: Settings, directory: Path) -> Outcome:
       imagegen init
       imagegen init demo && imagegen -c demo/cluster.yaml validate
     """
-    from imagegen.authority import CERTIFICATE, KEY, generate_authority
+    from imagegen.authority import CERTIFICATE, KEY, explain_half, generate_authority
     from imagegen.cluster import default_text
     from imagegen.handles import open_directory
     from imagegen.secrets import generate_secrets
@@ -243,7 +244,10 @@ def init(settings: Settings, directory: Path) -> Outcome:
     there = [directory / name for name in (*texts, *pair) if os.path.lexists(directory / name)]
     if there and any(path.name in pair for path in there):
         names = " and ".join(map(os.fspath, there))
-        raise BadUsage(f"{names} exist already and are left as they are", "give another directory")
+        lost = [directory / name for name in pair if directory / name not in there]
+        half = next(path for path in there if path.name in pair)
+        hint = explain_half(half, *lost)[1] if lost else "give another directory"
+        raise BadUsage(f"{names} exist already and are left as they are", hint)
     files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
     with open_directory(directory.resolve(), make=True):
         for path, file in files.items():
@@ -460,7 +464,7 @@ def pxe(settings: Settings) -> Outcome:
 
 
 @cli.command(short_help="Serve the network boot, seeds and a status page while machines are provisioned.")
-@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every node.")
+@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every new node.")
 @click.option(
     "--for",
     "seconds",
@@ -498,9 +502,10 @@ def serve(
 ) -> Outcome:
     """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
 
-    A seed goes to whoever boots as its node while that node's window is open, as often as it has claims: by default
-    every node may claim once within the hour. A live node claims at each boot. To open another window while the server
-    runs, call it again with --arm. docs/threat-model.md says what somebody on the wire can do in the meantime.
+    A seed is given to whoever boots as its node while the node's window is open, as often as its claims. Without --arm,
+    each node that never claimed a seed and never was ready may claim once within the hour; the others are named, and
+    get a window by --arm alone. A live node claims at each boot. Called again while it runs, with --arm, it opens
+    another window. docs/threat-model.md says what somebody on the wire can do meanwhile.
 
     \b
     Examples:
@@ -835,13 +840,21 @@ def _read_own_cluster(settings: Settings) -> tuple[Cluster, Findings]:
 def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
     """The cluster file and its secrets. Raises as _load_own_cluster()."""
     from imagegen.logins import typed_secrets
-    from imagegen.secrets import load_secrets, secrets_warnings
+    from imagegen.secrets import load_secrets
 
     cluster = _load_own_cluster(settings)
     secrets = load_secrets(cluster.secrets_path, typed_secrets(cluster))
-    for warning in secrets_warnings(cluster.secrets_path):
-        _warn(settings, warning)
+    _warn_of_readers(settings, cluster)
     return cluster, secrets
+
+
+def _warn_of_readers(settings: Settings, cluster: Cluster) -> None:
+    """Says when other people can read secrets.yaml, or the key of the CA beside it."""
+    from imagegen.secrets import secrets_warnings
+
+    for path in (cluster.secrets_path, cluster.secrets_path.parent / "ca.key"):
+        for warning in secrets_warnings(path):
+            _warn(settings, warning)
 
 
 def _choose_nodes(settings: Settings, cluster: Cluster, names: Sequence[str]) -> tuple[Node, ...]:
@@ -972,13 +985,22 @@ def _boot_nodes(
 
 
 def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[str, Any]) -> Outcome:
-    from imagegen.ledger import Unusable
-    from imagegen.provisioning import DIRECTORY, describe_windows, hold_directory, provision
+    from imagegen.ledger import Unusable, explain_unusable
+    from imagegen.provisioning import (
+        DIRECTORY,
+        LEDGER,
+        describe_left_out,
+        describe_windows,
+        hold_directory,
+        provision,
+    )
     from imagegen.seeds import seed_tree
     from imagegen.signals import end_on_signals
 
     cluster, secrets = _load_inputs(settings) if seeds else (_load_own_cluster(settings), None)
     _choose_nodes(settings, cluster, window.names)
+    if not seeds:
+        _warn_of_readers(settings, cluster)
     root, directory = settings.out / "pxe", settings.out / DIRECTORY
     make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
     try:
@@ -991,7 +1013,9 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                 provision(cluster, root, directory, make_seed, window, say, **listening) as at_work,
             ):
                 say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
-                windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
+                windows = describe_windows(at_work.ledger.read()) if seeds else "none is given out"
+                if at_work.left_out:
+                    say(describe_left_out(at_work.left_out))
                 say(f"seeds at {at_work.seed_url}: {windows}")
                 while True:
                     at_work.serving.wait(1.0)
@@ -999,9 +1023,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
         with suppress(OSError):  # nobody may be there to hear it
             _say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
     except Unusable as error:
-        raise MachineLacks(
-            f"{directory} cannot be used ({error}): its disk is full, or another process holds it"
-        ) from error
+        raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
 
 
@@ -1077,7 +1099,7 @@ def _show_status(
     failed = any(row["state"] == "failed" for row in rows) or (timeout is not None and late)
     code = ExitCode.NODE_NOT_READY if failed else ExitCode.FAILED if faults else ExitCode.DONE
     screen = _measure_screen(settings)
-    taken = _say_refusals(settings, told["reports"], screen)
+    taken = _say_claims(settings, told, screen)
     if told["listened"] < told["now"]:
         _say(
             settings,
@@ -1089,7 +1111,9 @@ def _show_status(
     shown = select(rows, states=states)
     problems = [Problem("", 0, "", fault) for fault in faults]
     lines = render(shown, told["now"], screen)
-    return Outcome(lines, nodes=shown, problems=problems, code=code, colours=bool(screen and screen.colour))
+    claims = {"granted": told["grants"], "refused": told["reports"], "more": told["more"]}
+    colours = bool(screen and screen.colour)
+    return Outcome(lines, nodes=shown, claims=claims, problems=problems, code=code, colours=colours)
 
 
 def _measure_screen(settings: Settings) -> Screen | None:
@@ -1104,12 +1128,22 @@ def _measure_screen(settings: Settings) -> Screen | None:
     return Screen(size.columns, size.lines - 1, not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
 
-def _say_refusals(settings: Settings, reports: Sequence[dict[str, Any]], screen: Screen | None) -> int:
-    """The newest refused requests, on a terminal three of them unless -v asks for more; returns how many lines."""
-    few = reports if screen is None or settings.verbose else reports[:3]
-    lines = [f"refused {_clock(report['at'])} {report['address']}: {report['text']}" for report in reversed(few)]
-    if len(few) < len(reports):
-        lines.insert(0, f"{len(reports) - len(few)} more refused requests: -v shows them")
+def _say_claims(settings: Settings, told: dict[str, Any], screen: Screen | None) -> int:
+    """Who got a seed and who was refused what, the weightiest first; returns how many lines that took.
+
+    On a terminal only three refusals, unless -v asks for all.
+    """
+    whole = screen is None or bool(settings.verbose)
+    refused = told["reports"] if whole else told["reports"][:3]
+    lines = [f"refused {_clock(report['at'])} {report['address']}: {report['text']}" for report in refused]
+    if hidden := len(told["reports"]) - len(refused):
+        lines.append(f"{hidden} more refused requests: -v shows them")
+    if whole:
+        for grant in told["grants"]:
+            times = f" ({grant['times']} times)" if grant["times"] > 1 else ""
+            lines.append(f"claimed {_clock(grant['at'])} {grant['address']}: the seed of {grant['node']}{times}")
+        if told["more"]:
+            lines.append(f"the ledger has {told['more']} more refused requests, of lesser weight")
     for line in lines:
         _say(settings, line if screen is None else line[: screen.width])
     return 0 if settings.quiet else len(lines)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 100  # characters of a step's name or state
+MOST = 1 << 31  # of a step's seconds and return code
 TAIL = 1 << 18  # bytes of a log that are looked at
 
 # CSI, OSC and the other escape sequences (ECMA-48).
@@ -44,3 +47,23 @@ def plain_lines(data: bytes) -> list[str]:
 def printable(value: object) -> str:
     """Text from a node without what would steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def read_steps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps `{name, state, seconds, rc}` of a status document, whatever a node wrote: what is none is left out."""
+    steps = document.get("steps")
+    return [
+        {
+            "name": printable(step["name"])[:LONGEST_NAME],
+            "state": printable(step.get("state", ""))[:LONGEST_NAME],
+            "seconds": _number(step.get("seconds")),
+            "rc": step.get("rc") if type(step.get("rc")) is int and abs(step["rc"]) < MOST else None,
+        }
+        for step in (steps if isinstance(steps, list) else ())
+        if isinstance(step, dict) and isinstance(step.get("name"), str)
+    ]
+
+
+def _number(value: object) -> float:
+    """Seconds of a step; 0 for what is no sensible number."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < MOST else 0.0

@@ -15,7 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imagegen.console import printable
+from imagegen.console import printable, read_steps
+from imagegen.errors import MachineLacks
+from imagegen.evidence import (
+    SCHEMA,
+    Reason,
+    note_grant,
+    note_malformed,
+    note_refusal,
+    read_grants,
+    read_refusals,
+    take_over,
+)
 
 STATES = ("waiting", "working", "ready", "failed")
 BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
@@ -25,56 +36,119 @@ DEGRADED = "degraded: "  # how the detail of a ready node that does not do all i
 LISTENING = 10.0  # seconds; how exactly it is known until when the server listened
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
-MOST_REPORTS = 1000
+MOST_REPORTS = 100  # that are told; the ledger keeps them all
+VERSION = 2  # of the tables, as PRAGMA user_version; before, that was 0 or 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
     name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
     detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
-    revision INTEGER NOT NULL DEFAULT 0, heard REAL);
+    revision INTEGER NOT NULL DEFAULT 0, boot INTEGER NOT NULL DEFAULT 0, heard REAL);
 CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
     step TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
 CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
     used INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS token (digest TEXT PRIMARY KEY, node TEXT NOT NULL, fate TEXT NOT NULL DEFAULT 'new');
+CREATE TABLE IF NOT EXISTS used (digest TEXT PRIMARY KEY, node TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS settled (node TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS report (at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL, text TEXT NOT NULL,
-    times INTEGER NOT NULL DEFAULT 1, UNIQUE (node, address, text));
+"""
+_ADDED = ("boot INTEGER NOT NULL DEFAULT 0", "heard REAL")  # columns of node that version 1 has not
+# Of a ledger of version 1, what says that a node claimed its seed or was ready.
+_SETTLED_BEFORE = """
+SELECT name FROM node WHERE state = 'ready' OR ended IS NOT NULL UNION SELECT node FROM event WHERE state = 'ready'
+UNION SELECT node FROM window WHERE used > 0 UNION SELECT node FROM token WHERE fate = 'used'
 """
 _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
 
 
-Unusable = sqlite3.OperationalError
-"""The file cannot be opened or written: it is another user's, or its disk is full."""
+Unusable = sqlite3.DatabaseError
+"""The file cannot be used: it is another user's, its disk is full, or it is damaged. explain_unusable() says which."""
+
+
+class _Newer(Unusable):
+    """A later imagegen made it."""
+
+
+def explain_unusable(path: Path, error: Exception) -> MachineLacks:
+    """What is wrong with the ledger at that path, and the cure."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
+    if isinstance(error, _Newer):
+        return MachineLacks(f"{path} was written by a newer imagegen", "use that one, or move the file away")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return MachineLacks(
+            f"{path} is damaged ({error})",
+            f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
+            "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
+    if code == sqlite3.SQLITE_BUSY:
+        return MachineLacks(f"{path} is held by another process", "end that one, then run this again")
+    return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
 
 
 class Unclaimable(Exception):
     """The seed is not given out; the text says why, to the node and to the operator."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class Ledger:
     """The file. Times are seconds since 1970 by this machine's clock. Every method raises Unusable."""
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        self._path, self._now = path, now
+        self.path, self._now = path, now
         self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
-        # Survives the process at any moment. Only claims must survive the machine too: see claim().
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
-        if "heard" not in [row["name"] for row in self._db.execute("PRAGMA table_info(node)")]:
-            self._db.execute("ALTER TABLE node ADD COLUMN heard REAL")  # a ledger of before
-            self._db.execute("UPDATE node SET heard = changed")
+        try:
+            # Survives the process at any moment. Only claims must survive the machine too: see claim().
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._make_tables()
+        except Unusable:
+            self._db.close()
+            raise
+
+    def _make_tables(self) -> None:
+        """Makes the tables, or takes over those of version 1."""
+        if (version := self._version()) >= VERSION:
+            if version > VERSION:
+                raise _Newer(f"version {version}")
+            return
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if (gives_seeds := self._version()) >= VERSION:  # another process was quicker
+                return
+            old = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'report'").fetchone()
+            if old:
+                for column in _ADDED:
+                    self._db.execute(f"ALTER TABLE node ADD COLUMN {column}")
+            for statement in f"{_SCHEMA};{SCHEMA}".split(";"):
+                self._db.execute(statement)
+            if old:
+                self._db.execute(f"INSERT INTO settled SELECT name, ? FROM ({_SETTLED_BEFORE})", (self._now(),))  # noqa: S608
+                self._db.execute("UPDATE node SET heard = changed")
+                take_over(self._db, self._db.execute("SELECT * FROM report ORDER BY at").fetchall())
+                self._db.execute("DROP TABLE report")
+                self._db.execute("DROP TABLE token")
+                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (gives_seeds,))
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
 
     def close(self) -> None:
         self._db.close()
 
     def reopen(self) -> Ledger:
         """The same file once more, for another thread."""
-        return Ledger(self._path, self._now)
+        return Ledger(self.path, self._now)
 
     def enter_nodes(self, roles: Mapping[str, str]) -> None:
         """Makes the ledger's nodes these, by name and role; of those that it had, it keeps what it knows."""
@@ -82,28 +156,34 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             for row in self._db.execute("SELECT name FROM node").fetchall():
                 if row["name"] not in roles:
-                    for table, column in (("node", "name"), ("event", "node"), ("window", "node"), ("token", "node")):
+                    for table, column in (("node", "name"), ("event", "node"), ("window", "node"), ("used", "node")):
                         self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row["name"],))  # noqa: S608
             for name, role in roles.items():
                 self._db.execute(
-                    f"INSERT INTO node (name, role, revision) VALUES (?, ?, {_NEXT})"  # noqa: S608
+                    f"INSERT INTO node (name, role, boot, revision) VALUES (?, ?, ?, {_NEXT})"  # noqa: S608
                     " ON CONFLICT (name) DO UPDATE SET role = excluded.role",
-                    (name, role),
+                    # Anything but what it was before: no token of a ledger that is lost becomes good again.
+                    (name, role, secrets.randbits(31)),
                 )
 
     # who may claim a seed
 
-    def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, closed_only: bool = False) -> None:
-        """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
+    def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
+        """Each of these nodes may claim its seed so often, for so many seconds from now; what was before is void.
 
-        With `closed_only` a window that is open stays as it is, claims that were used included.
+        With `new_only` a window that is open stays as it is, claims that were used included, and none is opened for a
+        node that has claimed before or was ready. Returns those that may claim nothing for that reason.
         """
-        now = self._now()
+        now, left_out = self._now(), []
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            settled = {row["node"] for row in self._db.execute("SELECT node FROM settled")}
             for name in names:
-                row = self._db.execute("SELECT closes FROM window WHERE node = ?", (name,)).fetchone()
-                if closed_only and row and row["closes"] > now:
+                row = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
+                if new_only and row and row["closes"] > now and row["used"] < row["claims"]:
+                    continue
+                if new_only and name in settled:
+                    left_out.append(name)
                     continue
                 self._db.execute(
                     "INSERT INTO window (node, closes, claims) VALUES (?, ?, ?) ON CONFLICT (node)"
@@ -111,6 +191,7 @@ class Ledger:
                     (name, now + seconds, claims),
                 )
                 self._touch(name)
+        return left_out
 
     def close_windows(self) -> None:
         """From now on no seed is given out."""
@@ -120,48 +201,46 @@ class Ledger:
                 self._touch(row["node"])
             self._db.execute("DELETE FROM window")
 
-    def make_token(self, name: str) -> str:
-        """A new token for one claim of the node's seed; those before it are void. claim() asks whether it may."""
-        token = secrets.token_urlsafe(24)
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._void_tokens(name)
-            # The refusals of old tokens need not be told apart for ever.
-            self._db.execute(
-                "DELETE FROM token WHERE node = ? AND rowid NOT IN"
-                " (SELECT rowid FROM token WHERE node = ? ORDER BY rowid DESC LIMIT 20)",
-                (name, name),
-            )
-            self._db.execute("INSERT INTO token (digest, node) VALUES (?, ?)", (_digest(token), name))
-        return token
+    def find_boot(self, name: str) -> int:
+        """Which boot of the node this is: a token is made for one."""
+        boot: int = self._db.execute("SELECT boot FROM node WHERE name = ?", (name,)).fetchone()["boot"]
+        return boot
 
-    def claim(self, name: str, token: str) -> None:
-        """Uses the token and one claim of the node's window, on the disk for certain. Raises Unclaimable."""
+    def claim(self, name: str, address: str, token: str, boot: int) -> None:
+        """Uses a genuine token of that boot and one claim of the node's window, on the disk for certain.
+
+        Raises Unclaimable.
+        """
         self._db.execute("PRAGMA synchronous=FULL")
         try:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                found = self._db.execute(
-                    "SELECT fate FROM token WHERE digest = ? AND node = ?", (_digest(token), name)
-                ).fetchone()
-                if found is None:
-                    raise Unclaimable(f"this token was never given out for {name}")
-                if found["fate"] == "used":
-                    raise Unclaimable(f"the seed of {name} was already given out for this token")
-                if found["fate"] == "void":
-                    raise Unclaimable(f"this token is void: {name} has fetched its script again or booted since")
-                window = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
-                if window is None:
-                    raise Unclaimable(f"no window is open for {name}")
-                if window["closes"] <= self._now():
-                    raise Unclaimable(f"the window of {name} closed {self._now() - window['closes']:.0f} seconds ago")
-                if window["used"] >= window["claims"]:
-                    raise Unclaimable(f"{name} has claimed its seed as often as it may ({window['claims']})")
-                self._db.execute("UPDATE token SET fate = 'used' WHERE digest = ?", (_digest(token),))
+                self._check_claim(name, token, boot)
+                self._db.execute("INSERT INTO used (digest, node) VALUES (?, ?)", (_digest(token), name))
                 self._db.execute("UPDATE window SET used = used + 1 WHERE node = ?", (name,))
+                note_grant(self._db, name, address, self._now())
+                self._settle(name)
                 self._touch(name)
         finally:
             self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _check_claim(self, name: str, token: str, boot: int) -> None:
+        if self._db.execute("SELECT 1 FROM used WHERE digest = ?", (_digest(token),)).fetchone():
+            raise Unclaimable(Reason.GIVEN, f"the seed of {name} was given out for this token already")
+        if boot != self.find_boot(name):
+            raise Unclaimable(Reason.VOID, f"this token is void: {name} has booted since")
+        window = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
+        if window is None:
+            raise Unclaimable(Reason.CLOSED, f"no window is open for {name}")
+        if window["closes"] <= self._now():
+            ago = self._now() - window["closes"]
+            raise Unclaimable(Reason.CLOSED, f"the window of {name} closed {ago:.0f} seconds ago")
+        if window["used"] >= window["claims"]:
+            raise Unclaimable(Reason.USED_UP, f"{name} has claimed its seed as often as it may ({window['claims']})")
+
+    def _settle(self, name: str) -> None:
+        """The node has a seed by now: no server that starts opens its window unasked."""
+        self._db.execute("INSERT OR IGNORE INTO settled (node, at) VALUES (?, ?)", (name, self._now()))
 
     # what happens
 
@@ -191,25 +270,27 @@ class Ledger:
                 self._restart(name)
             self._enter(name, state, step, document["detail"], steps)
             if step == BOOTED or state == "ready":
-                self._void_tokens(name)
+                self._end_tokens(name)
+            if state == "ready":
+                self._settle(name)
         return True
 
-    def report(self, name: str, address: str, text: str) -> None:
-        """Writes down what was refused; the same again is counted."""
+    def refuse(self, name: str, reason: Reason, address: str, text: str, own: str = "") -> None:
+        """Writes down what was refused; `own` is the address of the node, if it is one."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                "INSERT INTO report (at, node, address, text) VALUES (?, ?, ?, ?) ON CONFLICT (node, address, text)"
-                " DO UPDATE SET at = excluded.at, times = times + 1",
-                (self._now(), name, address, text),
-            )
-            self._db.execute(
-                "DELETE FROM report WHERE rowid IN (SELECT rowid FROM report ORDER BY at DESC LIMIT -1 OFFSET ?)",
-                (MOST_REPORTS,),
-            )
+            note_refusal(self._db, name, reason, address, text, self._now(), own)
 
-    def _void_tokens(self, name: str) -> None:
-        self._db.execute("UPDATE token SET fate = 'void' WHERE node = ? AND fate = 'new'", (name,))
+    def refuse_malformed(self, address: str) -> None:
+        """Writes down that a status was none."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            note_malformed(self._db, address, self._now())
+
+    def _end_tokens(self, name: str) -> None:
+        """Those that were made until now are void."""
+        self._db.execute("UPDATE node SET boot = boot + 1 WHERE name = ?", (name,))
+        self._db.execute("DELETE FROM used WHERE node = ?", (name,))
 
     def _restart(self, name: str) -> None:
         self._db.execute("DELETE FROM event WHERE node = ?", (name,))
@@ -259,7 +340,8 @@ class Ledger:
         return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
-        """`{now, listened, revision, nodes, heard, reports}`: what changed after that revision, and the newest reports.
+        """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
+        got a seed, who was refused what, and how many rows of refusals there are besides.
 
         `listened` is until when the server heard what nodes say: now, while it works. `heard` has of every node that
         ever spoke `{heard, due}`: when it was last heard, and after what time it is lost.
@@ -277,7 +359,8 @@ class Ledger:
                 (since,),
             ).fetchall()
             revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
-            reports = self._db.execute("SELECT * FROM report ORDER BY at DESC LIMIT 20").fetchall()
+            grants = read_grants(self._db)
+            reports, more = read_refusals(self._db, MOST_REPORTS)
             beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
             listening = self._db.execute("SELECT since, until FROM listening").fetchone()
         now = self._now()
@@ -285,7 +368,10 @@ class Ledger:
         if now - listened < 2 * LISTENING:
             listened = now
         keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
-        nodes = {row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None} for row in rows}
+        nodes = {
+            row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None, "claimed": []}
+            for row in rows
+        }
         for event in events:
             nodes[event["node"]]["timeline"].append({key: event[key] for key in ("at", "state", "step")})
         for window in windows:
@@ -296,23 +382,29 @@ class Ledger:
         }
         for name, node in nodes.items():
             node |= heard.get(name, {"heard": None, "due": None})
+        for grant in grants:
+            if grant["node"] in nodes:
+                nodes[grant["node"]]["claimed"].append({key: grant[key] for key in ("address", "at", "times")})
         return {
             "now": now,
             "listened": listened,
             "heard": heard,
             "revision": revision,
             "nodes": list(nodes.values()),
-            "reports": [_describe_report(row) for row in reports],
+            "grants": grants,
+            "reports": reports,
+            "more": more,
         }
 
     # whether seeds are given out at all, for who wants to open a window beside the server
 
     @property
     def gives_seeds(self) -> bool:
-        return bool(self._db.execute("PRAGMA user_version").fetchone()[0])
+        row = self._db.execute("SELECT value FROM setting WHERE name = 'gives_seeds'").fetchone()
+        return bool(row and row["value"])
 
     def set_gives_seeds(self, value: bool) -> None:
-        self._db.execute(f"PRAGMA user_version = {int(value)}")
+        self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
 
     def find_unknown(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are not nodes of the ledger."""
@@ -365,10 +457,15 @@ def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
     if document.get("state") not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}")
     steps: Sequence[Any] = document.get("steps", ())
-    if not isinstance(steps, list) or len(steps) > MOST_STEPS:
-        raise ValueError(f"steps must be a list of at most {MOST_STEPS}")
+    if not isinstance(steps, list) or len(steps) > MOST_STEPS or len(read_steps(document)) < len(steps):
+        raise ValueError(f"steps must be a list of at most {MOST_STEPS} mappings, each with a name")
     if document["node"] not in roles:
         raise ValueError("not a node of this cluster")
     if document["role"] not in ("", roles[document["node"]]):
         raise ValueError("not the node's role")
-    return {**document, "step": printable(document["step"]), "detail": printable(document["detail"])}
+    return {
+        **document,
+        "step": printable(document["step"]),
+        "detail": printable(document["detail"]),
+        "steps": read_steps(document),
+    }

@@ -21,8 +21,8 @@ IMAGES_HEAD = b"# Built with: ELEMENTS_PATH=elements diskimage-builder images.ya
 # each of them has these bytes.
 EARLIER: Mapping[str, tuple[str, str, bytes]] = {
     "elements": (
-        r"imagegen-(base|deploy|firstboot|role-[a-z]+)|keystone|mariadb-server|memcached|nova-[a-z]+|placement-api"
-        r"|rabbitmq-server",
+        r"imagegen-(base|deploy|firstboot|role-[a-z]+)|keystone|mariadb-server|memcached|nova-[a-z]+|openstack-daemon"
+        r"|placement-api|rabbitmq-server",
         "imagegen-role-*/static/etc/imagegen/image.json",
         b'"content_id"',
     ),

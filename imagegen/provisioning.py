@@ -14,21 +14,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from imagegen.authority import issue_certificate, load_authority
-from imagegen.errors import BadUsage, MachineLacks
+from imagegen.errors import BadUsage
 from imagegen.handles import is_file, keep_file, list_names, open_directory, remove_place
 from imagegen.iso import seed_iso_bytes
-from imagegen.ledger import LISTENING, Ledger, Unusable
+from imagegen.ledger import LISTENING, Ledger, Unusable, explain_unusable
 from imagegen.lock import Held, hold_lock
 from imagegen.model import Cluster, Node
 from imagegen.outdir import remove_leftovers, work_in
 from imagegen.pxe import choose_url
 from imagegen.serve import Site, find_mac, make_files_app, make_seeds_app
-from imagegen.server import Listener, Serving, listen
-from imagegen.tree import File, Tree, write_file
+from imagegen.server import Listener, Serving, listen, make_tls_context
+from imagegen.tree import Tree
 
 TLS_PORT = 8443
 DIRECTORY = "serve"
 LEDGER = "ledger.sqlite"
+MOST_NAMES = 50  # in one line
 
 MakeSeed = Callable[[Cluster, Node], Tree]
 """The tree of a node's seed, for a cluster whose status_url is filled in."""
@@ -36,7 +37,9 @@ MakeSeed = Callable[[Cluster, Node], Tree]
 
 @dataclass(frozen=True)
 class Window:
-    """Who may claim a seed from now on: node names (empty: all whose window is closed), seconds, claims of each."""
+    """Who may claim a seed from now on: node names (empty: all that never claimed and never were ready), for how many
+    seconds, how often each.
+    """
 
     names: Sequence[str] = ()
     seconds: float = 3600.0
@@ -51,6 +54,7 @@ class Provisioning:
     seed_url: str
     serving: Serving
     ledger: Ledger
+    left_out: Sequence[str]  # nodes whose window was not opened, because they have claimed or were ready before
 
 
 @contextmanager
@@ -80,9 +84,7 @@ def open_ledger(out: Path) -> Ledger:
             f"nothing has been served from {out} yet", "run `imagegen serve`, or name its directory with -o"
         ) from None
     except (PermissionError, Unusable) as error:
-        raise MachineLacks(
-            f"{path} cannot be opened ({error}): run this as the user who runs `imagegen serve`"
-        ) from error
+        raise explain_unusable(path, error) from error
 
 
 def check_ledger(path: Path, *, make: bool = False) -> None:
@@ -111,15 +113,15 @@ def provision(
     *,
     address: str | None = None,
     tls_port: int = TLS_PORT,
-    listen: Callable[[str, int], Any] = listen,
+    listen: Callable[[str, int, str], Any] = listen,
     enter: Callable[[], None] = lambda: None,
     find_mac: Callable[[str], str | None] = find_mac,
     any_address: bool = False,
 ) -> Iterator[Provisioning]:
     """Serves `root`, the tree of `imagegen pxe`, and, unless `make_seed` is None, seeds; until the context is left.
 
-    `directory` has the ledger, and meanwhile the server's key; the caller holds it. `address` is where to
-    listen, by default what the nodes are told. Raises BadUsage, MachineLacks.
+    `directory` has the ledger; the caller holds it. `address` is where to listen, by default what the nodes are told.
+    Raises BadUsage, MachineLacks.
     """
     url = choose_url(cluster)
     check_tree(cluster, root)
@@ -129,19 +131,28 @@ def provision(
     names = [node.name for node in cluster.nodes]
     directory = directory.absolute()
     with ExitStack() as stack:
-        plain = listen(address, port)
+        plain = listen(
+            address, port, "choose another one by `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
+        )
         stack.callback(plain.close)
-        tls = listen(address, tls_port)
+        tls = listen(address, tls_port, "choose another one by --tls-port")
         stack.callback(tls.close)
+        for name in ("server.pem", "server.key"):  # of a version that wrote them, and was killed
+            remove_place(directory / name)
         check_ledger(directory / LEDGER, make=True)
-        ledger = Ledger(directory / LEDGER)
+        try:
+            ledger = Ledger(directory / LEDGER)
+        except Unusable as error:
+            raise explain_unusable(directory / LEDGER, error) from error
         stack.callback(ledger.close)
         ledger.enter_nodes({node.name: str(node.role) for node in cluster.nodes})
         ledger.set_gives_seeds(make_seed is not None)
         if make_seed is None or window.names:
             ledger.close_windows()
+        left_out: Sequence[str] = ()
         if make_seed is not None:
-            ledger.open_windows(window.names or names, window.seconds, window.claims, closed_only=not window.names)
+            chosen, new_only = window.names or names, not window.names
+            left_out = ledger.open_windows(chosen, window.seconds, window.claims, new_only=new_only)
         stack.enter_context(attend(ledger))
 
         def make_iso(node: Node) -> bytes:
@@ -162,12 +173,10 @@ def provision(
             any_address,
         )
         server = issue_certificate(authority, sorted({IPv4Address(host), IPv4Address(address)}))
-        certificate, key = directory / "server.pem", directory / "server.key"
-        for path, data in ((certificate, server.certificate), (key, server.key)):
-            write_file(path, File(data, 0o600))
-            stack.callback(remove_place, path)
-        listeners = [Listener(make_files_app(site), plain), Listener(make_seeds_app(site), tls, certificate, key)]
-        yield Provisioning(url, seed_url, stack.enter_context(Serving(listeners, enter)), ledger)
+        context = make_tls_context(server.certificate, server.key)
+        listeners = [Listener(make_files_app(site), plain), Listener(make_seeds_app(site), tls, context)]
+        serving = stack.enter_context(Serving(listeners, enter))
+        yield Provisioning(url, seed_url, serving, ledger, left_out)
 
 
 @contextmanager
@@ -213,3 +222,10 @@ def describe_windows(told: Mapping[str, Any]) -> str:
         f"{', '.join(names) if len(names) < 6 else f'{len(names)} nodes'} {text}" for text, names in groups.items()
     ]
     return "; ".join(told_groups) or "nobody may claim one"
+
+
+def describe_left_out(names: Sequence[str]) -> str:
+    """Which nodes' windows a start did not open, why, and how it is done."""
+    who = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    have = "have claimed a seed or were ready" if len(names) > 1 else "has claimed a seed or was ready"
+    return f"no window is open for {who}, which {have} before: to install anew, imagegen serve --arm {names[0]}"

@@ -121,7 +121,7 @@ class PxeQemu(Qemu):
             lambda cluster, node: self.complete_seed(self.make_seed(cluster, node)),
             Window(seconds=WINDOW),
             self.say,
-            listen=lambda address, port: self.lan.call(lambda: listen(address, port)),
+            listen=lambda *where: self.lan.call(lambda: listen(*where)),
             enter=self.lan.enter,
         )
         self.serving = self._stack.enter_context(at_work).serving

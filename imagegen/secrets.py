@@ -114,7 +114,9 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
 
 
 def secrets_warnings(path: Path) -> list[str]:
-    """What is doubtful about the file itself: a sentence when other people can read it."""
+    """What is doubtful about a secret file itself, if it is there: a sentence when other people can read it."""
+    if not path.exists():
+        return []
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         return [f"{path} can be read or changed by others (mode {mode:04o}): run `chmod 600 {path}`"]

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -23,29 +23,20 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from imagegen.authority import Authority
+from imagegen.bounds import MOST_BODY, App, Bounds, Rates, Receive, Scope, Send
+from imagegen.callers import announced_authorities, is_json
 from imagegen.errors import BadUsage
+from imagegen.evidence import Reason
 from imagegen.handles import is_file, read_file
-from imagegen.ledger import Ledger, Unclaimable, Unusable, check_document
+from imagegen.ledger import Ledger, Unclaimable, Unusable, check_document, explain_unusable
 from imagegen.model import Cluster, Node
 from imagegen.resources import PACKAGE
-from imagegen.server import MOST_HEAD
+from imagegen.server import SEND_FILE
+from imagegen.tokens import make_token, read_token
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-MOST_BODY = 64 << 10  # bytes; a status document has about 4 KiB
-MOST_HEADERS = 40
-LONGEST_PATH = 1024  # characters
 BODY_SECONDS = 10.0  # for a whole body to arrive
-RATE = 20.0  # requests a second of one address, in the long run
-BURST = 100.0
 LOOK_RATE = 3.0  # of nodes.json, which costs more
 LOOK_BURST = 15.0
-FILE_BLOCK = 1 << 20  # bytes
-MOST_ADDRESSES = 10_000  # whose rate is remembered
 
 ARP = Path("/proc/thread-self/net/arp")  # of the network that this thread serves
 PAGE = PACKAGE / "data"
@@ -92,10 +83,11 @@ class Site:
         """Where the nodes report to: what the cluster file says, else here."""
         return self.cluster.status_url or f"{self.url}/status"
 
-    def refuse(self, code: int, node: str, request: Request, text: str) -> HTTPException:
+    def refuse(self, code: int, node: str, reason: Reason, request: Request, text: str) -> HTTPException:
         """The answer to what is refused, once it stands in the ledger."""
         address = client_address(request)
-        self.ledger.report(node, address, text)
+        own = str(self.nodes[node].address) if node in self.nodes else ""
+        self.ledger.refuse(node, reason, address, text, own)
         self.say(f"refused: {address}: {text}")
         return HTTPException(code, text)
 
@@ -111,10 +103,17 @@ class Site:
         return mac if mac not in (None, node.mac) else ""
 
     def knows(self, node: Node, address: str) -> bool:
-        """Whether who asks can be the node: by its address, by its MAC address, or because that cannot be seen."""
-        if self.any_address or address == str(node.address) or node.serial:
-            return True
-        return self.find_mac(address) == node.mac
+        """Whether who asks is the node, by its address or by its MAC address."""
+        return address == str(node.address) or self.find_mac(address) == node.mac
+
+    def may_be(self, node: Node, address: str) -> bool:
+        """Whether who asks can be the node: that it is cannot be seen when it boots by any interface, or any way."""
+        return self.any_address or bool(node.serial) or self.knows(node, address)
+
+    @property
+    def announced(self) -> frozenset[tuple[str, int]]:
+        """The hosts and ports that nodes and people are told."""
+        return announced_authorities([self.url, self.seed_url, self.status_url])
 
 
 def client_address(request: Request) -> str:
@@ -122,13 +121,51 @@ def client_address(request: Request) -> str:
 
 
 class Files(StaticFiles):
-    """The tree's files, read in larger blocks than Starlette's: images are most of what is served."""
+    """The tree's files: images are most of what is served."""
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         answer = super().file_response(*args, **options)
-        if isinstance(answer, FileResponse):
-            answer.chunk_size = FILE_BLOCK
-        return answer
+        return SentFile(answer) if isinstance(answer, FileResponse) else answer
+
+
+class SentFile(Response):
+    """A file, or its part from a byte on, which goes from the page cache to the client past this process's memory.
+
+    Of ranges it knows `bytes=N-` and `bytes=N-M`, which clients send that go on where they broke off; RFC 9110 (14.2)
+    lets a server ignore all others.
+    """
+
+    def __init__(self, answer: FileResponse) -> None:
+        self.answer, self.background = answer, None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if SEND_FILE not in scope.get("extensions", {}):
+            await self.answer(scope, receive, send)
+            return
+        headers = MutableHeaders(raw=list(self.answer.raw_headers))
+        size = int(headers["content-length"])
+        part = choose_part(Headers(scope=scope), headers["etag"], size)
+        begin, end = part or (0, size)
+        status = 206 if part else 200
+        if part:
+            headers["content-range"] = f"bytes {begin}-{end - 1}/{size}"
+        if part and begin >= size:
+            status, begin, end, headers["content-range"] = 416, 0, 0, f"bytes */{size}"
+        headers["content-length"] = str(end - begin)
+        with Path(self.answer.path).open("rb", 0) as file, suppress(ConnectionError):
+            await send({"type": "http.response.start", "status": status, "headers": headers.raw})
+            if scope["method"] != "HEAD":
+                await scope["extensions"][SEND_FILE](file, begin, end - begin)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def choose_part(headers: Headers, etag: str, size: int) -> tuple[int, int] | None:
+    """(begin, end) of the bytes that are asked for, the begin perhaps beyond the file; None: the whole."""
+    found = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{1,15})?", headers.get("range", ""))
+    if found is None or headers.get("if-range", etag) != etag:
+        return None
+    begin, last = int(found[1]), int(found[2] or size)
+    return None if last < begin else (begin, min(last + 1, size))
 
 
 def make_files_app(site: Site) -> App:
@@ -143,6 +180,7 @@ def make_files_app(site: Site) -> App:
             told = ledger.read(since)
         finally:
             ledger.close()
+        del told["grants"]  # each node has its own
         for row in told["nodes"]:
             node = site.nodes.get(row["name"])
             row["address"] = str(node.address) if node else ""
@@ -169,14 +207,19 @@ def make_files_app(site: Site) -> App:
         return Response(data, media_type="application/json", headers=CLOSED)
 
     async def take_status(request: Request) -> Response:
+        if not is_json(request.scope["headers"]):
+            site.ledger.refuse_malformed(client_address(request))
+            raise HTTPException(415, "a status is sent as application/json")
         body = await read_body(request)
         try:
             document = check_document(body, site.roles)
         except ValueError as error:
-            raise site.refuse(400, "", request, f"a status was refused: {error}") from error
+            site.ledger.refuse_malformed(client_address(request))
+            raise HTTPException(400, f"no status: {error}") from error
         node = site.nodes[document["node"]]
         if told := site.wrong_speaker(node, client_address(request)):
-            raise site.refuse(403, node.name, request, f"a status of {node.name} {told}")
+            text = f"a status of {node.name} {told}"
+            raise site.refuse(403, node.name, Reason.STATUS_ADDRESS, request, text)
         if site.ledger.record(document) and document["state"] in ("ready", "failed"):
             site.say(" ".join(filter(None, (node.name, document["state"], document["step"], document["detail"]))))
         return Response(status_code=204)
@@ -195,13 +238,15 @@ def make_files_app(site: Site) -> App:
         # A node with a serial number may boot by another interface than its own.
         if not node.serial and (mac := site.wrong_mac(node, address)):
             text = f"{mac} asked for the script of {node.name}, whose MAC address is {node.mac}"
-            raise site.refuse(403, node.name, request, text)
+            raise site.refuse(403, node.name, Reason.SCRIPT_MAC, request, text)
         text = read_file(script).decode()
+        # Anybody may read it. Only who is the node itself has booted by it; a token for others takes none away.
         if site.knows(node, address):
             reports_here = site.status_url == f"{site.url}/status"
             fetched = f"its iPXE script was fetched by {address}"
             site.ledger.begin_boot(node.name, "script", fetched, reports_here=reports_here)
             site.say(f"{node.name}: its script was fetched by {address}")
+        if site.may_be(node, address):
             text = add_arguments(site, node, text)
         return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
@@ -225,20 +270,23 @@ def make_seeds_app(site: Site) -> App:
     async def give_seed(request: Request) -> Response:
         name, token = request.path_params["node"], request.path_params["token"]
         if (node := site.nodes.get(name)) is None:
-            raise site.refuse(404, "", request, "the seed of an unknown node was requested")
+            raise site.refuse(404, "", Reason.UNKNOWN, request, "a seed of an unknown node was asked for")
         address = client_address(request)
         if told := site.wrong_speaker(node, address):
-            raise site.refuse(403, name, request, f"a claim of the seed of {name} {told}")
+            text = f"a claim of the seed of {name} {told}"
+            raise site.refuse(403, name, Reason.CLAIM_ADDRESS, request, text)
         if mac := site.wrong_mac(node, address):
             text = f"{mac} asked for the seed of {name}, whose MAC address is {node.mac}"
-            raise site.refuse(403, name, request, text)
+            raise site.refuse(403, name, Reason.CLAIM_MAC, request, text)
         if site.make_seed is None:
-            raise site.refuse(403, name, request, "this server gives out no seeds")
+            raise site.refuse(403, name, Reason.NO_SEEDS, request, "this server gives no seeds out")
+        if (boot := read_token(site.authority.token_key, name, token)) is None:
+            raise site.refuse(403, name, Reason.NO_TOKEN, request, f"this token was never given out for {name}")
         seed = site.make_seed(node)  # before a claim is used up
         try:
-            site.ledger.claim(name, token)
+            site.ledger.claim(name, address, token, boot)
         except Unclaimable as error:
-            raise site.refuse(403, name, request, str(error)) from error
+            raise site.refuse(403, name, error.reason, request, str(error)) from error
         site.say(f"{name}: its seed was claimed by {address}")
         return Response(seed, media_type="application/octet-stream", headers=CLOSED)
 
@@ -254,7 +302,7 @@ def add_arguments(site: Site, node: Node, script: str) -> str:
     if " imagegen.status=" not in script:
         words.append(f"imagegen.status={site.status_url}")
     if site.make_seed is not None:
-        token = site.ledger.make_token(node.name)
+        token = make_token(site.authority.token_key, node.name, site.ledger.find_boot(node.name))
         words += [
             f"imagegen.seed={site.seed_url}/seed/{node.name}/{token}",
             f"imagegen.ca={site.authority.sha256}",
@@ -292,9 +340,10 @@ def make_app(site: Site, routes: list[BaseRoute]) -> App:
     """An application of these routes, within the bounds; whatever goes wrong in it has one line of text."""
 
     async def tell_unusable(request: Request, error: Exception) -> Response:
-        site.say(f"the ledger cannot be used: {error}")
+        told = explain_unusable(site.ledger.path, error)
+        site.say(f"the ledger cannot be used: {told.message}: {told.hint}")
         return PlainTextResponse(
-            "the server cannot use its ledger: its disk is full, or another process holds it\n", 503
+            "the server cannot use its ledger: its disk is full, another process holds it, or it is damaged\n", 503
         )
 
     async def tell_failure(request: Request, error: Exception) -> Response:
@@ -303,58 +352,13 @@ def make_app(site: Site, routes: list[BaseRoute]) -> App:
         return PlainTextResponse("the server failed\n", 500)
 
     handlers: dict[Any, Any] = {HTTPException: explain, Unusable: tell_unusable, Exception: tell_failure}
-    return Bounds(Starlette(routes=routes, exception_handlers=handlers))
+    return Bounds(Starlette(routes=routes, exception_handlers=handlers), site.announced)
 
 
 async def explain(request: Request, error: Exception) -> Response:
     """An error as one line of text."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for that alone
-    headers = {"Connection": "close"} if error.status_code in (408, 413) else {}  # the rest of the body may never come
+    headers = (
+        {"Connection": "close"} if error.status_code in (408, 413, 415) else {}
+    )  # the rest of the body may never come
     return PlainTextResponse(f"{error.detail}\n", error.status_code, {**(error.headers or {}), **headers})
-
-
-class Rates:
-    """A token bucket an address."""
-
-    def __init__(self, rate: float = RATE, burst: float = BURST, now: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._burst, self._now = rate, burst, now
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (left, when)
-
-    def allow(self, address: str) -> bool:
-        """Whether one more request is within the address's rate; counts it."""
-        now = self._now()
-        left, when = self._buckets.pop(address, (self._burst, now))
-        left = min(self._burst, left + (now - when) * self._rate)
-        self._buckets[address] = (left - 1 if left >= 1 else left, now)
-        if len(self._buckets) > MOST_ADDRESSES:
-            self._buckets.popitem(last=False)
-        return left >= 1
-
-
-class Bounds:
-    """Refuses what is too large or too much before an application sees it."""
-
-    def __init__(self, app: App, rates: Rates | None = None) -> None:
-        self._app = app
-        self._rates = rates or Rates()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        if refusal := self._refuse(scope):
-            await PlainTextResponse(f"{refusal[1]}\n", refusal[0], {"Connection": "close"})(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _refuse(self, scope: Scope) -> tuple[int, str] | None:
-        """The status and the text of a refusal."""
-        if not self._rates.allow(scope["client"][0] if scope.get("client") else ""):
-            return 429, f"more than {RATE:.0f} requests a second from this address"
-        if len(scope["headers"]) > MOST_HEADERS or sum(len(b"".join(pair)) for pair in scope["headers"]) > MOST_HEAD:
-            return 431, f"more than {MOST_HEADERS} headers, or {MOST_HEAD} bytes of them"
-        if len(scope["path"]) + len(scope["query_string"]) > LONGEST_PATH:
-            return 414, f"a path of more than {LONGEST_PATH} characters"
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 12 or int(length) > MOST_BODY:
-            return 413, f"a body of more than {MOST_BODY} bytes"
-        return None

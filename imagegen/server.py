@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import resource
+import os
 import socket
+import ssl
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from imagegen.admission import Admission, Entrance, Waiting, raise_file_limit
 from imagegen.errors import BadUsage, ImagegenError, MachineLacks
 
 App = Callable[..., Awaitable[None]]
@@ -27,29 +27,55 @@ HEAD_SECONDS = 10.0  # from a request's first byte, or the connection, until its
 TAKE_SECONDS = 60.0  # for a client to take what fills its buffer
 IDLE_SECONDS = 5  # between two requests of a connection
 MOST_HEAD = 16 << 10  # bytes
-MOST_CONNECTIONS = 4096
-MOST_CONNECTIONS_EACH = 64  # of one address
+FILE_PART = 1 << 20  # bytes of a file that have TAKE_SECONDS
 STOP_SECONDS = 3  # for answers that are on their way
+SEND_FILE = "imagegen.send_file"
+"""An ASGI extension of plain HTTP: `await scope["extensions"][SEND_FILE](file, offset, count)` sends a part of the body
+that was announced."""
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on whoever does not finish a request's head, does not take an answer, or holds too many
-    connections.
-    """
+    """HTTP/1.1 that hangs up on who does not finish a request's head or does not take an answer."""
 
-    connections_of: ClassVar[Counter[str]] = Counter()
+    waiting: ClassVar[Waiting] = Waiting()
     _head: asyncio.TimerHandle | None = None
     _take: asyncio.TimerHandle | None = None
-    _peer = ""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._app, self.app = self.app, self._answer
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["scheme"] == "http":
+            scope["extensions"] = {SEND_FILE: self.send_file}
+        await self._app(scope, receive, send)
+
+    async def send_file(self, file: IO[bytes], offset: int, count: int) -> None:
+        """Sends that part of a file, which the answer's head announced, without taking it into this process's memory.
+
+        Raises ConnectionError, with the connection closed, when it is not taken or the file is shorter by now.
+        """
+        end = offset + count
+        try:
+            while offset < end:
+                part = min(end - offset, FILE_PART)
+                os.posix_fadvise(file.fileno(), offset, 2 * FILE_PART, os.POSIX_FADV_WILLNEED)
+                # h11 only asks for the length of what its caller sends in another way.
+                self.conn.send_with_data_passthrough(h11.Data(data=range(part)))  # type: ignore[arg-type]
+                async with asyncio.timeout(TAKE_SECONDS):
+                    sent = await self.loop.sendfile(self.transport, file, offset, part, fallback=False)
+                if sent < part:
+                    raise ConnectionError("the file is shorter than it was")
+                offset += sent
+        except BaseException as error:
+            self.transport.abort()
+            if isinstance(error, OSError | RuntimeError):  # asyncio's for a connection that is closing, or gone
+                raise ConnectionError(str(error)) from error
+            raise
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._peer = self.client[0] if self.client else ""
-        self.connections_of[self._peer] += 1
-        if self.connections_of[self._peer] > MOST_CONNECTIONS_EACH:
-            transport.abort()
-        else:
-            self._await_head()
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -63,6 +89,9 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._take = self._take or self.loop.call_later(TAKE_SECONDS, self.transport.abort)
+        address = self.client[0] if self.client else ""
+        if not self.waiting.hold(self, address, self.transport.get_write_buffer_size()):
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -71,9 +100,6 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
         self._forget_take()
-        self.connections_of[self._peer] -= 1
-        if not self.connections_of[self._peer]:
-            del self.connections_of[self._peer]
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
@@ -88,6 +114,7 @@ class BoundedProtocol(H11Protocol):
         if self._take:
             self._take.cancel()
         self._take = None
+        self.waiting.free(self)
 
 
 class QuietServer(Server):
@@ -98,8 +125,11 @@ class QuietServer(Server):
         yield
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0: any. Raises BadUsage for an address that is not this machine's, MachineLacks."""
+def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
+    """A listening TCP socket; port 0: any. `elsewhere` says how to choose another port.
+
+    Raises BadUsage for an address that is not this machine's, MachineLacks.
+    """
     listener = socket.socket()
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,18 +142,32 @@ def listen(address: str, port: int) -> socket.socket:
                 f"{address} is not an address of this machine",
                 "give it that address, name the right one in `pxe: {url: ...}`, or listen elsewhere with --listen",
             ) from error
-        raise MachineLacks(f"port {port} of {address}: {error.strerror}", "end what listens there") from error
+        cure = "run this as root" if error.errno == errno.EACCES else "end what listens there"
+        raise MachineLacks(
+            f"port {port} of {address}: {error.strerror}", f"{cure}, or {elsewhere}" if elsewhere else cure
+        ) from error
     return listener
+
+
+def make_tls_context(certificate: bytes, key: bytes) -> ssl.SSLContext:
+    """TLS of a server with this certificate and key, both PEM. Raises ssl.SSLError for what is none.
+
+    OpenSSL's loader wants a file: it gets one without a name, so that no killed server leaves its key on a disk.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with os.fdopen(os.memfd_create("tls", os.MFD_CLOEXEC), "wb", 0) as stream:
+        stream.write(certificate + key)
+        context.load_cert_chain(f"/proc/self/fd/{stream.fileno()}")
+    return context
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket and the application behind it; with a certificate and its key it speaks TLS."""
+    """A listening socket, which Serving takes over, and the application behind it; with `tls` it speaks TLS."""
 
     app: App
     socket: socket.socket
-    certificate: Path | None = None
-    key: Path | None = None
+    tls: ssl.SSLContext | None = None
 
 
 class Serving:
@@ -133,13 +177,13 @@ class Serving:
         """`enter` is called by the thread first: it may go to another network namespace."""
         self._listeners = listeners
         self._servers = [QuietServer(_configure(listener)) for listener in listeners]
+        self.admission = Admission(raise_file_limit())
         self._failure: BaseException | None = None
         self._enter = enter
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
         """Returns once all listen. Raises ImagegenError when one cannot."""
-        raise_file_limit()
         silence_loggers()
         self._thread.start()
         try:
@@ -171,18 +215,18 @@ class Serving:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.create_server = bound_handshakes(loop.create_server)  # type: ignore[assignment]
+        loop.create_server = bound_connections(loop.create_server, self.admission)  # type: ignore[assignment]
         pairs = zip(self._servers, self._listeners, strict=True)
         await asyncio.gather(*(server.serve([listener.socket]) for server, listener in pairs))
 
 
-def bound_handshakes(create: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """asyncio's create_server, with the time of a head for a TLS handshake; uvicorn leaves it at a minute."""
+def bound_connections(create: Callable[..., Awaitable[Any]], admission: Admission) -> Callable[..., Awaitable[Any]]:
+    """asyncio's create_server for admitted connections; TLS has the time of a head to begin, and to end."""
 
-    async def create_server(*args: Any, ssl: Any = None, **options: Any) -> Any:
-        if ssl:
-            options["ssl_handshake_timeout"] = HEAD_SECONDS
-        return await create(*args, ssl=ssl, **options)
+    async def create_server(*args: Any, sock: socket.socket, ssl: Any = None, **options: Any) -> Any:
+        if ssl:  # uvicorn leaves both at a minute and half a minute
+            options |= {"ssl_handshake_timeout": HEAD_SECONDS, "ssl_shutdown_timeout": HEAD_SECONDS}
+        return await create(*args, sock=Entrance(sock, admission), ssl=ssl, **options)
 
     return create_server
 
@@ -195,13 +239,8 @@ def silence_loggers() -> None:
         logger.propagate = False
 
 
-def raise_file_limit() -> None:
-    """As many open connections as this process may have."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _configure(listener: Listener) -> Config:
+    context = listener.tls
     return Config(
         listener.app,
         http=BoundedProtocol,
@@ -212,10 +251,8 @@ def _configure(listener: Listener) -> Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
         h11_max_incomplete_event_size=MOST_HEAD,
-        ssl_certfile=listener.certificate,
-        ssl_keyfile=listener.key,
+        ssl_context_factory=(lambda *_: context) if context else None,
     )

@@ -107,6 +107,7 @@ function tickRow(item) {
   put(cells.running, data.began === null ? "" : duration(endOf(item) - data.began));
   put(cells.heard, data.heard === null ? "" : age(serverNow() - data.heard));
   put(cells.seed, seedText(data.seed));
+  cells.seed.title = data.claimed.map(({ address, at }) => `claimed by ${address}, ${time(at, true)}`).join("\n");
 }
 
 // ---- groups: equal failures are one row, and a button shows the nodes
@@ -284,11 +285,11 @@ function showReports(list) {
   reported = fresh.length;
   $("reports").hidden = list.length === 0;
   $("reports").classList.toggle("quiet", reported === 0);
-  put($("reports-title"), reported ? `Refused requests, the latest ${reported}` : "No new refused requests");
+  put($("reports-title"), reported ? `Refused requests, ${reported}: the weightiest first` : "No new refused requests");
   $("dismiss").hidden = reported === 0;
   $("recall").hidden = reported === list.length;
   put($("recall"), `Show ${list.length - reported} dismissed`);
-  $("reports").lastElementChild.replaceChildren(...fresh.sort((a, b) => b.at - a.at).map((report) => {
+  $("reports").lastElementChild.replaceChildren(...fresh.map((report) => {
     const line = document.createElement("li"), button = document.createElement("button");
     button.type = "button";
     button.textContent = "Dismiss";

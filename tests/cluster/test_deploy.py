@@ -467,6 +467,7 @@ def read_seed(path: Path, payload: Payload) -> bytes:
 
 def test_the_seed_of_the_server_lands_in_its_partition(machine: Machine, web: WebServer, server: Server) -> None:
     """Claimed once, byte for byte the ISO; the next boots ask for none; the page shows each step."""
+    server.mac = "52:54:00:00:00:02"  # by which it is the node, whatever its address
     disk = machine.add_disk("S1")
     server.tell(machine)
     assert machine.boot(web) == ""

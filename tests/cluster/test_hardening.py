@@ -12,7 +12,7 @@ from imagegen.model import Role
 PAGE = ROOT / "docs/hardening.md"
 DAEMONS = (
     *("keystone", "placement-api", "nova-api", "nova-api-metadata", "nova-conductor", "nova-conductor@oost"),
-    *("nova-scheduler", "nova-novncproxy"),
+    *("nova-scheduler", "nova-novncproxy", "nova-novncproxy@oost"),
 )
 MOST = 5.0  # what `systemd-analyze security` may say of a daemon of OpenStack on a controller
 

@@ -72,6 +72,19 @@ def test_the_watch_for_commands_sees_one(deployment: Deployment) -> None:
     assert set(opened) == {str(node.tree / "usr/bin/nova-manage")}
 
 
+def test_a_planted_link_leads_the_agent_nowhere(deployment: Deployment) -> None:
+    """RabbitMQ's account puts a link in the place of its cookie: the agent makes a file of its own there."""
+    node, cookie, precious = deployment.controller, "/var/lib/rabbitmq/.erlang.cookie", "/root/precious"
+    node.ask("sh", "-c", f"echo precious >{precious}")
+    before = node.file_facts(precious)
+    node.ask_as("rabbitmq", "ln", "--symbolic", "--force", precious, cookie)
+    stop_agent(node)
+    start_agent(node)
+    assert node.file_facts(precious, cookie) == {**before, cookie: "rabbitmq:rabbitmq 0400"}
+    assert (node.read(precious), node.read(cookie)) == ("precious\n", deployment.secrets.messaging_cookie)
+    node.ask("rm", precious)
+
+
 LISTENER = """
 import http.server, sys
 

@@ -18,7 +18,8 @@ def asked(deployment: Deployment) -> Any:
     placement = f"http://{deployment.controller.node.address}:8778"
     identity = cluster.services.auth_url
     service = {"service": {"type": "mine", "name": "mine"}}
-    server = {"server": {"name": "mine", "imageRef": str(cluster.cell_uuid("cell1")), "flavorRef": "1"}}
+    image = str(cluster.cell_uuid("cell1"))  # any uuid: the policy is asked first
+    server = {"server": {"name": "mine", "imageRef": image, "flavorRef": "1", "networks": "none"}}
     questions = {
         "see services": ["GET", f"{nova}/os-services", None],
         "see hypervisors": ["GET", f"{nova}/os-hypervisors/detail", None],

@@ -34,7 +34,8 @@ def render_document(number: int, count: int, last: bool) -> bytes:
 async def ask(host: str, port: int, source: str, head: str, body: bytes = b"") -> bytes:
     """The whole answer to one request, on a connection of its own, as urllib makes it."""
     reader, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
-    text = f"{head} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    kind = "Content-Type: application/json\r\n" if body else ""
+    text = f"{head} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
     writer.write(text.encode() + body)
     answer = await reader.read()
     writer.close()

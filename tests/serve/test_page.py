@@ -15,6 +15,7 @@ from conftest import MakeSite
 from test_serving import SECONDS, fetch, plan_of
 
 from imagegen import serve
+from imagegen.evidence import Reason
 from imagegen.ledger import READY_BEAT
 from imagegen.provisioning import Provisioning
 
@@ -107,7 +108,7 @@ def test_the_page_shows_every_node_failed_ones_first(make_site: MakeSite, browse
         post(at_work, "c-1", "ready", "", "")
         post(at_work, "c-2", "failed", "disk", "there are 2 disks: /dev/sda, /dev/sdb. Select one with")
         post(at_work, "c-3", "failed", "role", MARKUP)
-        at_work.ledger.report("c-1", "10.77.1.9", "a second claim of the seed of c-1 <b>bold</b>")
+        at_work.ledger.refuse("c-1", Reason.GIVEN, "10.77.1.9", "a second claim of the seed of c-1 <b>bold</b>")
         page = browse(f"{at_work.url}/", "--dump-dom")
         browse(f"{at_work.url}/", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1280,800")
     rows = read_rows(page)

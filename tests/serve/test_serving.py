@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,25 +21,27 @@ import pytest
 from conftest import HOST, Site
 
 from imagegen import provisioning, serve
+from imagegen.admission import MOST_CONNECTIONS_EACH
 from imagegen.authority import generate_authority
 from imagegen.errors import ImagegenError, MachineLacks
 from imagegen.provisioning import Provisioning, Window, describe_windows
 from imagegen.server import (
     HEAD_SECONDS,
-    MOST_CONNECTIONS_EACH,
     TAKE_SECONDS,
-    BoundedProtocol,
     Listener,
     Serving,
     listen,
 )
 
 SECONDS = 30.0
+POST = b"POST /status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
 
 
 def fetch(url: str, data: bytes | None = None) -> tuple[int, bytes]:
     """Status and body; an HTTP error is an answer too."""
-    request = urllib.request.Request(url, data=data)
+    headers = {"Content-Type": "application/json"} if data is not None else {}
+    request = urllib.request.Request(url, data=data, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             return answer.status, answer.read()
@@ -141,13 +142,19 @@ def test_a_server_that_only_has_the_cas_certificate_is_refused(site: Site) -> No
         assert status_of(forged, "c-1")["seed"]["used"] == 0
 
 
-def test_images_go_on_where_they_broke_off(server: Provisioning) -> None:
+def test_images_go_on_where_they_broke_off(server: Provisioning, site: Site) -> None:
     """A range is answered with 206 and the right bytes, as the initramfs asks for it."""
     name = "compute-222222222222.raw.zst"
     request = urllib.request.Request(f"{server.url}/images/{name}", headers={"Range": "bytes=3-"})
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         assert (answer.status, answer.headers["Content-Range"]) == (206, "bytes 3-14/15")
         assert answer.read() == b"compute raw.zst"[3:]
+    beyond = urllib.request.Request(f"{server.url}/images/{name}", headers={"Range": "bytes=15-"})
+    with pytest.raises(urllib.error.HTTPError, match="416") as caught:
+        urllib.request.urlopen(beyond, timeout=SECONDS)
+    assert caught.value.headers["Content-Range"] == "bytes */15"
+    (site.place / "out/pxe/images/empty").touch()
+    assert fetch(f"{server.url}/images/empty") == (200, b"")
 
 
 def connect(url: str) -> socket.socket:
@@ -166,7 +173,7 @@ def read_all(connection: socket.socket) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
 def test_who_does_not_finish_a_request_is_hung_up_on(
     server: Provisioning, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
@@ -192,7 +199,7 @@ def test_who_does_not_finish_a_request_is_hung_up_on(
 def test_a_body_after_the_answer_ends_the_connection(server: Provisioning) -> None:
     """A GET that announces a body and sends it byte by byte once it was answered holds nothing."""
     with connect(server.url) as connection:
-        connection.sendall(b"GET /favicon.ico HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n")
+        connection.sendall(b"GET /favicon.ico HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 204")
         connection.sendall(b"x")
         assert read_all(connection) == b""
@@ -211,7 +218,7 @@ def test_what_strangers_send_fills_no_terminal(site: Site) -> None:
         url = str(site.cluster.pxe_url)
         for data in (
             b"\x16\x03\x01\x00garbage\r\n\r\n",
-            b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+            POST + b"Content-Length: 9\r\n\r\n{",
         ):
             with connect(url) as connection:
                 connection.sendall(data)
@@ -228,7 +235,7 @@ def test_a_second_request_has_no_more_time_than_the_first(
     """On a connection that is kept alive."""
     monkeypatch.setattr("imagegen.server.HEAD_SECONDS", 1.0)
     with connect(server.url) as connection:
-        connection.sendall(b"GET /ca.pem HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /ca.pem HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.sendall(b"GET /ca.p")
         assert b"HTTP/1.1 200" not in read_all(connection)
@@ -238,7 +245,7 @@ def test_a_body_that_drips_is_not_awaited(server: Provisioning, monkeypatch: pyt
     """A POST that announces more than it sends gets 408."""
     monkeypatch.setattr(serve, "BODY_SECONDS", 0.5)
     with connect(server.url) as connection:
-        connection.sendall(b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        connection.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
         assert b" 408 " in read_all(connection).split(b"\r\n")[0]
 
 
@@ -250,10 +257,10 @@ def test_a_client_that_takes_nothing_is_left(site: Site, monkeypatch: pytest.Mon
         stream.truncate(256 << 20)
     with site.serve() as at_work, connect(at_work.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(b"GET /images/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /images/large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         deadline = time.monotonic() + SECONDS
         assert fetch(f"{at_work.url}/boot.ipxe")[0] == 200
-        while BoundedProtocol.connections_of[HOST]:
+        while at_work.serving.admission.count(HOST):
             assert time.monotonic() < deadline, "the answer is offered for ever"
             time.sleep(0.1)
         assert fetch(f"{at_work.url}/boot.ipxe")[0] == 200
@@ -262,13 +269,18 @@ def test_a_client_that_takes_nothing_is_left(site: Site, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        (b"GET /boot.ipxe HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n", b"431"),
-        (b"GET /boot.ipxe HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20000 + b"\r\n\r\n", b"431"),
-        (b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"414"),
-        (b"POST /status HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", b"413"),
-        (b"GET /../../cluster.yaml HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
-        (b"GET /..%2f..%2fsecrets.yaml HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
-        (b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        (
+            b"GET /boot.ipxe HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            + b"".join(b"X-%d: y\r\n" % n for n in range(60))
+            + b"\r\n",
+            b"431",
+        ),
+        (b"GET /boot.ipxe HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n", b"431"),
+        (b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"414"),
+        (b"POST /status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"GET /../../cluster.yaml HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"404"),
+        (b"GET /..%2f..%2fsecrets.yaml HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"404"),
+        (b"BREW / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"405"),
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"4"),
@@ -277,7 +289,7 @@ def test_a_client_that_takes_nothing_is_left(site: Site, monkeypatch: pytest.Mon
 def test_what_is_no_decent_request_is_refused(server: Provisioning, request_: bytes, code: bytes) -> None:
     """And the next one is answered."""
     with connect(server.url) as connection:
-        connection.sendall(request_.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        connection.sendall(request_.replace(b"Host: x", b"Host: 127.0.0.1\r\nConnection: close"))
         answer = read_all(connection)
     assert answer.split(b" ")[1].startswith(code), answer[:200]
     assert b"password" not in answer and b"identity_admin" not in answer
@@ -288,7 +300,7 @@ def test_chunks_do_not_get_round_the_limit_of_a_body(server: Provisioning) -> No
     """A body without a length is measured as it comes."""
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with connect(server.url) as connection:
-        connection.sendall(b"POST /status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk)
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
         with suppress(ConnectionResetError, BrokenPipeError):
             connection.sendall(chunk * 20)
         assert b" 413 " in read_all(connection).split(b"\r\n")[0]
@@ -300,7 +312,7 @@ def test_one_address_cannot_hold_all_connections(server: Provisioning) -> None:
     try:
         assert read_all(held[-1]) == b""
         other = socket.create_connection((HOST, urlsplit(server.url).port or 0), SECONDS, ("127.0.0.9", 0))
-        other.sendall(b"GET /ca.pem HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        other.sendall(b"GET /ca.pem HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         assert read_all(other).startswith(b"HTTP/1.1 200")
         other.close()
     finally:
@@ -361,7 +373,7 @@ def test_what_nodes_said_survives_a_restart(site: Site) -> None:
         done = imagegen(site, "status", "--output", "json")
     assert done.returncode == 1
     told = json.loads(done.stdout)
-    assert {row["name"]: row["state"] for row in told["nodes"]} == {"c-1": "working", "c-2": "ready", "ctl": ""}
+    assert {row["name"]: row["state"] for row in told["nodes"]} == {"c-1": "", "c-2": "ready", "ctl": ""}
     assert told["problems"][0]["message"] == "2 node(s) are not ready yet"
     assert "c-1 has claimed its seed as often as it may" in done.stderr
 
@@ -378,11 +390,10 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
         assert armed.returncode == 0 and "c-1 may claim once until" in armed.stderr and "c-2 may claim" in armed.stderr
         assert b"CD001" in claim_seed(plan)
         again = imagegen(site, "serve")
-        assert again.returncode == 2 and "is running" in again.stderr
-        assert (site.directory / "server.key").stat().st_mode & 0o777 == 0o600
+        assert again.returncode == 2 and "is at work" in again.stderr
+        assert {path.name for path in site.directory.iterdir()} <= {"lock", *LEDGER_FILES}  # a key is on no disk
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 0
-    assert not (site.directory / "server.key").exists()
 
 
 def test_arming_leaves_no_other_window_open(site: Site) -> None:
@@ -397,7 +408,7 @@ def test_arming_leaves_no_other_window_open(site: Site) -> None:
         assert describe_windows(told).startswith("c-2 may claim once until ")
     with site.serve() as at_work:
         claims = {node["name"]: node["seed"]["closes"] - told["now"] for node in at_work.ledger.read()["nodes"]}
-        assert claims["c-2"] < 1000 < claims["c-1"]
+        assert claims["c-2"] < 1000 < claims["c-1"] and at_work.left_out == []
 
 
 def test_a_start_that_fails_opens_nothing(site: Site) -> None:
@@ -458,7 +469,24 @@ def test_a_port_that_is_taken_is_named(server: Provisioning, site: Site) -> None
     assert done.returncode == 2 and "run `imagegen pxe`" in done.stderr
     shutil.copytree(site.place / "out/pxe", site.place / "other/pxe")
     done = imagegen(site, "-o", str(site.place / "other"), "serve")
-    assert done.returncode == 3 and "Address already in use" in done.stderr
+    assert done.returncode == 3 and "Address already in use" in done.stderr and "`pxe: {url: ...}`" in done.stderr
+
+
+def test_a_tls_port_that_is_taken_names_its_option(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        done = imagegen(site, "serve", "--tls-port", str(taken.getsockname()[1]))
+    assert done.returncode == 3 and "Address already in use" in done.stderr and "--tls-port" in done.stderr
+
+
+def test_a_damaged_ledger_is_named_by_serve_and_status(site: Site) -> None:
+    """With its cure, and no traceback."""
+    site.directory.mkdir()
+    (site.directory / "ledger.sqlite").write_bytes(b"garbage" * 1000)
+    for command in ("serve", "status"):
+        done = imagegen(site, command)
+        assert done.returncode == 3 and "ledger.sqlite is damaged" in done.stderr and "--arm NODE" in done.stderr
 
 
 def test_a_watch_ends_when_all_are_ready(site: Site) -> None:
@@ -506,14 +534,13 @@ def test_nobody_served_yet(site: Site) -> None:
     assert done.returncode == 2 and "run `imagegen serve`" in done.stderr
 
 
-def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
-    """Its certificate is none: nobody waits for it."""
-    (tmp_path / "none.pem").write_text("no certificate")
-    listener = Listener(lambda *_: None, listen(HOST, 0), tmp_path / "none.pem", tmp_path / "none.pem")  # type: ignore[arg-type, return-value]
-    with pytest.raises(ImagegenError, match="the server stopped unexpectedly"):
+def test_a_server_that_cannot_start_says_so() -> None:
+    """Its socket is closed already: nobody waits for it."""
+    listener = Listener(lambda *_: None, listen(HOST, 0))  # type: ignore[arg-type, return-value]
+    listener.socket.close()
+    with pytest.raises(ImagegenError, match="the server ended by itself"):
         with Serving([listener]):
             pass
-    listener.socket.close()
 
 
 def test_the_time_outs_are_what_the_docs_say() -> None:

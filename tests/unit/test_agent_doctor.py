@@ -284,6 +284,7 @@ def test_the_command_masks_and_counts(
 def test_a_node_without_a_role_says_so(healthy: World, capsys: pytest.CaptureFixture[str]) -> None:
     """There is nothing to compare with."""
     healthy.at("/run/cloud-init/instance-data.json").unlink()
+    healthy.at("/var/lib/imagegen/seed.json").unlink()
     assert cli.main(["doctor"]) == 3
     assert "cannot be examined: cloud-init found no data source" in capsys.readouterr().err
 

@@ -187,6 +187,20 @@ def test_what_is_no_file_is_not_read(plant: Callable[[Path, Path], None], home: 
     assert files.read_text(home / "absent") is None
 
 
+def test_a_closed_file_is_said_to_be_closed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To who is not root: not that there is none."""
+    real = os.open
+
+    def refuse(path: str, *how: int, **where: int) -> int:
+        if path == "file":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *how, **where)
+
+    monkeypatch.setattr("imagegen_node.files.os.open", refuse)
+    with pytest.raises(PermissionError):
+        files.read_file(home / "file")
+
+
 def test_a_file_beyond_measure_is_cut(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of holes costs its owner nothing, and would cost the agent its memory."""
     (home / "file").write_text("0123456789")
@@ -212,7 +226,7 @@ def test_a_planted_compute_id_tells_nothing(world: World) -> None:
     world.at("/var/lib/nova").mkdir(parents=True)
     world.at("/var/lib/nova/compute_id").symlink_to(world.at("/etc/shadow"))
     with pytest.raises(Refused) as caught:  # as the doctor asks
-        compute.check_compute_id(world.node, SimpleNamespace(compute=lambda *_: {"hypervisors": []}))
+        compute.check_compute_id(world.node, SimpleNamespace(list_compute=lambda *_: []))
     assert SECRET not in str(caught.value)
     world.answer_as_nova()
     assert world.run_compute()["state"] == "ready"

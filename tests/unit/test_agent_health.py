@@ -104,7 +104,7 @@ CONTROLLER_TROUBLES: dict[str, tuple[Change, str]] = {
     "keystone": (fail_unit("keystone.service"), "keystone.service is failed (failed)"),
     "database": (lambda world: setattr(world.server, "up", False), "waiting for database"),
     "deaf": (lambda world: world.deaf.add("scheduler"), "waiting for a reader of the queue scheduler.linux-node1"),
-    "port": (fail_unit("nova-novncproxy.service"), "noVNC proxy at 192.168.56.11:6080"),
+    "port": (fail_unit("nova-novncproxy.service"), "noVNC proxy of cell1 at 192.168.56.11:6080"),
     "disk": (fill("/", f_bavail=1), " is nearly full: 1 of"),
     "endpoint": (lambda world: world.keystone.endpoints.pop() and None, "waiting for Keystone to have"),
 }

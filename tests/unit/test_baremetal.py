@@ -209,5 +209,5 @@ def test_live_nodes_are_left_out(
     Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, deploy: {mode: live}}"))
     assert cli.run_command(["baremetal"]) == ExitCode.DONE
     assert "left out, because they are live: linux-node2" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "out/metal3").iterdir()) == ["linux-node1.yaml"]
+    assert sorted(path.name for path in (tmp_path / "out/metal3").iterdir()) == [".imagegen", "linux-node1.yaml"]
     assert "linux-node2" not in (tmp_path / "out/ironic/nodes.yaml").read_text()

@@ -221,7 +221,7 @@ def test_the_content_id_knows_neither_place_nor_archive(tmp_path: Path, monkeypa
     """One id on every machine, from every mirror, through every proxy."""
     before, build_of = identify(), make_dib_build(tmp_path)
     monkeypatch.setattr("sys.executable", "/opt/python")
-    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("HOME", "/srv/alice")
     monkeypatch.chdir(tmp_path)
     assert identify() == before
     elsewhere = replace(build_of, mirrors=Mirrors("http://other.example"), proxies={"http_proxy": "http://p"}, name="x")

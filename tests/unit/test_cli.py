@@ -21,6 +21,7 @@ import pytest
 from imagegen import boot, build, cli, model, provisioning
 from imagegen.cli import run_command
 from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
+from imagegen.evidence import Reason
 from imagegen.ledger import Ledger
 from imagegen.resources import PACKAGE
 
@@ -344,7 +345,8 @@ def serve_nothing(*_: Any, **__: Any) -> Iterator[Any]:
         raise KeyboardInterrupt
 
     ledger = SimpleNamespace(read=lambda: {"now": 0.0, "nodes": []})
-    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=SimpleNamespace(wait=wait), ledger=ledger)
+    serving = SimpleNamespace(wait=wait)
+    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=serving, ledger=ledger, left_out=())
 
 
 def keep_ledger(states: dict[str, str]) -> None:
@@ -452,7 +454,7 @@ def test_status_fits_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch)
         reason = f"its own reason {number}: " + "many words " * 20
         ledger.record({"node": f"node{number}", "state": "failed", "step": "disk", "detail": reason, "steps": []})
     for number in range(9):
-        ledger.report("", f"10.0.0.{number}", "a long text " * 20)
+        ledger.refuse("", Reason.SCRIPT_MAC, f"10.0.0.{number}", "a long text " * 20)
     ledger.close()
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
     monkeypatch.setattr(cli.sys.stdout, "isatty", lambda: True, raising=False)

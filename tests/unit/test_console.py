@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen import console
-from imagegen.console import newest_document, plain_lines, read_tail
+from imagegen.console import newest_document, plain_lines, read_steps, read_tail
 
 documents = st.dictionaries(st.text(), st.integers() | st.text(), max_size=3)
 
@@ -59,3 +59,18 @@ def test_a_console_is_read_without_control_sequences(data: bytes, lines: list[st
 def test_no_console_can_steer_the_terminal(data: bytes) -> None:
     """Whatever a node writes, no escape reaches the operator's screen."""
     assert not any(c in line for line in plain_lines(data) for c in "\x1b\r\n\x07\x00\x08")
+
+
+@pytest.mark.parametrize("steps", [None, "x", 7, {"name": "x"}, [1, None, "x", [], {}, {"name": 7}, {"state": "done"}]])
+def test_steps_that_are_none_are_left_out(steps: object) -> None:
+    """Whatever a node wrote in their place."""
+    assert read_steps({"steps": steps}) == [] and read_steps({}) == []
+
+
+def test_a_step_is_what_its_readers_expect() -> None:
+    """Text without control characters, seconds that are a number, a return code or none."""
+    wild = {"name": "a\x1bb", "state": ["x"], "seconds": "long", "rc": "1", "more": 1}
+    assert read_steps({"steps": [wild, {"name": "c", "state": "done", "seconds": 2, "rc": 3}]}) == [
+        {"name": "a b", "state": "['x']", "seconds": 0.0, "rc": None},
+        {"name": "c", "state": "done", "seconds": 2.0, "rc": 3},
+    ]

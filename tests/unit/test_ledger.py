@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegen.evidence import MALFORMED, Reason
 from imagegen.ledger import (
     BEAT,
     MOST_EVENTS,
-    MOST_REPORTS,
     READY_BEAT,
+    VERSION,
     Ledger,
     Unclaimable,
+    Unusable,
     check_document,
+    explain_unusable,
     show_state,
 )
 
@@ -57,76 +61,99 @@ def find(ledger: Ledger, name: str) -> dict[str, Any]:
     return next(node for node in ledger.read()["nodes"] if node["name"] == name)
 
 
+def claim(ledger: Ledger, name: str, token: str = "t", address: str = "10.0.0.1") -> None:
+    """A claim by a genuine token of this boot."""
+    ledger.claim(name, address, token, ledger.find_boot(name))
+
+
 def test_a_seed_is_claimed_once(ledger: Ledger) -> None:
     """By its token, within the window; the same token again, and another one after it, are refused with the reason."""
     ledger.open_windows(["c-1"], 60, 1)
-    token = ledger.make_token("c-1")
-    ledger.claim("c-1", token)
-    with pytest.raises(Unclaimable, match="was already given out for this token"):
-        ledger.claim("c-1", token)
+    claim(ledger, "c-1", "t")
+    with pytest.raises(Unclaimable, match="was given out for this token already"):
+        claim(ledger, "c-1", "t")
     with pytest.raises(Unclaimable, match="as often as it may"):
-        ledger.claim("c-1", ledger.make_token("c-1"))
+        claim(ledger, "c-1", "u")
     assert find(ledger, "c-1")["seed"] == {"closes": 1060.0, "claims": 1, "used": 1}
+    assert find(ledger, "c-1")["claimed"] == [{"address": "10.0.0.1", "at": 1000.0, "times": 1}]
 
 
 def test_a_live_node_claims_as_often_as_it_was_armed_for(ledger: Ledger) -> None:
     """Each boot takes a token of its own."""
     ledger.open_windows(["c-1"], 60, 3)
-    for _ in range(3):
-        ledger.claim("c-1", ledger.make_token("c-1"))
+    for token in "abc":
+        claim(ledger, "c-1", token)
     with pytest.raises(Unclaimable):
-        ledger.claim("c-1", ledger.make_token("c-1"))
+        claim(ledger, "c-1", "d")
+    assert ledger.read()["grants"] == [{"node": "c-1", "address": "10.0.0.1", "at": 1000.0, "times": 3}]
 
 
 def test_a_window_closes(ledger: Ledger, clock: Clock) -> None:
     """A token made in time is worth nothing afterwards; a new window makes it good again, as the machine waits."""
     ledger.open_windows(["c-1"], 60, 1)
-    token = ledger.make_token("c-1")
     clock.time += 61
     with pytest.raises(Unclaimable, match="closed 1 seconds ago"):
-        ledger.claim("c-1", token)
+        claim(ledger, "c-1")
     ledger.open_windows(["c-1"], 60, 1)
-    ledger.claim("c-1", token)
+    claim(ledger, "c-1")
 
 
 def test_without_a_window_nothing_is_claimed(ledger: Ledger) -> None:
     """Also after all were closed."""
     with pytest.raises(Unclaimable, match="no window is open"):
-        ledger.claim("c-1", ledger.make_token("c-1"))
+        claim(ledger, "c-1")
     ledger.open_windows(ROLES, 60, 1)
     ledger.close_windows()
     with pytest.raises(Unclaimable, match="no window is open"):
-        ledger.claim("c-1", ledger.make_token("c-1"))
+        claim(ledger, "c-1")
 
 
-def test_only_the_newest_token_of_that_node_counts(ledger: Ledger) -> None:
-    """An older one is void, another node's and an invented one are unknown; none of them uses a claim up."""
+def test_a_token_ends_with_its_boot(ledger: Ledger) -> None:
+    """The node's agent reports: what was made before is void, and uses no claim up."""
     ledger.open_windows(ROLES, 60, 1)
-    old, new, other = ledger.make_token("c-1"), ledger.make_token("c-1"), ledger.make_token("c-2")
-    for token, reason in (
-        (old, "has fetched its script again"),
-        (other, "never given out"),
-        ("x" * 32, "never given out"),
-    ):
-        with pytest.raises(Unclaimable, match=reason):
-            ledger.claim("c-1", token)
-    ledger.claim("c-1", new)
-    assert len({old, new, other}) == 3 and all(len(token) == 32 for token in (old, new, other))
+    boot = ledger.find_boot("c-1")
+    ledger.record(document("c-1", "working", "role"))
+    with pytest.raises(Unclaimable, match="c-1 has booted since"):
+        ledger.claim("c-1", "10.0.0.1", "t", boot)
+    claim(ledger, "c-1", "t")
 
 
 def test_a_restart_gives_no_second_claim(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
-    """What was claimed in an open window stays claimed; a window that has closed is opened anew."""
+    """What was claimed stays claimed, within the window and after it: only who is armed by name claims again."""
     ledger.open_windows(ROLES, 60, 1)
-    ledger.claim("c-1", ledger.make_token("c-1"))
+    claim(ledger, "c-1", "a")
     ledger.close()
     again = Ledger(tmp_path / "ledger.sqlite", clock)
     again.enter_nodes(ROLES)
-    again.open_windows(ROLES, 60, 1, closed_only=True)
+    assert again.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
     with pytest.raises(Unclaimable, match="as often as it may"):
-        again.claim("c-1", again.make_token("c-1"))
+        claim(again, "c-1", "b")
     clock.time += 61
-    again.open_windows(ROLES, 60, 1, closed_only=True)
-    again.claim("c-1", again.make_token("c-1"))
+    assert again.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
+    with pytest.raises(Unclaimable, match="closed 1 seconds ago"):
+        claim(again, "c-1", "b")
+    claim(again, "c-2", "c")  # it never claimed
+    assert again.open_windows(["c-1"], 60, 1) == []
+    claim(again, "c-1", "b")
+
+
+@pytest.mark.parametrize("later", ["working", "failed", "waiting"])
+def test_a_node_that_was_ready_gets_no_window_unasked(tmp_path: Path, ledger: Ledger, clock: Clock, later: str) -> None:
+    """Nor after it left the cluster file for a while, whatever it says today."""
+    ledger.record(document("c-1", "ready", ""))
+    ledger.record(document("c-1", later, "role"))
+    ledger.enter_nodes({"ctl": "controller"})
+    ledger.enter_nodes(ROLES)
+    assert ledger.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
+    assert find(ledger, "c-1")["seed"] is None and find(ledger, "c-2")["seed"]
+
+
+def test_a_window_that_was_armed_for_more_stays_open(ledger: Ledger) -> None:
+    """A live node claims at each boot; a restart of the server takes nothing from it."""
+    ledger.open_windows(["c-1"], 60, 9)
+    claim(ledger, "c-1", "a")
+    assert ledger.open_windows(ROLES, 60, 1, new_only=True) == []
+    assert find(ledger, "c-1")["seed"] == {"closes": 1060.0, "claims": 9, "used": 1}
 
 
 def test_a_window_opened_by_another_process_counts_at_once(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
@@ -135,15 +162,14 @@ def test_a_window_opened_by_another_process_counts_at_once(tmp_path: Path, ledge
     other = Ledger(tmp_path / "ledger.sqlite", clock)
     other.open_windows(["c-2"], 60, 1)
     assert [node["name"] for node in ledger.read(before)["nodes"]] == ["c-2"]
-    ledger.claim("c-2", ledger.make_token("c-2"))
+    claim(ledger, "c-2")
 
 
-def test_tokens_do_not_pile_up_and_are_not_kept(tmp_path: Path, ledger: Ledger) -> None:
-    """The file holds their digests only, and not for ever."""
-    tokens = [ledger.make_token("c-1") for _ in range(100)]
+def test_a_used_token_is_kept_as_its_digest(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.open_windows(["c-1"], 60, 1)
+    claim(ledger, "c-1", "a-token-that-was-used")
     ledger.close()
-    data = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert not [token for token in tokens if token.encode() in data]
+    assert b"a-token-that-was-used" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_boot_has_a_timeline(ledger: Ledger, clock: Clock) -> None:
@@ -250,22 +276,6 @@ def test_what_died_before_the_server_ended_is_lost(ledger: Ledger, clock: Clock)
     assert shown(ledger, "c-1") == "lost"
 
 
-def test_a_ledger_of_before_is_taken_over(tmp_path: Path, clock: Clock) -> None:
-    """Its nodes were last heard when they last changed."""
-    old = Ledger(tmp_path / "old.sqlite", clock)
-    old.enter_nodes(ROLES)
-    old.record(document("c-1", "working", "role"))
-    old._db.execute("ALTER TABLE node DROP COLUMN heard")
-    old._db.execute("DROP TABLE listening")
-    old.close()
-    clock.time += 1000
-    new = Ledger(tmp_path / "old.sqlite", clock)
-    assert find(new, "c-1")["heard"] == 1000.0 and find(new, "c-2")["heard"] is None
-    assert shown(new, "c-1") == "lost"
-    new.close()
-    Ledger(tmp_path / "old.sqlite", clock).record(document("c-2", "working", "role"))
-
-
 def test_the_clock_of_a_node_that_failed_stops(ledger: Ledger, clock: Clock) -> None:
     """At its first word of that; when it goes on after all, and is ready, then there."""
     ledger.record(document("c-1", "working", "role"))
@@ -296,7 +306,7 @@ def test_status_and_reports_survive_a_restart(tmp_path: Path, ledger: Ledger, cl
     """Of nodes that are still in the cluster file."""
     ledger.record(document("c-1", "failed", "disk", detail="no disk"))
     ledger.record(document("c-2", "ready", ""))
-    ledger.report("c-1", "192.0.2.1", "a second claim")
+    ledger.refuse("c-1", Reason.GIVEN, "192.0.2.1", "a second claim")
     ledger.close()
     again = Ledger(tmp_path / "ledger.sqlite", clock)
     again.enter_nodes({"ctl": "controller", "c-1": "compute", "c-9": "compute"})
@@ -313,20 +323,80 @@ def test_nothing_grows_without_end(ledger: Ledger, clock: Clock) -> None:
     for number in range(MOST_EVENTS + 50):
         ledger.record(document("c-1", "working", f"s{number}"))
     assert len(find(ledger, "c-1")["timeline"]) == MOST_EVENTS
-    for number in range(MOST_REPORTS + 5):
-        clock.time += 1
-        ledger.report("", "192.0.2.1", f"r{number}")
-    kept = ledger._db.execute("SELECT count(*) FROM report").fetchone()[0]
-    assert kept == MOST_REPORTS and ledger.read()["reports"][0]["text"] == f"r{MOST_REPORTS + 4}"
 
 
-def test_the_same_refusal_is_counted(ledger: Ledger, clock: Clock) -> None:
-    """Who is refused a hundred times does not push others out of sight."""
-    ledger.report("c-1", "192.0.2.1", "a second claim")
-    for _ in range(100):
-        clock.time += 1
-        ledger.report("c-2", "192.0.2.2", "a false status")
-    assert [report["text"] for report in ledger.read()["reports"]] == ["a false status (100 times)", "a second claim"]
+# The tables of version 1, and what a ledger of it may hold.
+VERSION_1 = """
+CREATE TABLE IF NOT EXISTS node (
+    name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
+    detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
+    revision INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
+CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
+    step TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
+CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS token (digest TEXT PRIMARY KEY, node TEXT NOT NULL, fate TEXT NOT NULL DEFAULT 'new');
+CREATE TABLE IF NOT EXISTS report (at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL, text TEXT NOT NULL,
+    times INTEGER NOT NULL DEFAULT 1, UNIQUE (node, address, text));
+
+INSERT INTO node (name, role, state, changed) VALUES ('ctl', 'controller', 'ready', 500), ('c-1', 'compute', '', NULL),
+    ('c-2', 'compute', '', NULL);
+INSERT INTO node (name, role, state, steps) VALUES ('c-3', 'compute', 'waiting', '[1, "x"]');
+UPDATE node SET revision = 1;
+INSERT INTO window VALUES ('c-1', 2000, 3, 1), ('c-2', 2000, 1, 0);
+INSERT INTO token VALUES ('d', 'c-3', 'used'), ('e', 'c-2', 'new');
+INSERT INTO report VALUES (900, 'c-1', '10.0.0.9', 'a second claim', 4),
+    (901, '', '10.0.0.8', 'a status was refused: x', 7);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_version_1_is_taken_over(tmp_path: Path, clock: Clock) -> None:
+    """States, windows, refusals, and who has claimed or was ready; its tokens are void."""
+    old = sqlite3.connect(tmp_path / "ledger.sqlite")
+    old.executescript(VERSION_1)
+    old.close()
+    for _ in range(2):
+        taken = Ledger(tmp_path / "ledger.sqlite", clock)
+        taken.enter_nodes({**ROLES, "c-3": "compute"})
+        assert taken.gives_seeds and find(taken, "ctl")["state"] == "ready"
+        assert find(taken, "ctl")["heard"] == 500
+        assert find(taken, "c-3")["heard"] is None
+        assert find(taken, "c-1")["seed"] == {"closes": 2000.0, "claims": 3, "used": 1}
+        told = [(row["node"], row["address"], row["text"], row["times"]) for row in taken.read()["reports"]]
+        assert told == [
+            ("c-1", "10.0.0.9", "a second claim (4 times)", 4), ("", "10.0.0.8", f"{MALFORMED} (7 times)", 7)
+        ]  # fmt: skip
+        taken.close()
+    taken = Ledger(tmp_path / "ledger.sqlite", clock)
+    assert taken.open_windows(["ctl", "c-1", "c-2", "c-3"], 60, 1, new_only=True) == ["ctl", "c-3"]
+
+
+def test_a_ledger_of_a_later_version_is_let_be(tmp_path: Path, ledger: Ledger) -> None:
+    """It may hold what this version would lose."""
+    ledger._db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(Unusable) as caught:
+        ledger.reopen()
+    told = explain_unusable(ledger.path, caught.value)
+    assert str(ledger.path) in told.message and "newer imagegen" in told.message
+
+
+@pytest.mark.parametrize("where", [0, 4096])
+def test_a_damaged_ledger_is_named_with_its_cure(tmp_path: Path, where: int) -> None:
+    """A file that is none, and one whose pages are garbage; not with a traceback."""
+    made = Ledger(tmp_path / "ledger.sqlite")
+    made.enter_nodes(ROLES)
+    made.close()
+    data = bytearray(made.path.read_bytes())
+    data[where:] = b"\xa5" * (len(data) - where)
+    made.path.write_bytes(data)
+    with pytest.raises(Unusable) as caught:
+        Ledger(made.path).enter_nodes(ROLES)
+    told = explain_unusable(made.path, caught.value)
+    assert f"{made.path} is damaged" in told.message
+    assert "move" in told.hint and "imagegen serve --arm NODE" in told.hint
 
 
 def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledger: Ledger) -> None:
@@ -351,7 +421,9 @@ def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledg
         ({"detail": "d" * 1001}, "detail must be"),
         ({"detail": "\ud800"}, "surrogates"),
         ({"steps": {}}, "steps must be"),
-        ({"steps": [{}] * 201}, "steps must be"),
+        ({"steps": [{"name": "x"}] * 201}, "steps must be"),
+        ({"steps": [{"name": "x"}, "y"]}, "steps must be"),
+        ({"steps": [{"name": ["x"]}]}, "steps must be"),
     ],
 )
 def test_a_document_that_is_none_is_refused(change: dict[str, Any], words: str) -> None:

@@ -211,9 +211,19 @@ def test_what_is_given_back_is_no_file_of_elsewhere(sudo: Path) -> None:
     place.mkdir(parents=True)
     (sudo / "shadow").touch()
     os.link(sudo / "shadow", place / "log")
+    os.chown(place.parent, ALICE, ALICE)
     with keep_closed(place, lambda: False):
         pass
+    assert place.stat().st_uid == ALICE
     assert (sudo / "shadow").stat().st_uid == 0
+
+
+def test_status_reads_no_ledger_through_a_link(here: Path) -> None:
+    """SQLite would make the file that the link leads to, as root."""
+    (here / "out/serve").mkdir(parents=True)
+    (here / "out/serve" / provisioning.LEDGER).symlink_to(here / "elsewhere.sqlite")
+    assert run_command(["status", "-q"]) == ExitCode.BAD_INPUT
+    assert not (here / "elsewhere.sqlite").exists()
 
 
 # what others can change

@@ -25,6 +25,7 @@ from test_cli import COMMANDS, Output, files_below, fixed_directory, keep_ledger
 from imagegen import boot, cli, provisioning, streams
 from imagegen.cli import run_command
 from imagegen.errors import CommandFailed, ExitCode, Problem
+from imagegen.evidence import Reason
 from imagegen.resources import PACKAGE
 
 __all__ = ["fixed_directory", "machine", "output"]  # fixtures
@@ -273,7 +274,7 @@ def evil_file_name(place: Path) -> list[str]:
 def evil_status(place: Path) -> list[str]:
     keep_ledger({"n": "failed"})
     ledger = provisioning.open_ledger(Path("out"))
-    ledger.report("n", EVIL, EVIL)
+    ledger.refuse("n", Reason.SCRIPT_MAC, EVIL, EVIL)
     ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
     ledger.close()
     return ["status"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -274,8 +273,8 @@ def test_the_bound_is_that_of_the_whole_line(first: int, second: int, name: int)
     image = pxe.NetbootImage(
         f"compute-{'0' * 12}", Path(), {f"compute-{'0' * 12}.{suffix}": fact for suffix, fact in facts.items()}
     )
-    authority = SimpleNamespace(sha256="0" * 64)
-    ledger = SimpleNamespace(make_token=lambda name: secrets.token_urlsafe(24))
+    authority = SimpleNamespace(sha256="0" * 64, token_key=b"k" * 32)
+    ledger = SimpleNamespace(find_boot=lambda name: 2**31)
     site = SimpleNamespace(
         status_url="http://192.168.56.1:8080/status", make_seed=True, ledger=ledger, authority=authority,
         seed_url="https://192.168.56.1:65535",

@@ -356,13 +356,8 @@ def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_observer_turns_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nova's and Keystone's, always at the address that it was given; a list that is cut off is an error."""
-    more = {
-        **PAGES,
-        "http://k/v3/services": ({}, {"services": [1], "links": {"next": "https://far/v3/services?marker=a"}}),
-        "http://k/v3/services?marker=a": ({}, {"services": [5], "links": {"next": None}}),
-        "http://k/v3/endpoints": ({}, {"endpoints": [2], "links": {"next": None}, "truncated": True}),
-    }
+    """Always at the address that it was given; a list that is cut off is an error."""
+    more = {**PAGES, "http://n/v2.1/os-services": ({}, {"services": [3], "truncated": True})}
     detail = "http://n/v2.1/os-hypervisors/detail"
     for number in (4, 5):
         links = [{"rel": "next", "href": f"https://far/v2.1/os-hypervisors/detail?marker={number}"}]
@@ -370,8 +365,8 @@ def test_the_observer_turns_pages(capsys: pytest.CaptureFixture[str]) -> None:
         more[url] = ({}, {"hypervisors": [number], "hypervisors_links": links})
     more[detail + "?marker=5"] = ({}, {"hypervisors": [6]})
     facts, _ = observe(more, capsys)
-    assert (facts["services"], facts["hypervisors"], facts["endpoints"]) == ([1, 5], [4, 5, 6], [])
-    assert facts["errors"] == ["http://k/v3/endpoints cannot be read: the API cuts the list off at its list_limit"]
+    assert (facts["hypervisors"], facts["compute_services"]) == ([4, 5, 6], [])
+    assert facts["errors"] == ["http://n/v2.1/os-services cannot be read: the API cuts the list off at its list_limit"]
 
 
 @pytest.mark.parametrize("gone", PAGES)

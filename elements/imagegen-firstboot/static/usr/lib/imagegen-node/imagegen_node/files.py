@@ -104,13 +104,16 @@ def remove_file(path: Path) -> None:
 def read_file(path: Path) -> tuple[os.stat_result, bytes] | None:
     """Status and content of one regular file; None when there is none. What is beyond MOST_BYTES is left out.
 
-    Also None for a link, a pipe and anything else that is not a file. Raises Refused for a link on the way to it.
+    Also None for a link, a pipe and anything else that is not a file. Raises Refused for a link on the way to it,
+    and PermissionError.
     """
     try:
         with opened_directory(path.parent) as directory:
             handle = os.open(path.name, EXISTING, dir_fd=directory)
     except FileNotFoundError:
         return None
+    except PermissionError:  # who is not root is told so
+        raise
     except OSError:  # a link (ELOOP), a socket, a device without a driver (ENXIO)
         return None
     try:

@@ -1,0 +1,118 @@
+"""Who got a seed, and who was refused what: tables of the ledger from which no flood can push a row out.
+
+Somebody on the wire chooses addresses, MAC addresses, paths and bodies. So no row is ever deleted for a new one, and
+what he chooses adds a bounded number of rows: each node and reason has its own, the node's address has one always,
+others as long as there is room, and what comes after them is counted in one row more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+MOST_ADDRESSES = 16  # of a node and a reason, each with a row of its own
+MOST_MALFORMED = 256  # addresses that sent what is no status
+MALFORMED = "sent what is no status of a node of this cluster"
+OTHERS = "others"  # in the place of the address: those that found no room
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS granted (node TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL,
+    times INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (node, address));
+CREATE TABLE IF NOT EXISTS refused (node TEXT NOT NULL, reason TEXT NOT NULL, address TEXT NOT NULL,
+    rank INTEGER NOT NULL, newest TEXT NOT NULL, text TEXT NOT NULL, first REAL NOT NULL, at REAL NOT NULL,
+    times INTEGER NOT NULL, PRIMARY KEY (node, reason, address));
+CREATE INDEX IF NOT EXISTS refused_rank ON refused (rank, at DESC);
+CREATE TABLE IF NOT EXISTS malformed (address TEXT PRIMARY KEY, newest TEXT NOT NULL, first REAL NOT NULL,
+    at REAL NOT NULL, times INTEGER NOT NULL);
+"""
+
+
+class Reason(StrEnum):
+    """Why something was refused. Claims come before scripts and statuses, and what takes most to forge comes first."""
+
+    GIVEN = "given"  # a second claim by a token
+    USED_UP = "used-up"  # no claim of the window is left
+    VOID = "void"  # a token of an earlier boot
+    CLOSED = "closed"  # no window is open
+    NO_SEEDS = "no-seeds"
+    CLAIM_MAC = "claim-mac"
+    CLAIM_ADDRESS = "claim-address"
+    NO_TOKEN = "no-token"  # noqa: S105 - a token that was never made
+    UNKNOWN = "unknown"  # a node that is none
+    SCRIPT_MAC = "script-mac"
+    STATUS_ADDRESS = "status-address"
+    EARLIER = "earlier"  # by an imagegen whose ledger did not tell them apart
+
+
+RANK = {reason: number for number, reason in enumerate(Reason)}
+
+
+def note_grant(db: Any, node: str, address: str, now: float) -> None:
+    """A seed was given out. There are no more rows than claims that were armed for."""
+    db.execute(
+        "INSERT INTO granted (node, address, at) VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET at = excluded.at, times = times + 1",
+        (node, address, now),
+    )
+
+
+def note_refusal(
+    db: Any, node: str, reason: Reason, address: str, text: str, now: float, own: str = "", times: int = 1
+) -> None:
+    """Something was refused; the same again is counted. `own` is the node's address, which always has a row."""
+    held, known = db.execute(
+        "SELECT count(*), coalesce(max(address = ?), 0) FROM refused WHERE node = ? AND reason = ?"
+        " AND address NOT IN (?, ?)",
+        (address, node, reason, OTHERS, own),
+    ).fetchone()
+    room = address == own or known or held < MOST_ADDRESSES
+    db.execute(
+        "INSERT INTO refused (node, reason, rank, address, newest, text, first, at, times)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET newest = excluded.newest, text = excluded.text,"
+        " at = excluded.at, times = times + excluded.times",
+        (node, reason, RANK[reason], address if room else OTHERS, address, text, now, now, times),
+    )
+
+
+def note_malformed(db: Any, address: str, now: float, times: int = 1) -> None:
+    """A status was none."""
+    known = db.execute("SELECT 1 FROM malformed WHERE address = ?", (address,)).fetchone()
+    room = known or db.execute("SELECT count(*) FROM malformed").fetchone()[0] < MOST_MALFORMED
+    db.execute(
+        "INSERT INTO malformed (address, newest, first, at, times) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET newest = excluded.newest, at = excluded.at, times = times + excluded.times",
+        (address if room else OTHERS, address, now, now, times),
+    )
+
+
+def read_grants(db: Any) -> list[dict[str, Any]]:
+    """`{node, address, at, times}` of every seed that was given out; the newest first."""
+    rows = db.execute("SELECT node, address, at, times FROM granted ORDER BY at DESC, node").fetchall()
+    return [dict(row) for row in rows]
+
+
+def read_refusals(db: Any, most: int) -> tuple[list[dict[str, Any]], int]:
+    """The rows `{node, address, text, first, at, times}` that matter most, and how many more there are."""
+    rows = db.execute("SELECT * FROM refused ORDER BY rank, at DESC LIMIT ?", (most,)).fetchall()
+    rows += db.execute(
+        "SELECT *, '' AS node, ? AS text FROM malformed ORDER BY at DESC LIMIT ?", (MALFORMED, most - len(rows))
+    ).fetchall()
+    total = db.execute("SELECT (SELECT count(*) FROM refused) + (SELECT count(*) FROM malformed)").fetchone()[0]
+    return [_describe(row) for row in rows], total - len(rows)
+
+
+def _describe(row: Any) -> dict[str, Any]:
+    address = f"{row['newest']} and others" if row["address"] == OTHERS else row["address"]
+    text = row["text"] + (f" ({row['times']} times)" if row["times"] > 1 else "")
+    return {"address": address, "text": text, **{key: row[key] for key in ("node", "first", "at", "times")}}
+
+
+def take_over(db: Any, reports: Iterable[Any]) -> None:
+    """The rows `{at, node, address, text, times}` of a ledger that kept all of it in one table."""
+    for row in reports:
+        if row["text"].startswith("a status was refused"):
+            note_malformed(db, row["address"], row["at"], row["times"])
+        else:
+            told = (row["node"], Reason.EARLIER, row["address"], row["text"], row["at"])
+            note_refusal(db, *told, times=row["times"])
