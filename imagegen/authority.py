@@ -85,7 +85,7 @@ def load_authority(directory: Path) -> Authority:
         raise BadUsage(*explain_half(*(path for path in files if path not in missing), *missing))
     if missing:
         names = " and ".join(map(str, missing))
-        raise BadUsage(f"{names} missing: nodes know the server by it", f"run imagegen init {directory}")
+        raise BadUsage(f"{names} missing: nodes recognise the server by it", f"run imagegen init {directory}")
     authority = Authority(*(path.read_bytes() for path in files))
     try:
         certificate = x509.load_pem_x509_certificate(authority.certificate)
@@ -105,8 +105,8 @@ def explain_half(left: Path, lost: Path) -> tuple[str, str]:
     """What is wrong when one file of the pair is lost, and the way out."""
     return (
         f"{lost} is missing, and {left.name} is of no use without it",
-        f"restore it from a backup; or move {left} away and run `imagegen init {left.parent}`, which makes another "
-        "pair: machines that are just booting must then be switched on anew, all others notice nothing",
+        f"restore it from a backup; or move {left} away and run `imagegen init {left.parent}`, which makes a new "
+        "pair: machines that are booting must then be restarted, all others notice nothing",
     )
 
 

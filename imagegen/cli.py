@@ -502,10 +502,10 @@ def serve(
 ) -> Outcome:
     """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
 
-    A seed is given to whoever boots as its node while the node's window is open, as often as its claims. Without --arm,
-    each node that never claimed a seed and never was ready may claim once within the hour; the others are named, and
-    get a window by --arm alone. A live node claims at each boot. Called again while it runs, with --arm, it opens
-    another window. docs/threat-model.md says what somebody on the wire can do meanwhile.
+    A seed goes to whoever boots as its node while that node's window is open, as often as it has claims. Without --arm,
+    every node that has never claimed a seed and never been ready may claim once within the hour; the others are listed,
+    and get a window only with --arm. A live node claims at each boot. To open another window while the server runs,
+    call it again with --arm. docs/threat-model.md says what somebody on the wire can do in the meantime.
 
     \b
     Examples:
@@ -849,7 +849,7 @@ def _load_inputs(settings: Settings) -> tuple[Cluster, Secrets]:
 
 
 def _warn_of_readers(settings: Settings, cluster: Cluster) -> None:
-    """Says when other people can read secrets.yaml, or the key of the CA beside it."""
+    """Says when other people can read secrets.yaml, or the key of the CA next to it."""
     from imagegen.secrets import secrets_warnings
 
     for path in (cluster.secrets_path, cluster.secrets_path.parent / "ca.key"):
@@ -1013,7 +1013,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                 provision(cluster, root, directory, make_seed, window, say, **listening) as at_work,
             ):
                 say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
-                windows = describe_windows(at_work.ledger.read()) if seeds else "none is given out"
+                windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
                 if at_work.left_out:
                     say(describe_left_out(at_work.left_out))
                 say(f"seeds at {at_work.seed_url}: {windows}")
@@ -1143,7 +1143,7 @@ def _say_claims(settings: Settings, told: dict[str, Any], screen: Screen | None)
             times = f" ({grant['times']} times)" if grant["times"] > 1 else ""
             lines.append(f"claimed {_clock(grant['at'])} {grant['address']}: the seed of {grant['node']}{times}")
         if told["more"]:
-            lines.append(f"the ledger has {told['more']} more refused requests, of lesser weight")
+            lines.append(f"the ledger has {told['more']} more refused requests, which matter less")
     for line in lines:
         _say(settings, line if screen is None else line[: screen.width])
     return 0 if settings.quiet else len(lines)

@@ -169,7 +169,7 @@ class Ledger:
     # who may claim a seed
 
     def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
-        """Each of these nodes may claim its seed so often, for so many seconds from now; what was before is void.
+        """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
 
         With `new_only` a window that is open stays as it is, claims that were used included, and none is opened for a
         node that has claimed before or was ready. Returns those that may claim nothing for that reason.
@@ -226,7 +226,7 @@ class Ledger:
 
     def _check_claim(self, name: str, token: str, boot: int) -> None:
         if self._db.execute("SELECT 1 FROM used WHERE digest = ?", (_digest(token),)).fetchone():
-            raise Unclaimable(Reason.GIVEN, f"the seed of {name} was given out for this token already")
+            raise Unclaimable(Reason.GIVEN, f"the seed of {name} was already given out for this token")
         if boot != self.find_boot(name):
             raise Unclaimable(Reason.VOID, f"this token is void: {name} has booted since")
         window = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()

@@ -228,4 +228,4 @@ def describe_left_out(names: Sequence[str]) -> str:
     """Which nodes' windows a start did not open, why, and how it is done."""
     who = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     have = "have claimed a seed or were ready" if len(names) > 1 else "has claimed a seed or was ready"
-    return f"no window is open for {who}, which {have} before: to install anew, imagegen serve --arm {names[0]}"
+    return f"no window is open for {who}, which {have} before: to reinstall, imagegen serve --arm {names[0]}"

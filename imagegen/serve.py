@@ -67,7 +67,7 @@ class Site:
     root: Path  # the directory that `imagegen pxe` wrote
     authority: Authority
     ledger: Ledger
-    make_seed: Callable[[Node], bytes] | None  # None: this server gives no seeds out
+    make_seed: Callable[[Node], bytes] | None  # None: this server gives out no seeds
     say: Callable[[str], None]
     find_mac: Callable[[str], str | None] = find_mac
     any_address: bool = False  # nodes come through a router or a translation: their addresses say nothing
@@ -215,7 +215,7 @@ def make_files_app(site: Site) -> App:
             document = check_document(body, site.roles)
         except ValueError as error:
             site.ledger.refuse_malformed(client_address(request))
-            raise HTTPException(400, f"no status: {error}") from error
+            raise HTTPException(400, f"bad status: {error}") from error
         node = site.nodes[document["node"]]
         if told := site.wrong_speaker(node, client_address(request)):
             text = f"a status of {node.name} {told}"
@@ -270,7 +270,7 @@ def make_seeds_app(site: Site) -> App:
     async def give_seed(request: Request) -> Response:
         name, token = request.path_params["node"], request.path_params["token"]
         if (node := site.nodes.get(name)) is None:
-            raise site.refuse(404, "", Reason.UNKNOWN, request, "a seed of an unknown node was asked for")
+            raise site.refuse(404, "", Reason.UNKNOWN, request, "the seed of an unknown node was requested")
         address = client_address(request)
         if told := site.wrong_speaker(node, address):
             text = f"a claim of the seed of {name} {told}"
@@ -279,7 +279,7 @@ def make_seeds_app(site: Site) -> App:
             text = f"{mac} asked for the seed of {name}, whose MAC address is {node.mac}"
             raise site.refuse(403, name, Reason.CLAIM_MAC, request, text)
         if site.make_seed is None:
-            raise site.refuse(403, name, Reason.NO_SEEDS, request, "this server gives no seeds out")
+            raise site.refuse(403, name, Reason.NO_SEEDS, request, "this server gives out no seeds")
         if (boot := read_token(site.authority.token_key, name, token)) is None:
             raise site.refuse(403, name, Reason.NO_TOKEN, request, f"this token was never given out for {name}")
         seed = site.make_seed(node)  # before a claim is used up

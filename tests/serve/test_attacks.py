@@ -192,12 +192,12 @@ def test_a_flood_of_refusals_is_seen_and_hides_nothing(server: Provisioning, sit
             connection.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             assert b" 400 " in read_all(connection).split(b"\r\n")[0]
     told = json.loads(fetch(f"{server.url}/nodes.json")[1])
-    assert "given out for this token already" in told["reports"][0]["text"] and told["more"] > 0
+    assert "already given out for this token" in told["reports"][0]["text"] and told["more"] > 0
     assert status_of(server, "c-1")["claimed"][0]["address"] == HOST
     done = imagegen(site, "status", "--output", "json")
     claims = json.loads(done.stdout)["claims"]
     assert [(row["node"], row["address"]) for row in claims["granted"]] == [("c-1", HOST)]
-    assert "given out for this token already" in claims["refused"][0]["text"]
+    assert "already given out for this token" in claims["refused"][0]["text"]
     assert "claimed" in done.stderr and f"{HOST}: the seed of c-1" in done.stderr
 
 

@@ -453,7 +453,7 @@ def test_who_hears_the_server_does_not_stop_it(site: Site) -> None:
     ("words", "said"),
     [
         (["--arm", "c-9"], "has no node `c-9`; did you mean `c-"),
-        (["--for", "soon"], "'soon' is no duration"),
+        (["--for", "soon"], "'soon' is not a valid duration"),
         (["--no-seeds", "--arm", "c-1"], "--no-seeds gives out no seed"),
         (["--listen", "192.0.2.1"], "192.0.2.1 is not an address of this machine"),
         (["--listen", "localhost"], "'localhost' is not an IPv4 address"),
@@ -538,7 +538,7 @@ def test_a_server_that_cannot_start_says_so() -> None:
     """Its socket is closed already: nobody waits for it."""
     listener = Listener(lambda *_: None, listen(HOST, 0))  # type: ignore[arg-type, return-value]
     listener.socket.close()
-    with pytest.raises(ImagegenError, match="the server ended by itself"):
+    with pytest.raises(ImagegenError, match="the server stopped unexpectedly"):
         with Serving([listener]):
             pass
 

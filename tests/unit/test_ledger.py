@@ -70,7 +70,7 @@ def test_a_seed_is_claimed_once(ledger: Ledger) -> None:
     """By its token, within the window; the same token again, and another one after it, are refused with the reason."""
     ledger.open_windows(["c-1"], 60, 1)
     claim(ledger, "c-1", "t")
-    with pytest.raises(Unclaimable, match="was given out for this token already"):
+    with pytest.raises(Unclaimable, match="was already given out for this token"):
         claim(ledger, "c-1", "t")
     with pytest.raises(Unclaimable, match="as often as it may"):
         claim(ledger, "c-1", "u")

@@ -392,7 +392,7 @@ def test_a_revision_is_a_number(served: Served, since: str) -> None:
 def test_a_wrong_status_is_refused_and_reported(served: Served) -> None:
     """With what is wrong."""
     answer = served.ask("/status", method="POST", body=status(node="linux-node9"))
-    assert answer.status == 400 and b"no node of this cluster" in answer.body
+    assert answer.status == 400 and b"not a node of this cluster" in answer.body
     assert served.reports() == [MALFORMED]
 
 
