@@ -58,11 +58,11 @@ def generate_authority() -> Authority:
 
 
 def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Authority:
-    """Certificate and key of a TLS server at these addresses; the key is made anew each time."""
+    """Certificate and key of a TLS server at these addresses; each time with a new key."""
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise BadUsage(f"{KEY} is not a key that imagegen made", "move it away, then `imagegen init` makes another")
+        raise BadUsage(f"{KEY} is not a key that imagegen made", "move it away, and `imagegen init` makes another")
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
     certificate = (
@@ -92,10 +92,12 @@ def load_authority(directory: Path) -> Authority:
         key = serialization.load_pem_private_key(authority.key, password=None)
     except (ValueError, TypeError) as error:
         raise BadUsage(
-            f"{files[0]} or {files[1]} is damaged", "move both away, then `imagegen init` makes others"
+            f"{files[0]} or {files[1]} is damaged", "move both away, and `imagegen init` makes new ones"
         ) from error
     if certificate.public_key() != key.public_key():
-        raise BadUsage(f"{files[1]} is not the key of {files[0]}", "move both away, then `imagegen init` makes others")
+        raise BadUsage(
+            f"{files[1]} is not the key for {files[0]}", "move both away, and `imagegen init` makes new ones"
+        )
     return authority
 
 

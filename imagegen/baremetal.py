@@ -156,5 +156,5 @@ def metal3_hints(node: Node) -> dict[str, Any]:
 def refuse(node: Node, what: str, why: str) -> BadUsage:
     return BadUsage(
         f"Metal3 cannot express {what} in root_device of {node.name}: {why}",
-        "change the hint, or run `imagegen baremetal --ironic`, which leaves out Metal3's files",
+        "change the hint, or run `imagegen baremetal --ironic`, which leaves Metal3's files out",
     )

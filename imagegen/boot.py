@@ -64,7 +64,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class NodeResult:
-    """How far a node came; the fields but rc are those of `--output json`."""
+    """How far a node came; all fields except rc are those of `--output json`."""
 
     name: str
     role: str
@@ -78,7 +78,7 @@ class NodeResult:
 
 @dataclass(frozen=True)
 class NetworkBoot:
-    """How QEMU's machines boot over the network: which do not, by what firmware, beside whose DHCP server."""
+    """How QEMU's machines boot over the network: which do not, with what firmware, next to whose DHCP server."""
 
     from_disk: frozenset[str] = frozenset()
     firmware: str = "uefi"
@@ -172,7 +172,7 @@ def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
         return nspawn.Nspawn(cluster, directory)
     if backend == "qemu":
         return qemu.Qemu(cluster, directory)
-    raise BadUsage(f"there is no backend {backend!r}", f"choose one of {', '.join(IMAGE_SUFFIX)}")
+    raise BadUsage(f"there is no backend {backend!r}", f"use one of {', '.join(IMAGE_SUFFIX)}")
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -187,7 +187,7 @@ def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
     hosts = {node.name for node in cluster.controllers if cluster.serves_others(node)} or {cluster.controllers[0].name}
     if missing := sorted(hosts - names):
         raise BadUsage(
-            f"without {', '.join(missing)} no other node can become ready",
+            f"no other node can become ready without {', '.join(missing)}",
             f"name {', '.join(missing)} as well, or name no node to boot all",
         )
 
@@ -207,7 +207,7 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
     name = content_id.removeprefix(f"{role}-").split(".")[0]
     image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
     if not is_file(image):
-        raise BadUsage(f"{image} is missing, which the backend {backend} boots", how)
+        raise BadUsage(f"{image} is missing; the backend {backend} boots it", how)
     return image
 
 
@@ -218,16 +218,20 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
     available = int(fields["MemAvailable"].split()[0]) * 1024
     lacks = []
     if available < memory:
-        lacks.append(f"the nodes need {memory // MIB} MiB of memory, {available // MIB} MiB are free: boot fewer nodes")
+        lacks.append(
+            f"the nodes need {memory // MIB} MiB of memory, but only {available // MIB} MiB are free: boot fewer nodes"
+        )
     if (free := shutil.disk_usage(directory).free) < disk:
-        lacks.append(f"the nodes need {disk // MIB} MiB on the disk of {directory}, {free // MIB} MiB are free")
+        lacks.append(
+            f"the nodes need {disk // MIB} MiB on the disk of {directory}, but only {free // MIB} MiB are free"
+        )
     if lacks:
         raise MachineLacks("\n".join(lacks))
 
 
 @contextmanager
 def hold_directory(directory: Path, report: Report = lambda line: None) -> Generator[None]:
-    """Makes out/boot, closed to other users because trees hold secrets, and keeps a second run out.
+    """Makes out/boot, closed to other users because trees hold secrets, and locks out a second run.
 
     What root made there stays root's while nodes run on or a tree could not be removed. Raises BadUsage, MachineLacks.
     """
@@ -242,7 +246,7 @@ def hold_directory(directory: Path, report: Report = lambda line: None) -> Gener
             yield
     except Held:
         raise BadUsage(
-            f"another `imagegen boot` uses {directory}", "wait for it, or give this one its own -o"
+            f"another `imagegen boot` uses {directory}", "wait for it, or give this one another -o"
         ) from None
 
 
@@ -289,7 +293,7 @@ def verify_patiently(
 ) -> list[Finding]:
     """The findings of the last verification: it is repeated, for `timeout` seconds at most, until there is none.
 
-    A service that a node has just seen up may have its first report still before it.
+    A service that a node has just seen up may not have reported yet.
     """
     deadline = now() + timeout
     while (found := verify()) and now() < deadline:
@@ -332,9 +336,9 @@ def progress_line(name: str, step: object, state: object, detail: object) -> str
 
 
 def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], timeout: float) -> list[str]:
-    """For each node that is to blame: what happened and its last log lines. Empty when all are ready.
+    """For each node that is to blame: what happened, and its last log lines. Empty when all are ready.
 
-    A node that only waits is not to blame while another failed.
+    A node that only waits is not to blame if another has failed.
     """
     bad = [pair for pair in zip(machines, results, strict=True) if pair[1].state != "ready"]
     failed = [pair for pair in bad if pair[1].state == "failed"]
@@ -365,7 +369,7 @@ def last_lines(machine: Machine) -> list[str]:
 
 
 def save_journals(machines: Sequence[Machine], directory: Path) -> None:
-    """Writes each node's whole journal beside its console; a node that cannot be asked has only the console."""
+    """Writes each node's whole journal next to its console; a node that cannot be asked has only the console."""
     for machine in machines:
         try:
             done = machine.execute(["journalctl", "--boot", "--no-pager", "--output=short-monotonic"], timeout=120)

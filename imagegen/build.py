@@ -59,7 +59,7 @@ KEPT_IMAGES = 3  # of each role in the cache
 
 @dataclass(frozen=True)
 class Progress:
-    """What a build is doing: a phase of dib or one of its own, at the end `built`; `reused` when nothing was to do."""
+    """What a build is doing: a phase of dib or one of its own, then `built`; `reused` if there was nothing to do."""
 
     role: Role
     phase: str
@@ -129,7 +129,7 @@ def image_content_id(role: Role, release: Release, static: Tree) -> str:
 
 
 def describe_inputs(role: Role, release: Release) -> dict[str, Any]:
-    """What dib and the assembler are told beside the elements, as the manifest records it.
+    """What dib and the assembler are told besides the elements, as the manifest records it.
 
     dib's own elements, the root element among them, are those of dib's version.
     """
@@ -174,7 +174,7 @@ def build_images(
         for plan in plans:
             if mirrors is None or plan not in due or not make_image(plan, mirrors, proxies, refresh, report):
                 age = describe_age(time() - built_at(plan.entry))
-                report(Progress(plan.role, "reused", f"image {plan.id} was built {age} ago; --refresh builds it again"))
+                report(Progress(plan.role, "reused", f"image {plan.id} was built {age} ago; --refresh rebuilds it"))
             images += publish_image(plan, report)
     return images
 
@@ -189,11 +189,11 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
     """Builds what the cache lacks of an image and puts the whole into the cache by one rename.
 
     Returns False when another build made it meanwhile.
-    One build at a time and cache: two dibs cannot share one package cache, and the second would find the first's work.
+    One build at a time per cache: two dibs cannot share one package cache, and the second would find the first's work.
     """
 
     def waiting(holder: str) -> None:
-        report(Progress(plan.role, "waiting", f"{holder} builds in {plan.cache}"))
+        report(Progress(plan.role, "waiting", f"{holder} is building in {plan.cache}; waiting for it"))
 
     with hold_cache(plan.cache, waiting):
         remove_work(plan.cache)
@@ -357,7 +357,7 @@ def describe_image(plan: Plan) -> dict[str, Any]:
 
 
 def publish_image(plan: Plan, report: Report) -> list[Image]:
-    """Links the image's files from the cache to OUT/images/ROLE, beside manifest, sums and `current`."""
+    """Links the image's files from the cache to OUT/images/ROLE, next to manifest, sums and `current`."""
     target = plan.out / "images" / plan.role
     manifest = read_manifest(plan.entry)
     wanted = {plan.file_name(format): format for format in plan.formats}

@@ -154,7 +154,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]
             return value
         digits, unit = value[:-1], value[-1:]
         if unit not in self.units or not digits.isdecimal() or not 0 < int(digits) <= 10_000:
-            self.fail(f"{value!r} is no duration; write one such as 15m, 2h or 1d", parameter, context)
+            self.fail(f"{value!r} is not a valid duration; write one such as 15m, 2h or 1d", parameter, context)
         return int(digits) * self.units[unit]
 
 
@@ -169,7 +169,7 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
         try:
             return str(IPv4Address(value))
         except ValueError:
-            self.fail(f"{value!r} is no IPv4 address; write one such as 192.168.56.1", parameter, context)
+            self.fail(f"{value!r} is not an IPv4 address; write one such as 192.168.56.1", parameter, context)
 
 
 def _complete_nodes(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
@@ -197,7 +197,7 @@ class _InOrder(click.Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @_common
 def cli() -> None:
-    """One cluster file to OpenStack Nova nodes that configure themselves.
+    """Turn one cluster file into OpenStack Nova nodes that configure themselves.
 
     Data goes to stdout, progress and problems to stderr. NO_COLOR is honoured.
 
@@ -205,15 +205,15 @@ def cli() -> None:
     From nothing to a verified cluster on this machine:
       imagegen init                  write cluster.yaml and secrets.yaml
       imagegen validate              check cluster.yaml
-      sudo imagegen build            bake one image a role
-      imagegen seed                  make one seed ISO a node
+      sudo imagegen build            build one image per role
+      imagegen seed                  make one seed ISO per node
       sudo imagegen boot             boot the nodes here and wait until they are ready
 
     \b
     Exit codes:
       0 done   1 failed   2 bad usage or bad input   3 this machine lacks something
       4 a command failed   5 a node did not become ready
-      130 interrupted   141 nobody reads stdout any more
+      130 interrupted   141 nobody reads stdout any longer
     """
 
 
@@ -224,8 +224,8 @@ def cli() -> None:
 def init(settings: Settings, directory: Path) -> Outcome:
     """Write cluster.yaml (one controller, one compute), secrets.yaml (generated, 0600) and a CA to DIR.
 
-    By the CA (ca.pem, ca.key) nodes know `imagegen serve`. Nothing that exists is overwritten; beside a cluster file or
-    secrets of an earlier version only the CA is made.
+    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten; next to a cluster
+    file or secrets of an earlier version, only the CA is made.
 
     \b
     Examples:
@@ -253,7 +253,7 @@ def init(settings: Settings, directory: Path) -> Outcome:
         for path, file in files.items():
             _write_new(path, file)
     if there:
-        _say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; the CA was made beside them")
+        _say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; only the CA was made")
     else:
         _say(
             settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only"
@@ -262,15 +262,15 @@ def init(settings: Settings, directory: Path) -> Outcome:
 
 
 @cli.command(short_help="Check the cluster file; print every problem at once.")
-@click.option("--explain", is_flag=True, help="Print what must exist at services outside the cluster.")
-@click.option("--strict", is_flag=True, help="End with exit code 2 when there are warnings, too.")
+@click.option("--explain", is_flag=True, help="Print what must exist on services outside the cluster.")
+@click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings, too.")
 @_common
 @click.pass_obj
 def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
     """Check the cluster file and print every problem as FILE:LINE: PATH: MESSAGE.
 
     A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. With
-    --explain, the commands that an administrator types at external services go to stdout.
+    --explain, the commands that an administrator runs on external services go to stdout.
 
     \b
     Examples:
@@ -293,10 +293,10 @@ def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
         tell(str(replace(warning, message=f"warning: {warning.message}")))
     lines = explain_external(cluster) if explain else []
     if explain and not lines:
-        _say(settings, "every service is embedded: nothing has to exist beforehand")
+        _say(settings, "every service is embedded: nothing needs to exist beforehand")
     more = {"explain": lines} if explain else {}
     if strict and settings.warnings:
-        fault = f"{found.file} has {len(settings.warnings)} warning(s), and --strict takes none"
+        fault = f"{found.file} has {len(settings.warnings)} warning(s), and --strict allows none"
         _complain(fault)
         return Outcome(lines, problems=[Problem("", 0, "", fault)], code=ExitCode.BAD_INPUT, more=more)
     _say(settings, f"{found.file}: no problems, {len(cluster.nodes)} node(s)")
@@ -320,21 +320,21 @@ def generate(settings: Settings) -> Outcome:
     return _print_paths(*_write_texts(settings, cluster, secrets))
 
 
-@cli.command(short_help="Bake one image a role (root).")
+@cli.command(short_help="Build one image per role (root).")
 @click.option(
     "--role", "roles", multiple=True, type=click.Choice(ROLES), help="Repeatable. Default: the cluster's roles."
 )
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
 )
-@click.option("--refresh", is_flag=True, help="Build even if an image of the same content is there.")
+@click.option("--refresh", is_flag=True, help="Build even if an image with the same content exists.")
 @click.option("--untested", is_flag=True, help="Build a release or distro that nobody has built and booted yet.")
 @_common
 @click.pass_obj
 def build(
     settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool, untested: bool
 ) -> Outcome:
-    """Bake images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
+    """Build images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
 
     An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
     to logs/ in the out directory.
@@ -348,19 +348,19 @@ def build(
 
     cluster = _load_cluster(settings)
     if not untested and (sentence := untested_release(cluster)):
-        raise BadUsage(sentence, "name another `release` and `distro`, or try it with --untested")
+        raise BadUsage(sentence, "choose another `release` and `distro`, or try it with --untested")
     images = _build_images(settings, cluster, roles, formats or FORMATS, refresh)
     return Outcome(_table(images, ("role", "format", "id", "path")), images=images)
 
 
-@cli.command(short_help="Make one seed ISO a node.")
+@cli.command(short_help="Make one seed ISO per node.")
 @click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=_complete_nodes)
 @_common
 @click.pass_obj
 def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
     """Write seeds/NODE.iso (0600, label cidata) for the named nodes, or for all.
 
-    A seed holds the node's secrets: attach it to that machine, keep it from others.
+    A seed holds the node's secrets: attach it to that machine and to no other.
 
     \b
     Examples:
@@ -382,11 +382,15 @@ def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
 )
-@click.option("--keep", is_flag=True, help="Leave the nodes running and say how to log in.")
+@click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
-@click.option("--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot it from image and ISO.")
-@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe, of blank machines. Default: uefi.")
-@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: beside a DHCP server that knows nothing of it.")
+@click.option(
+    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this one from its image and ISO."
+)
+@click.option(
+    "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."
+)
+@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: next to a DHCP server that knows nothing of it.")
 @_common
 @click.pass_obj
 def boot(
@@ -402,8 +406,8 @@ def boot(
 ) -> Outcome:
     """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
 
-    Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines begin with
-    nothing: they find DHCP, the tree of `imagegen pxe` and their seeds on a network of this machine alone.
+    Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines start with blank
+    disks: they get DHCP, the files of `imagegen pxe` and their seeds over a network inside this machine.
 
     \b
     Examples:
@@ -413,9 +417,9 @@ def boot(
       imagegen pxe && sudo imagegen boot --pxe --from-disk linux-node1
     """
     if not over_network and (from_disk or firmware or proxy_dhcp):
-        raise BadUsage("--from-disk, --firmware and --proxy-dhcp belong to a boot over the network", "add --pxe")
+        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to a boot over the network", "add --pxe")
     if over_network and backend != "qemu":
-        raise BadUsage("--pxe needs machines with firmware", "leave --backend out")
+        raise BadUsage("--pxe needs virtual machines", "leave --backend out")
     cluster, secrets = _load_inputs(settings)
     chosen = _choose_nodes(settings, cluster, names)
     _choose_nodes(settings, cluster, from_disk)
@@ -424,14 +428,14 @@ def boot(
     return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep, network_boot)
 
 
-@cli.command(short_help="Make the files of the nodes' network boot.")
+@cli.command(short_help="Make the files for booting the nodes over the network.")
 @_common
 @click.pass_obj
 def pxe(settings: Settings) -> Outcome:
-    """Write pxe/: iPXE scripts, hard links to the built images, and configurations of dnsmasq and nginx.
+    """Write pxe/: iPXE scripts, hard links to the built images, and configurations for dnsmasq and nginx.
 
-    Nothing in it is secret, and any web and TFTP server can give it out. A node boots its image to its disk
-    (`deploy: {mode: deploy}`, the default) or live from memory.
+    Nothing in it is secret, and any web and TFTP server can serve it. A node writes its image to its disk
+    (`deploy: {mode: deploy}`, the default) or runs it live from memory.
 
     \b
     Examples:
@@ -467,13 +471,23 @@ def pxe(settings: Settings) -> Outcome:
     type=_Duration(),
     default="1h",
     show_default=True,
-    help="How long seeds may be claimed: 15m, 2h.",
+    help="How long seeds may be claimed, such as 15m or 2h.",
 )
-@click.option("--claims", type=click.IntRange(1), default=1, show_default=True, help="Claims of each armed node.")
-@click.option("--no-seeds", is_flag=True, help="Give no seeds out: they come on media, or by Ironic.")
-@click.option("--listen", "address", type=_Address(), help="Default: the address that the nodes are told.")
-@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not look at addresses.")
-@click.option("--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where seeds are.")
+@click.option(
+    "--claims",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How often each armed node may claim its seed.",
+)
+@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come on media or through Ironic.")
+@click.option(
+    "--listen", "address", type=_Address(), help="Address to listen on. Default: the one that the nodes are given."
+)
+@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not check addresses.")
+@click.option(
+    "--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where the seeds are served."
+)
 @_common
 @click.pass_obj
 def serve(
@@ -486,7 +500,7 @@ def serve(
     any_address: bool,
     tls_port: int,
 ) -> Outcome:
-    """Serve pxe/ by HTTP, each node's seed once by TLS, and a page that shows how far every node is. Ctrl-C ends it.
+    """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
 
     A seed is given to whoever boots as its node while the node's window is open, as often as its claims. Without --arm,
     each node that never claimed a seed and never was ready may claim once within the hour; the others are named, and
@@ -504,30 +518,30 @@ def serve(
 
     window = Window(armed, seconds, claims)
     if no_seeds and armed:
-        raise BadUsage("--no-seeds gives no seed out, and --arm opens a window for one", "give one of the two")
+        raise BadUsage("--no-seeds gives out no seed, and --arm opens a window for one", "use only one of the two")
     listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
     return _serve(settings, window, seeds=not no_seeds, listening=listening)
 
 
-@cli.command(short_help="Print how far the nodes are that `imagegen serve` provisions.")
+@cli.command(short_help="Show the nodes that `imagegen serve` provisions.")
 @click.argument("names", nargs=-1, metavar="[NODE]...")
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Show only these. Repeatable.")
-@click.option("--watch", is_flag=True, help="Go on until every node is ready or has failed.")
-@click.option("--timeout", type=_Duration(), help="Watch, and give up after so long: 20m, 2h.")
+@click.option("--watch", is_flag=True, help="Keep watching until every node is ready or has failed.")
+@click.option("--timeout", type=_Duration(), help="Watch, and give up after this long, such as 20m or 2h.")
 @_common
 @click.pass_obj
 def status(
     settings: Settings, names: tuple[str, ...], states: tuple[str, ...], watch: bool, timeout: float | None
 ) -> Outcome:
-    """Print each node's state, step and what it waits for, failed ones first: what `imagegen serve` was told.
+    """Print each node's state, step and what it waits for, as reported to `imagegen serve`; failed nodes come first.
 
-    Nodes that are in the same state for the same reason are one line. Nodes report every minute, and every five
-    minutes once they are ready: after three reports that did not come a node is lost, until it speaks again. A ready
-    node that does not do all its work is degraded. On a terminal everything fits on the screen; with NODE or --state,
-    and in a pipe, nothing is left out.
+    Nodes in the same state for the same reason share one line. Nodes report every minute, and every five minutes once
+    they are ready: after three missed reports a node is lost, until it reports again. A ready node that does not do
+    all its work is degraded. On a terminal everything fits on the screen; with NODE or --state, and in a pipe, nothing
+    is left out.
 
     Exit code 0 means that every node is ready, 5 that one has failed or missed the timeout, 1 that some are on their
-    way, lost or degraded. NODE chooses which nodes that is about, --state only what is shown.
+    way, lost or degraded. NODE limits which nodes count for that, --state only which are shown.
 
     \b
     Examples:
@@ -549,9 +563,9 @@ def status(
 def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Outcome:
     """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
 
-    Config drives and Secrets hold the nodes' secrets. Images are named by sha256, at the URL of `imagegen pxe`. Live
-    nodes are left out: both write images to disks. root_device selects the same disk everywhere; a hint that Metal3
-    cannot express stops the command before anything is written, and --ironic does without Metal3.
+    Config drives and Secrets hold the nodes' secrets. Images are given by sha256 and by their URL in the tree of
+    `imagegen pxe`. Live nodes are left out: both write images to disks. root_device selects the same disk everywhere; a
+    hint that Metal3 cannot express stops the command before anything is written; --ironic leaves Metal3 out.
 
     \b
     Examples:
@@ -589,7 +603,7 @@ def schema(settings: Settings) -> Outcome:
     """Print the JSON schema of the cluster file.
 
     \b
-    Example, for editors that speak YAML's language server:
+    Example, for editors that use the YAML language server:
       imagegen schema > cluster.schema.json
       and in cluster.yaml:  # yaml-language-server: $schema=cluster.schema.json
     """
@@ -598,7 +612,7 @@ def schema(settings: Settings) -> Outcome:
     return Outcome(json.dumps(cluster_schema(), indent=2).splitlines())
 
 
-@cli.command("help", short_help="Show this help, or that of a command.")
+@cli.command("help", short_help="Show this help, or the help of a command.")
 @click.argument("name", metavar="[COMMAND]", required=False, shell_complete=_complete_commands)
 @_common
 @click.pass_context
@@ -662,7 +676,7 @@ def _end_without_stdout(lost: OutputLost) -> ExitCode:
     """The exit code when nobody reads what was to be said, or its disk is full, which is said."""
     if lost.closed:
         return ExitCode.OUTPUT_CLOSED
-    _complain(f"stdout cannot be written: {lost}", "free space where it goes, and run the command again")
+    _complain(f"stdout cannot be written: {lost}", "free some space there, then run the command again")
     return ExitCode.MACHINE_LACKS
 
 
@@ -708,7 +722,7 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
         return f"the disk is full: {error}", "free some of it, then run the command again", ExitCode.MACHINE_LACKS
     if isinstance(error, click.ClickException):
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "imagegen"
-        return error.format_message(), f"{path} --help says what there is", ExitCode.BAD_INPUT
+        return error.format_message(), f"{path} --help shows what there is", ExitCode.BAD_INPUT
     if isinstance(error, OSError):
         where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
@@ -804,7 +818,7 @@ def _load_cluster(settings: Settings) -> Cluster:
     from imagegen.cluster import load_cluster
 
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
-        _say(settings, f"there is no {DEFAULT_CLUSTER}: the default cluster serves")
+        _say(settings, f"there is no {DEFAULT_CLUSTER}: using the built-in default cluster")
         return load_cluster(None)
     return load_cluster(settings.cluster or DEFAULT_CLUSTER)
 
@@ -1007,7 +1021,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                     at_work.serving.wait(1.0)
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
-            _say(settings, f"stopped; what the nodes said is kept in {directory}: imagegen status")
+            _say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
     except Unusable as error:
         raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
@@ -1017,17 +1031,17 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
     """Opens windows in the ledger of the server that is at work. Raises BadUsage."""
     from imagegen.provisioning import describe_windows, open_ledger
 
-    at_work = f"another `imagegen serve` is at work in {settings.out}"
+    at_work = f"another `imagegen serve` is running in {settings.out}"
     if not window.names:
-        raise BadUsage(at_work, "arm nodes there by --arm, or give another -o")
+        raise BadUsage(at_work, "arm nodes there with --arm, or give another -o")
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(window.names):
-            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "end it and start it anew")
+            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "stop it and start it again")
         if not ledger.gives_seeds:
-            raise BadUsage(f"{at_work}, and gives no seeds out", "end it and start it without --no-seeds")
+            raise BadUsage(f"{at_work}, and gives out no seeds", "stop it and start it without --no-seeds")
         ledger.open_windows(window.names, window.seconds, window.claims)
-        _say(settings, f"by the `imagegen serve` that is at work: {describe_windows(ledger.read())}")
+        _say(settings, f"from the `imagegen serve` that is running: {describe_windows(ledger.read())}")
     finally:
         ledger.close()
     return Outcome()
@@ -1069,7 +1083,7 @@ def _show_status(
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(names):
-            raise BadUsage(f"no node is called {', '.join(unknown)}", "`imagegen status` lists them all")
+            raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists them all")
         if watch:
             end = None if timeout is None else time.monotonic() + timeout
             _watch_ledger(settings, ledger, names, states, end)
@@ -1088,7 +1102,8 @@ def _show_status(
     taken = _say_claims(settings, told, screen)
     if told["listened"] < told["now"]:
         _say(
-            settings, f"no `imagegen serve` is at work here: this is of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}"
+            settings,
+            f"no `imagegen serve` is running here: the state is of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}",
         )
         taken += 1
     if screen:

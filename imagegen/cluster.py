@@ -27,7 +27,7 @@ _URL_KEYS = ("auth_url", "endpoint")
 
 
 def default_text() -> str:
-    """The cluster file that `imagegen init` writes, and that serves where none is."""
+    """The cluster file that `imagegen init` writes, and that is used where there is none."""
     return (PACKAGE / "data/cluster.yaml").read_text()
 
 
@@ -134,7 +134,7 @@ def _check_cidr(text: str | None, found: Findings) -> IPv4Network | None:
     if cidr.prefixlen > 30:
         found.add(path, f"`{text}` is too small; /30 is the smallest network with room for two nodes")
     if cidr.prefixlen < 8 or cidr.is_loopback or cidr.is_multicast or cidr.is_link_local or cidr.is_reserved:
-        found.add(path, f"`{text}` is not a network that nodes can have addresses in")
+        found.add(path, f"`{text}` is not a network in which nodes can have addresses")
     return cidr
 
 
@@ -163,7 +163,9 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
             found.add(f"{path}.address", f"{address} is the gateway's address")
         _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
         if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
-            found.add(f"{path}.deploy.mode", "a live node forgets all it holds when it is switched off: computes only")
+            found.add(
+                f"{path}.deploy.mode", "a live node loses everything when it is switched off: only computes can be live"
+            )
     for key in ("name", "serial"):
         _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)
     _check_unique(iter(macs), found)
@@ -185,7 +187,7 @@ def _check_mac(text: str | None, path: str, found: Findings) -> str | None:
     if mac is None:
         found.add(path, f"must be a MAC address such as 52:54:00:56:00:11, not `{text[:40]}`")
     elif int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        found.add(path, f"{mac} is no interface's own address (a multicast address, or zero)")
+        found.add(path, f"{mac} is not the address of an interface (it is a multicast address, or zero)")
     return mac
 
 
@@ -197,13 +199,15 @@ def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found:
         if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is read and not needed
             continue
         if roles.get(name := given.get("node", "")) == Role.COMPUTE:
-            found.add(f"services.{service}.node", f"node `{name}` is no controller, and only controllers host services")
+            found.add(
+                f"services.{service}.node", f"node `{name}` is not a controller, and only controllers host services"
+            )
         elif name and name not in roles and all_named:
             found.add(f"services.{service}.node", f"there is no node `{name}`{suggest(name, list(roles))}")
 
 
 def _check_hosts(data: Mapping[str, Any], found: Findings) -> None:
-    """Every host and URL in the file that is no node's."""
+    """Every host and URL in the file that is not a node's."""
     services = {name: given for name, given in data.get("services", {}).items() if isinstance(given, dict)}
     hosts = {f"services.{name}.host": given.get("host") for name, given in services.items()}
     hosts |= {f"network.ntp[{i}]": host for i, host in enumerate(data.get("network", {}).get("ntp", []))}
@@ -220,7 +224,7 @@ def _check_unique(values: Iterator[tuple[str, Any]], found: Findings) -> None:
     for path, value in values:
         if value is not None and first.setdefault(value, path) != path:
             there = first[value]
-            found.add(path, f"`{value}` is taken: {there} on line {found.lines.get(there, 1)} has it")
+            found.add(path, f"`{value}` is already used by {there} on line {found.lines.get(there, 1)}")
 
 
 def _parse(kind: Callable[[str], IPv4Address], text: str | None, path: str, found: Findings) -> IPv4Address | None:
@@ -253,7 +257,7 @@ def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:
 
 
 def _build_hints(hints: Mapping[str, Any]) -> dict[str, str | int | bool]:
-    """The hints with a size that is a number alone as one."""
+    """The hints, with a size that is only a number as a number."""
     return {hint: int(value) if hint == "size" and value.strip().isdigit() else value for hint, value in hints.items()}
 
 

@@ -245,7 +245,7 @@ def run_dib(build: DibBuild, log: Path, follow: DibLog) -> None:
     if code or not build.tar.is_file():
         phase = follow.phase or "start"
         raise CommandFailed(
-            f"diskimage-builder failed in its phase `{phase}` ({code})", log=log, last_lines=follow.matters()
+            f"diskimage-builder failed in the phase `{phase}` ({code})", log=log, last_lines=follow.matters()
         )
 
 

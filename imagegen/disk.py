@@ -261,7 +261,7 @@ def require_bootable(tree: Path) -> None:
         "usr/sbin/mke2fs": "e2fsprogs",
     }
     missing = [
-        f"the image has no /{path}: bake the package {name}"
+        f"the image has no /{path}: add the package {name} to it"
         for path, name in needed.items()
         if not (tree / path).exists()
     ]
@@ -278,7 +278,7 @@ def link_kernel(tree: Path) -> None:
     usable = [version for version in versions if (tree / f"boot/initrd.img-{version}").is_file()]
     if not usable:
         raise ImagegenError(
-            f"{tree}/boot has no kernel with an initrd", "bake a kernel package (linux-image-cloud-amd64)"
+            f"{tree}/boot has no kernel with an initrd", "add a kernel package (linux-image-cloud-amd64) to the image"
         )
     newest = max(usable, key=version_key)
     for name, link in links.items():

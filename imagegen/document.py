@@ -71,15 +71,15 @@ class Findings:
         self.problems.append(Problem(self.file, line or self.lines.get(around, 1), path, message))
 
     def stop(self, message: str, line: int = 0) -> BadInput:
-        """The error for a file that cannot be read on."""
+        """The error for a file that cannot be read any further."""
         return BadInput([*self.problems, Problem(self.file, line, "", message)])
 
 
 def load_document(path: Path, found: Findings) -> Value:
     """The one YAML document of the file, or of standard input for `-`. Notes duplicate keys and the like in `found`.
 
-    Raises BadInput when there is nothing to go on with: no such file, over 8 MiB, binary, empty, broken YAML, an alias
-    bomb.
+    Raises BadInput when reading cannot go on: the file is not found, over 8 MiB, binary, empty, broken YAML or an
+    alias bomb.
     """
     return parse_document(_read_text(path, found), found)
 
@@ -99,7 +99,7 @@ def parse_document(text: str, found: Findings) -> Value:
         root = _Composer(events, found).compose(next(events), "", 0)
         next(events)  # the document's end
         if not isinstance(after := next(events), yaml.StreamEndEvent):
-            raise found.stop("a second YAML document starts here; one file holds one", after.start_mark.line + 1)
+            raise found.stop("a second YAML document starts here; a file may hold only one", after.start_mark.line + 1)
     except yaml.MarkedYAMLError as error:
         raise _broken(error, text, found) from None
     if root.content is None:
@@ -136,16 +136,16 @@ def _read_text(path: Path, found: Findings) -> str:
             with path.open("rb") as stream:
                 status = os.fstat(stream.fileno())
                 if stat.S_ISREG(status.st_mode) and status.st_size > MAX_BYTES:
-                    raise found.stop(f"the file has {status.st_size} bytes; more than {MAX_BYTES} are refused")
+                    raise found.stop(f"the file has {status.st_size} bytes; at most {MAX_BYTES} are read")
                 data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise found.stop("there is no such file") from None
+        raise found.stop("not found") from None
     except OSError as error:
         raise found.stop(f"the file cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL in the name
-        raise found.stop("that is no file name") from None
+        raise found.stop("not a valid file name") from None
     if len(data) > MAX_BYTES:
-        raise found.stop(f"the file has more than {MAX_BYTES} bytes; that is refused")
+        raise found.stop(f"the file has more than {MAX_BYTES} bytes; no more are read")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -161,7 +161,7 @@ def _broken(error: yaml.MarkedYAMLError, text: str, found: Findings) -> BadInput
     line = error.problem_mark.line if error.problem_mark else 0
     lines = text.splitlines()
     if line < len(lines) and re.match(r"[ -]*\t", lines[line]):
-        return found.stop("a tab in the indentation; YAML takes spaces only", line + 1)
+        return found.stop("a tab in the indentation; YAML allows only spaces", line + 1)
     if "nesting depth" in (error.problem or ""):  # the limit of the library itself
         return found.stop(TOO_DEEP)
     message = f"broken YAML: {error.problem}"
@@ -196,7 +196,7 @@ class _Composer:
             value = self._compose_mapping(path, depth, line)
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             self.found.add(
-                path, "YAML tags (`!...`) are not taken here; put a value that starts with ! in quotes", line
+                path, "YAML tags (`!...`) are not supported here; put a value that starts with ! in quotes", line
             )
             value.content = MISSING
         if event.anchor:  # only now: an alias inside it would be a loop
@@ -206,12 +206,12 @@ class _Composer:
     def _follow(self, event: Any, path: str, line: int) -> Value:
         if (value := self.anchors.get(event.anchor)) is None:
             self.found.add(
-                path, "this alias (`*...`) stands for nothing above; put a value that starts with * in quotes", line
+                path, "this alias (`*...`) has no anchor above; put a value that starts with * in quotes", line
             )
             return Value(line, MISSING)
         self.aliased += value.size
         if self.aliased > MAX_ALIASED:
-            raise self.found.stop(f"aliases blow this file up by more than {MAX_ALIASED} values; that is refused", line)
+            raise self.found.stop(f"the aliases expand to more than {MAX_ALIASED} values; use fewer", line)
         return value
 
     def _compose_list(self, path: str, depth: int, line: int) -> Value:
@@ -234,7 +234,7 @@ class _Composer:
                 self.found.add(path, "a key must be a word, not a mapping or a list", key.line)
             elif key.text in value.content:
                 first = value.key_lines[key.text]
-                self.found.add(where, f"duplicate key; line {first} has it already", event.start_mark.line + 1)
+                self.found.add(where, f"duplicate key; it is already on line {first}", event.start_mark.line + 1)
             else:
                 value.content[key.text] = entry
                 value.key_lines[key.text] = event.start_mark.line + 1

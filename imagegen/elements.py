@@ -121,7 +121,7 @@ def generate_role_element(role: Role, release: Release, static: Tree, image_id: 
 
 
 def elements_tree(static: Tree, roles: Iterable[Role], release: Release, image_ids: Mapping[Role, str]) -> Tree:
-    """Every in-house element, ready for ELEMENTS_PATH: the static ones and one generated element a role.
+    """Every in-house element, ready for ELEMENTS_PATH: the static ones and one generated element per role.
 
     Modes are 0755 for what is executable and 0644 for the rest, whatever umask the checkout had.
     """
@@ -149,8 +149,8 @@ def in_house_elements(name: str, elements: Tree) -> tuple[str, ...]:
 def content_id(role: Role, release: Release, static: Tree, told: Mapping[str, Any]) -> str:
     """The sha256, in hex, of everything that decides what the role's image holds: same id, same image.
 
-    `told` is what dib and the assembler are told beside the elements, as JSON has it. Neither a mirror nor the state of
-    its archive is part of it.
+    `told` is what dib and the assembler are told besides the elements, as JSON has it. Neither a mirror nor the state
+    of its archive is part of it.
     """
     elements = elements_tree(static, [role], release, {})
     names = in_house_elements(role_element(role), elements)

@@ -25,7 +25,7 @@ def find_host_fault(host: str) -> str:
 def find_address_fault(address: IPv4Address) -> str:
     """Why nothing can be reached at an address, as the end of a sentence; empty: something can."""
     if address.is_multicast or address.is_reserved or int(address) >> 24 == 0:
-        return f"{address} is not an address that anything can be reached at"
+        return f"{address} is not an address at which anything can be reached"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What must exist at backing services outside the cluster, which imagegen has no administrator's credentials for."""
+"""What must exist at backing services outside the cluster, for which imagegen has no administrator's credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagegen.model import Cluster, Hosted
 
 
 def explain_external(cluster: Cluster) -> list[str]:
-    """The commands to type at each external service, as lines; a password is named by its key in secrets.yaml."""
+    """The commands to run on each external service, as lines; a password is named by its key in secrets.yaml."""
     sections = {
         Hosted.DATABASE: (cluster.services.database, _database_lines),
         Hosted.MESSAGING: (cluster.services.messaging, _messaging_lines),
@@ -60,7 +60,7 @@ def _messaging_lines(cluster: Cluster) -> list[str]:
 
 def _cache_lines(cluster: Cluster) -> list[str]:
     addresses = ", ".join(str(node.address) for node in cluster.controllers)
-    return [f"# nothing to create; {addresses} must reach it, and nobody else: it knows no login"]
+    return [f"# nothing to create; {addresses} must reach it, and nobody else: it has no authentication"]
 
 
 def _identity_lines(cluster: Cluster) -> list[str]:

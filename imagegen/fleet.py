@@ -55,7 +55,7 @@ def select(rows: Iterable[Row], names: Sequence[str] = (), states: Sequence[str]
 
 
 def is_settled(rows: Iterable[Row]) -> bool:
-    """Whether every node is ready or has failed: nothing more will come by itself."""
+    """Whether every node is ready or has failed: nothing more will happen by itself."""
     return all(row["state"] in ("ready", "degraded", "failed") for row in rows)
 
 
@@ -88,8 +88,8 @@ def describe_totals(rows: Sequence[Row]) -> str:
 def group_rows(rows: Sequence[Row], now: float) -> list[Row]:
     """One row for all nodes that are in the same state for the same reason; its times are the longest of theirs.
 
-    A reason that differs by the node's own name is the same. What a working node is at, and what a lost one said last,
-    differs all the time and is no reason.
+    Reasons that differ only in the node's own name are the same. What a working node is doing, and what a lost one said
+    last, differs all the time and is not a reason.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -186,7 +186,7 @@ def render(rows: Sequence[Row], now: float, screen: Screen | None) -> list[str]:
         if len(top) + len(body) <= height:
             return [*top, *body]
     room = max(1, height - len(top) - 1)
-    more = f"and {len(body) - room} more lines: choose by NODE or --state, or pipe this to `less`"
+    more = f"and {len(body) - room} more lines: select with NODE or --state, or pipe this to `less`"
     return [*top, *body[:room], more[: screen.width]]
 
 

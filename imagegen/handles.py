@@ -51,14 +51,14 @@ def _open_inner(handle: int, name: str, place: Path) -> int:
     except OSError as error:
         error.filename = os.fspath(place)
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            kind = "a link" if stat.S_ISLNK(os.lstat(name, dir_fd=handle).st_mode) else "no directory"
+            kind = "a link" if stat.S_ISLNK(os.lstat(name, dir_fd=handle).st_mode) else "not a directory"
             raise refuse(place, kind) from error
         raise
 
 
 def refuse(place: Path, kind: str) -> BadUsage:
     """The error for what lies where imagegen is to write or read and is not what imagegen makes there."""
-    return BadUsage(f"{place} is {kind}: imagegen does not touch it", "move it away, or give another -o")
+    return BadUsage(f"{place} is {kind}: imagegen leaves it alone", "move it away, or give another -o")
 
 
 def list_names(handle: int) -> list[str]:
@@ -104,12 +104,12 @@ def whole(place: Path, size: int = 0) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         what = "quota is used up" if error.errno == errno.EDQUOT else "disk is full"
-        needed = f", {size:,} bytes are needed" if size else ""
-        raise MachineLacks(f"cannot write {place}: the {what}{needed}", "free some, then run it again") from error
+        needed = f", and {size:,} bytes are needed" if size else ""
+        raise MachineLacks(f"cannot write {place}: the {what}{needed}", "free some space, then run it again") from error
 
 
 def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> None:
-    """Writes a file beside its place in that directory, never readable beyond its mode, then renames it over.
+    """Writes a file under a temporary name in that directory, never readable beyond its mode, then renames it.
 
     Raises MachineLacks for a full disk; nothing is left of the file then.
     """
@@ -159,7 +159,7 @@ def keep_file(place: Path, mode: int = 0o600) -> int:
     facts = os.fstat(handle)
     if facts.st_nlink > 1:
         os.close(handle)
-        raise refuse(place, "a file with a second name")
+        raise refuse(place, "a file with a second hard link")
     return handle
 
 
@@ -178,11 +178,11 @@ def _open_regular(directory: int, place: Path, flags: int) -> int:
     except OSError as error:
         error.filename = os.fspath(place)
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise refuse(place, "a link" if error.errno == errno.ELOOP else "no file") from error
+            raise refuse(place, "a link" if error.errno == errno.ELOOP else "not a file") from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise refuse(place, "no file")
+        raise refuse(place, "not a file")
     return handle
 
 
@@ -222,7 +222,7 @@ def link_file(source: Path, target: Path) -> None:
 def link_into(source: Path, directory: int, name: str, place: Path) -> None:
     """Makes `name` the same file as `source` where both have one owner and one file system; else a sparse copy of it.
 
-    Another's file is copied because a link would stay his: the owner of the directory could neither link nor keep it.
+    Another user's file is copied because a link would stay that user's: the directory's owner could not keep it.
     Raises MachineLacks for a full disk, BadUsage for a source that is a link; `place` is then what it was.
     """
     with open_directory(source.parent) as origin:

@@ -32,6 +32,6 @@ def hint_text(value: str | int | bool) -> str:
 
 
 def parse_hint(name: str, value: str | int | bool) -> Hint:
-    """The hint taken apart. Raises ValueError, whose text goes on from the hint's name."""
+    """The hint taken apart. Raises ValueError, whose text continues from the hint's name."""
     parse: Callable[[str, str], Hint] = _definition()["parse_hint"]
     return parse(name, hint_text(value))

@@ -25,7 +25,7 @@ _CLOCK_LOCK = Lock()
 
 
 def write_seed_iso(tree: Tree, path: Path) -> None:
-    """Writes the seed ISO (0600) beside its place, then renames it over. Raises ValueError as seed_iso_bytes does."""
+    """Writes the seed ISO (0600) under a temporary name, then renames it. Raises ValueError as seed_iso_bytes does."""
     write_file(path, File(seed_iso_bytes(tree), 0o600))
 
 

@@ -29,7 +29,7 @@ class Lan:
     tools = ("ip", "nsenter", "dnsmasq")
 
     def __init__(self, name: str, network: Network, address: IPv4Address) -> None:
-        """`address` is this machine's on the LAN, beside the gateway's. Raises MachineLacks without root or a tool."""
+        """`address` is this machine's on the LAN, next to the gateway's. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
             raise MachineLacks("network boots need root, for a network namespace: run this command with sudo")
         require_tools(*self.tools)
@@ -41,7 +41,7 @@ class Lan:
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before a command that is to run on the LAN."""
+        """The prefix of a command that is to run on the LAN."""
         return enter_command(self.name)
 
     def make(self) -> None:
@@ -66,7 +66,7 @@ class Lan:
         return _dnsmasq(self.prefix, ["--user=root", f"--conf-file={configuration}"], directory / self.name, log)
 
     def start_other_dhcp(self, address: IPv4Address, nodes: Sequence[Node], directory: Path, log: Path) -> Process:
-        """A DHCP server that knows of no network boot: proxy-DHCP works beside such a one. Raises CommandFailed."""
+        """A DHCP server that knows of no network boot, for proxy-DHCP to work next to. Raises CommandFailed."""
         run(["ip", "netns", "add", self.other])
         self._ip("link", "add", "other", "type", "veth", "peer", "name", "lan", "netns", self.other)
         self._ip("link", "set", "other", "master", BRIDGE, "up")

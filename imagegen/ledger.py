@@ -1,6 +1,6 @@
 """What `imagegen serve` must not forget: each node's status and timeline, who may claim a seed, and who tried to.
 
-One SQLite file; a restart goes on with it, and a second process may open windows in it.
+One SQLite file; a restart continues with it, and a second process may open windows in it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STATES = ("waiting", "working", "ready", "failed")
 BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
 READY_BEAT = 300.0  # the same for one that is ready
 MISSED = 3  # reports in a row that make a node lost
-DEGRADED = "degraded: "  # how the detail of a ready node begins that does not do all its work (decision 35)
+DEGRADED = "degraded: "  # how the detail of a ready node that does not do all its work begins (decision 35)
 LISTENING = 10.0  # seconds; how exactly it is known until when the server listened
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
@@ -245,7 +245,7 @@ class Ledger:
     # what happens
 
     def begin_boot(self, name: str, step: str, detail: str, *, reports_here: bool = True) -> None:
-        """A machine booted as that node: its timeline begins anew. One that reports elsewhere is not waited for."""
+        """A machine booted as that node: its timeline starts again. One that reports elsewhere is not waited for."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._restart(name)
@@ -254,14 +254,14 @@ class Ledger:
                 self._db.execute("UPDATE node SET heard = NULL WHERE name = ?", (name,))
 
     def record(self, document: Mapping[str, Any]) -> bool:
-        """Takes a checked status document of a known node; whether something changed."""
+        """Takes a checked status document of a known node; returns whether something changed."""
         name, state, step = document["node"], document["state"], document["step"]
         steps = document["steps"]
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             row = self._db.execute("SELECT * FROM node WHERE name = ?", (name,)).fetchone()
             if (row["state"], row["step"], row["detail"]) == (state, step, document["detail"]):
-                # No new revision: who reads what changed would get the whole fleet once a minute.
+                # No new revision: whoever reads what changed would get the whole fleet once a minute.
                 self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
                 return False
             # A node that was ready and goes through its steps once more has booted again.
@@ -407,7 +407,7 @@ class Ledger:
         self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
 
     def find_unknown(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are no nodes of the ledger."""
+        """Those of the names that are not nodes of the ledger."""
         known = {row["name"] for row in self._db.execute("SELECT name FROM node")}
         return [name for name in names if name not in known]
 
@@ -418,7 +418,7 @@ def find_due(state: str, heard: float, since: float) -> float:
 
 
 def show_state(node: Mapping[str, Any], at: float) -> str:
-    """The state of a node of Ledger.read() at that time, in the eyes of who watches: lost and degraded too.
+    """The state of a node of Ledger.read() at that time as it is shown: also lost or degraded.
 
     One that has failed and then falls silent has failed: somebody has to go there anyway.
     """
@@ -449,10 +449,10 @@ def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(document, dict) or document.get("version") != 1:
-        raise ValueError("no status document of version 1")
+        raise ValueError("not a status document of version 1")
     for key, longest in LONGEST.items():
         if not isinstance(document.get(key), str) or len(document[key]) > longest:
-            raise ValueError(f"{key} must be a text of at most {longest} characters")
+            raise ValueError(f"{key} must be text of at most {longest} characters")
         document[key].encode()  # half a surrogate pair is no text
     if document.get("state") not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}")
@@ -460,7 +460,7 @@ def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(steps, list) or len(steps) > MOST_STEPS or len(read_steps(document)) < len(steps):
         raise ValueError(f"steps must be a list of at most {MOST_STEPS} mappings, each with a name")
     if document["node"] not in roles:
-        raise ValueError("no node of this cluster")
+        raise ValueError("not a node of this cluster")
     if document["role"] not in ("", roles[document["node"]]):
         raise ValueError("not the node's role")
     return {

@@ -1,4 +1,4 @@
-"""One lock for whoever works in a directory: the kernel drops it with the process, so that none is ever left behind."""
+"""One lock for whoever works in a directory: the kernel drops it with the process, so none is ever left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hold_lock(
 ) -> Iterator[None]:
     """Holds the exclusive flock of that file, which is made when it is missing and stays.
 
-    Waits so many seconds at most; `waiting` is told once who is waited for: `another imagegen (pid 7, `seed`)`.
+    Waits at most that many seconds; `waiting` is told once who has it: `another imagegen (pid 7, `seed`)`.
     Raises Held afterwards, and BadUsage for a link in the file's place.
     """
     handle = keep_file(place)

@@ -1,4 +1,4 @@
-"""What lies beside an image: manifest.json and SHA256SUMS."""
+"""What lies next to an image: manifest.json and SHA256SUMS."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def mark_tree(tree: Tree) -> Tree:
 
 
 def remove_old_seeds(seeds: Path, nodes: Collection[str]) -> list[Path]:
-    """Removes the seeds of nodes that are none of `nodes`, and returns them; leaves alone what is no seed."""
+    """Removes the seeds of nodes that are not among `nodes`, and returns them; leaves alone what is not a seed."""
     old = [
         place for place in sorted(seeds.iterdir()) if place.name.removesuffix(".iso") not in nodes and is_seed(place)
     ]

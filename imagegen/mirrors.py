@@ -97,7 +97,7 @@ def find_mirrors(distro: Distro, root: Path = Path("/")) -> Mirrors:
     if "main" not in suites:
         raise MachineLacks(
             f"this machine's apt sources name no archive of {distro.name}",
-            f"set {MIRROR} to the URL of a mirror of it, {SECURITY_MIRROR} to one of its security archive",
+            f"set {MIRROR} to the URL of a mirror of it, and {SECURITY_MIRROR} to one of its security archive",
         )
     return Mirrors(suites["main"], suites.get("security"), suites["main"] in updated)
 
@@ -123,7 +123,7 @@ def check_urls(mirrors: Mirrors, proxies: Mapping[str, str]) -> None:
         if "@" in urlsplit(url).netloc:
             raise BadUsage(
                 "the URL of a mirror or proxy holds a password, which dib would show in its log and in process lists",
-                "use a mirror or proxy that asks for none, on this machine if need be",
+                "use a mirror or proxy without a password, on this machine if necessary",
             )
 
 

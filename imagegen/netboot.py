@@ -34,6 +34,6 @@ def copy_kernel(tree: Path, vmlinuz: Path, initrd: Path) -> None:
     for name, target in (("vmlinuz", vmlinuz), ("initrd.img", initrd)):
         source = tree / str((tree / name).readlink()).lstrip("/")
         if not source.is_file():
-            raise ImagegenError(f"{source} is no file", "bake a kernel package")
+            raise ImagegenError(f"{source} is not a file", "add a kernel package to the image")
         with put_beside(target) as beside:
             shutil.copyfile(source, beside)

@@ -40,7 +40,7 @@ done
 class Nspawn:
     """One run's network and machines.
 
-    Everything that it makes outside its directory bears the run's name, so a later run finds and ends it without pids.
+    Everything that it makes outside its directory has the run's name, so a later run finds and ends it without pids.
     """
 
     tools = ("systemd-nspawn", "nsenter", "ip", "tar", "mount", "umount")
@@ -49,7 +49,7 @@ class Nspawn:
     timeout = 20 * 60.0  # seconds until ready, natively
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
-        """`directory` (out/boot) gets one directory a node. Raises MachineLacks without root or a tool."""
+        """`directory` (out/boot) gets one directory per node. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
             raise MachineLacks("booting nodes with systemd-nspawn needs root: run this command with sudo")
         require_tools(*self.tools)

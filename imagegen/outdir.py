@@ -52,7 +52,7 @@ def work_in(
         check_owner(handle, out)
 
     def waiting(holder: str) -> None:
-        say(f"{holder} works in {out}; waiting for it")
+        say(f"{holder} is working in {out}; waiting for it")
 
     try:
         with hold_lock(out / MARK, command, seconds=seconds, waiting=waiting), open_directory(out) as handle:
@@ -65,7 +65,7 @@ def work_in(
                 give_to_caller(handle, [MARK, *names])
     except Held as held:
         raise ImagegenError(
-            f"{held} still works in {out} after {seconds / 60:.0f} minutes", "end it, or give this one its own -o"
+            f"{held} is still working in {out} after {seconds / 60:.0f} minutes", "stop it, or give this one another -o"
         ) from None
 
 
@@ -84,7 +84,7 @@ def check_owner(handle: int, place: Path) -> None:
     if os.geteuid() in (0, uid):
         return
     # Kept nodes run in boot/ and need their files' owners.
-    how = f"take it over by `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this with sudo"
+    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this with sudo"
     raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or give another -o")
 
 

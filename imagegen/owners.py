@@ -49,7 +49,7 @@ def _follow_path(path: Path, trusted: Collection[int]) -> Path:
         if stat.S_ISLNK(facts.st_mode):
             links += 1
             if facts.st_uid not in trusted or links > 40:
-                raise BadUsage(f"{inner} is a link of user {user_name(facts.st_uid)}, who can lead imagegen anywhere")
+                raise BadUsage(f"{inner} is a link of user {user_name(facts.st_uid)}, who can point it anywhere")
             target = inner.readlink()
             place = Path("/") if target.is_absolute() else place
             todo += [part for part in reversed(target.parts) if part != "/"]
@@ -67,9 +67,9 @@ def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> Non
     facts = place.stat()
     sticky = facts.st_mode & stat.S_ISVTX and not last
     if not stat.S_ISDIR(facts.st_mode):
-        raise BadUsage(f"{place} is no directory")
+        raise BadUsage(f"{place} is not a directory")
     if facts.st_uid not in trusted:
-        who, cure = f"user {user_name(facts.st_uid)}", "work as that user, by sudo where it takes root"
+        who, cure = f"user {user_name(facts.st_uid)}", "work as that user, with sudo where root is needed"
     elif facts.st_mode & stat.S_IWOTH and not sticky:
         who, cure = "every user", f"run `chmod o-w {place}`"
     elif facts.st_mode & stat.S_IWGRP and not sticky:

@@ -81,7 +81,7 @@ def open_ledger(out: Path) -> Ledger:
         return Ledger(path)
     except FileNotFoundError:
         raise BadUsage(
-            f"nothing was served from {out} yet", "run `imagegen serve`, or name its directory by -o"
+            f"nothing has been served from {out} yet", "run `imagegen serve`, or name its directory with -o"
         ) from None
     except (PermissionError, Unusable) as error:
         raise explain_unusable(path, error) from error

@@ -50,7 +50,7 @@ class PxeQemu(Qemu):
         super().__init__(cluster, directory)
         check_tree(cluster, root)
         if needs_outside(cluster):
-            raise BadUsage("with --pxe the nodes' network has no way out, and this cluster uses services outside of it")
+            raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside it")
         self.address = IPv4Address(str(urlsplit(choose_url(cluster)).hostname))
         if self.address not in cluster.network.cidr:
             raise BadUsage(
@@ -77,7 +77,9 @@ class PxeQemu(Qemu):
         """As Qemu.add(); a machine that boots over the network gets a blank disk, and its seed when it asks."""
         machine = TapMachine(self, node, image) if node.name in self.from_disk else BlankMachine(self, node, image)
         if isinstance(machine, BlankMachine) and read_image(self.root, node.name) not in image.name:
-            raise BadUsage(f"{self.root} is of other images than {image.parent}", "run `imagegen pxe` again")
+            raise BadUsage(
+                f"{self.root} was made for other images than those in {image.parent}", "run `imagegen pxe` again"
+            )
         self.machines.append(machine)
         machine.prepare(image, self.complete_seed(seed))
         return machine

@@ -1,7 +1,7 @@
 """The QEMU backend: nodes as virtual machines that boot the disk image with their seed's ISO, each with the seed's NIC.
 
-The network is a switch that every NIC is connected to, and beside the nodes a QEMU without a machine:
-its user network answers as the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh.
+The network is a switch that every NIC is connected to. As well as the nodes there is a QEMU without a machine: its user
+network answers as the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Qemu:
     memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
 
     def __init__(self, cluster: Cluster, directory: Path, *, firmware: Firmware = Firmware.BIOS) -> None:
-        """`directory` (out/boot) gets one directory a node. Raises MachineLacks, and BadUsage for a tiny network."""
+        """`directory` (out/boot) gets one directory per node. Raises MachineLacks, and BadUsage for a tiny network."""
         require_tools(*self.tools)
         self.cluster = cluster
         self.directory = directory.absolute()
@@ -92,7 +92,7 @@ class Qemu:
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before the command of each machine and each ssh."""
+        """The prefix of the command of each machine and each ssh."""
         return []
 
     def __enter__(self) -> Self:
@@ -118,7 +118,9 @@ class Qemu:
         All machines are added before the first one starts. Raises BadUsage, CommandFailed.
         """
         if self._processes:
-            raise BadUsage(f"{node.name} cannot join a network that runs", "add every node before one starts")
+            raise BadUsage(
+                f"{node.name} cannot join a network that is already running", "add every node before one starts"
+            )
         machine = QemuMachine(self, node, image)
         self.machines.append(machine)
         machine.prepare(image, self.complete_seed(seed))
@@ -259,7 +261,7 @@ class QemuMachine:
         if not wait_until(path.exists, self.tunnel, seconds):
             end_processes([self.tunnel])
             raise CommandFailed(
-                f"ssh does not get through to {self.node.name}", log=log, last_lines=plain_lines(read_tail(log))[-5:]
+                f"ssh cannot reach {self.node.name}", log=log, last_lines=plain_lines(read_tail(log))[-5:]
             )
         return self.tunnel
 

@@ -17,7 +17,7 @@ DISTROS_WORD = "all"
 
 
 class UnknownRelease(ValueError):
-    """There is no such release or distro; `key` is the cluster file's key that names it."""
+    """The release or distro is not known; `key` is the cluster file's key that names it."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -183,4 +183,4 @@ def _suite(distro: Distro) -> dict[str, Any]:
 
 def _suggest(word: str, known: Any, listed: tuple[str, ...]) -> str:
     close = get_close_matches(word, list(known), 1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(listed)}"
+    return f"; did you mean `{close[0]}`?" if close else f"; choose one of {', '.join(listed)}"

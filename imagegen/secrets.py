@@ -1,4 +1,4 @@
-"""secrets.yaml: made, loaded and checked. No value of it ever stands in a message or a repr."""
+"""secrets.yaml: made, loaded and checked. No value of it ever appears in a message or a repr."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Secrets:
     def password(self, name: str) -> str:
         """The password under that key: the file's, or where it is optional and not there, one made from its parent's.
 
-        Made by HMAC-SHA256, so that the child does not tell the parent, and a new parent is a new child. 43 characters.
+        Made by HMAC-SHA256, so the child does not reveal the parent, and a new parent makes a new child. 43 characters.
         Raises KeyError for a key that secrets.yaml cannot have.
         """
         if name in NAMES:
@@ -99,7 +99,7 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
         data: dict[str, Any] = check_shape(document, schema, found)
     except BadInput as error:
         if not path.exists():
-            raise found.stop("there is no such file; `imagegen init` writes one") from None
+            raise found.stop("not found; `imagegen init` writes one") from None
         raise error
     if isinstance(data, dict):
         for name, value in data.items():
@@ -134,7 +134,7 @@ def _problem(name: str, value: str) -> str:
     if not re.fullmatch(r"[ -~]+", value):
         return "must be printable ASCII"
     if value != value.strip(" "):
-        return "must neither start nor end with a space"
+        return "must not start or end with a space"
     if len(value) < SHORTEST:
         return f"must have at least {SHORTEST} characters"
     return "" if len(value) <= 255 else "must have at most 255 characters"

@@ -116,13 +116,13 @@ def _keyed_digest(key: str, message: str) -> str:
 
 
 def _compute_id(cluster: Cluster, node: Node) -> str | None:
-    """The compute_id of a compute whose release knows such a thing."""
+    """The compute_id of a compute whose release has one."""
     knows = find_release(cluster.release, cluster.distro).knows("compute_id")
     return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
 
 
 def _time_servers(cluster: Cluster, node: Node) -> list[str]:
-    """The cluster file's, and the first controller: where nothing else is reached, all nodes have at least one time."""
+    """The cluster file's, and the first controller: even if nothing else can be reached, all nodes share one time."""
     first = cluster.controllers[0]
     return [*cluster.network.ntp, *([] if node == first else [str(first.address)])]
 
@@ -190,7 +190,7 @@ def _cache(cluster: Cluster) -> dict[str, Any]:
 
 
 def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedFile]:
-    """A drop-in for each cell that is not the controller's own, for which it runs a conductor and a noVNC proxy."""
+    """A drop-in for each cell that is not the controller's own; it runs a conductor and a noVNC proxy for each."""
     files = []
     for cell in cluster.cells:
         if cell != node.cell:

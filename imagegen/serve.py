@@ -1,4 +1,4 @@
-"""What `imagegen serve` answers: the tree of `imagegen pxe`, one seed a claim over TLS, and what the nodes report.
+"""What `imagegen serve` answers: the tree of `imagegen pxe`, one seed per claim over TLS, and what the nodes report.
 
 Whoever is on the wire may ask: everything is bounded, and what is refused is written down (docs/threat-model.md).
 """
@@ -95,7 +95,7 @@ class Site:
         """What is wrong with who claims or reports as that node: it has to be at the node's address. Empty: nothing."""
         if self.any_address or address == str(node.address):
             return ""
-        return f"came from {address}, and the node's address is {node.address}"
+        return f"came from {address}, but the node's address is {node.address}"
 
     def wrong_mac(self, node: Node, address: str) -> str:
         """The MAC address behind an address, when it is known and not the node's."""
@@ -231,7 +231,7 @@ def make_files_app(site: Site) -> App:
         node = site.nodes.get(request.path_params["node"])
         script = site.root / f"nodes/{node.name}.ipxe" if node else None
         if node is None or script is None or not is_file(script):
-            raise HTTPException(404, "no such node: after a change, `imagegen pxe` and a new start of `imagegen serve`")
+            raise HTTPException(404, "no such node: after a change, run `imagegen pxe` and restart `imagegen serve`")
         if request.method == "HEAD":
             return Response()
         address = client_address(request)
@@ -265,7 +265,7 @@ def make_files_app(site: Site) -> App:
 
 
 def make_seeds_app(site: Site) -> App:
-    """The application for TLS: each node's seed, once a claim. Nothing else."""
+    """The application for TLS: each node's seed, once per claim. Nothing else."""
 
     async def give_seed(request: Request) -> Response:
         name, token = request.path_params["node"], request.path_params["token"]
@@ -291,7 +291,7 @@ def make_seeds_app(site: Site) -> App:
         return Response(seed, media_type="application/octet-stream", headers=CLOSED)
 
     route = Route("/seed/{node}/{token}", give_seed, methods=["GET"])
-    # Starlette answers HEAD where it answers GET; a HEAD must not use a claim up.
+    # Starlette answers HEAD where it answers GET; a HEAD must not use up a claim.
     route.methods = {"GET"}
     return make_app(site, [route])
 
@@ -330,7 +330,7 @@ async def read_body(request: Request) -> bytes:
                 if len(body) > MOST_BODY:
                     raise HTTPException(413, f"a status has at most {MOST_BODY} bytes")
     except ClientDisconnect as error:
-        raise HTTPException(400, "the body broke off") from error
+        raise HTTPException(400, "the body was cut off") from error
     except TimeoutError as error:
         raise HTTPException(408, f"the body took longer than {BODY_SECONDS:.0f} seconds") from error
     return body

@@ -139,8 +139,8 @@ def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise BadUsage(
-                f"{address} is no address of this machine",
-                "give it that address, name the right one by `pxe: {url: ...}`, or listen elsewhere by --listen",
+                f"{address} is not an address of this machine",
+                "give it that address, name the right one in `pxe: {url: ...}`, or listen elsewhere with --listen",
             ) from error
         cure = "run this as root" if error.errno == errno.EACCES else "end what listens there"
         raise MachineLacks(
@@ -204,7 +204,7 @@ class Serving:
         """Waits so long for an end that nobody asked for. Raises ImagegenError when it came."""
         self._thread.join(seconds)
         if not self._thread.is_alive():
-            raise ImagegenError(f"the server ended by itself: {self._failure}") from self._failure
+            raise ImagegenError(f"the server stopped unexpectedly: {self._failure}") from self._failure
 
     def _run(self) -> None:
         try:

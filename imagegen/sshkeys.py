@@ -39,7 +39,7 @@ def find_key_fault(line: str) -> str:
         return "must be one line with an OpenSSH public key: ssh-ed25519 AAAA... comment"
     for name, value in re.findall(r'([A-Za-z0-9-]+)(="(?:[^"\\]|\\.)*")?,?', match["options"] or ""):
         if _OPTIONS.get(name.lower()) is not bool(value):
-            return f"has an option before the key that sshd does not take: {name}"
+            return f"has an option before the key that sshd does not accept: {name}"
     try:
         blob = base64.b64decode(match["data"], validate=True)
     except ValueError:
@@ -53,18 +53,18 @@ def _find_blob_fault(kind: str, blob: bytes) -> str:
     while blob:
         length = int.from_bytes(blob[:4], "big")
         if len(blob) < 4 + length:
-            return "is cut off: its data ends in the middle; copy the whole line of the .pub file"
+            return "is cut off: its data ends too early; copy the whole line of the .pub file"
         fields.append(blob[4 : 4 + length])
         blob = blob[4 + length :]
     if not fields or fields[0] != kind.encode():
         held = fields[0].decode(errors="replace") if fields else ""
-        return f"says {kind}, but its data is that of {held if held in _FIELDS else 'no such key'}"
+        return f"says {kind}, but its data is that of {held if held in _FIELDS else 'another type'}"
     lengths = [len(field) for field in fields[1:]]
     wanted = _FIELDS[kind]
     if len(lengths) != len(wanted) or not all(n == (w or n) and n for n, w in zip(lengths, wanted, strict=True)):
-        return f"is no whole key of type {kind}; copy the whole line of the .pub file"
+        return f"is not a whole key of type {kind}; copy the whole line of the .pub file"
     if "ecdsa" in kind and (fields[1].decode(errors="replace") not in kind or fields[2][0] != 4):
         return f"says {kind}, but its data is on another curve"
     if kind == "ssh-rsa" and (bits := int.from_bytes(fields[2], "big").bit_length()) < _SMALLEST_RSA:
-        return f"has {bits} bits; sshd takes no RSA key below {_SMALLEST_RSA}"
+        return f"has {bits} bits; sshd accepts no RSA key below {_SMALLEST_RSA}"
     return ""

@@ -57,7 +57,7 @@ def find_cache(cache: Path) -> Path:
 
     A build runs programs of the tree that it makes there.
     """
-    return find_place(cache, os.geteuid(), "name another cache by XDG_CACHE_HOME")
+    return find_place(cache, os.geteuid(), "set XDG_CACHE_HOME to choose another cache")
 
 
 @contextmanager
@@ -72,7 +72,8 @@ def hold_cache(cache: Path, waiting: Callable[[str], None]) -> Iterator[None]:
             yield
     except Held as held:
         raise ImagegenError(
-            f"{held} still builds in {cache} after {LONGEST_WAIT / 3600:.0f} hours", "see whether it hangs, and end it"
+            f"{held} is still building in {cache} after {LONGEST_WAIT / 3600:.0f} hours",
+            "see whether it hangs, and stop it",
         ) from None
 
 
@@ -85,7 +86,7 @@ def remove_work(cache: Path) -> None:
     if not work.exists():
         return
     if inside := [place for place in mount_points() if place.startswith(f"{work}/")]:
-        raise CommandFailed(f"something is mounted below {work}: unmount {', '.join(inside)} and start again")
+        raise CommandFailed(f"something is mounted below {work}: unmount {', '.join(inside)}, then run it again")
     run.run(["rm", "-rf", "--one-file-system", work])
 
 
@@ -142,8 +143,8 @@ def check_machine(out: Path, cache: Path, count: int) -> None:
     for place, size in wanted.items():
         free = shutil.disk_usage(place).free
         if free < size:
-            lacks.append(f"{place} has {free / GIB:.1f} GiB free: {size / GIB:.0f} GiB are needed")
+            lacks.append(f"{place} has only {free / GIB:.1f} GiB free: {size / GIB:.0f} GiB are needed")
     if (memory := available_memory()) < MEMORY_BYTES:
-        lacks.append(f"{memory / GIB:.1f} GiB of memory are free: {MEMORY_BYTES / GIB:.0f} GiB are needed")
+        lacks.append(f"only {memory / GIB:.1f} GiB of memory are free: {MEMORY_BYTES / GIB:.0f} GiB are needed")
     if lacks:
         raise MachineLacks("\n".join(lacks))

@@ -49,7 +49,7 @@ def read_tree(root: Path) -> Tree:
 def write_tree(
     tree: Tree, target: Path, *, directory_mode: int = 0o755, links: Mapping[str, Path] = MappingProxyType({})
 ) -> None:
-    """Replaces the directory `target` by the tree: written beside it, then renamed; nobody sees half of it.
+    """Replaces the directory `target` by the tree: written next to it, then renamed; nobody sees half of it.
 
     `links`, by path in the tree, are files that link_into() puts there.
     Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the tree is left then.
@@ -96,7 +96,7 @@ def _exchange(parent: int, new: str, name: str) -> None:
 
 
 def write_file(place: Path, file: File) -> None:
-    """Writes one file beside its place, never readable beyond its mode, then renames it over.
+    """Writes one file under a temporary name, never readable beyond its mode, then renames it.
 
     Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the file is left then.
     """

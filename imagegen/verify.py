@@ -53,7 +53,7 @@ class Executor(Protocol):
 def verify_cluster(
     cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], controller: Executor, timeout: float
 ) -> list[Finding]:
-    """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds a command."""
+    """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
     node = next(node for node in nodes if node.role is Role.CONTROLLER)
     return check_facts(
         cluster, nodes, expected_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
@@ -75,7 +75,7 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
         try:
             done = controller.execute(argv, input=input, timeout=timeout)
         except CommandFailed as error:
-            errors.append(f"{what} did not work: {error.message}")
+            errors.append(f"{what} failed: {error.message}")
             return ""
         if done.returncode:
             # The last line only: a traceback's other lines are long and may show a URL.
@@ -91,7 +91,7 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
     try:
         document = json.loads(said) if said else {}
     except ValueError:
-        document = {"errors": ["the answer about the APIs is no JSON"]}
+        document = {"errors": ["the answer about the APIs is not JSON"]}
     read = {name: document.get(name, []) for name in ("services", "endpoints", "compute_services", "hypervisors")}
     return Facts(parse_table(cells), parse_table(hosts), **read, errors=[*errors, *document.get("errors", [])])
 
@@ -173,7 +173,7 @@ def compare_urls(wanted: str, seen: str) -> list[str]:
 
 
 def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Row]) -> list[Finding]:
-    """Every controller's scheduler once and its conductor once a cell, every compute once: up, enabled, reporting.
+    """Every controller's scheduler once and its conductor once per cell, every compute once: up, enabled, reporting.
 
     Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
     updated_at counts as well (nova/servicegroup/drivers/db.py, is_up).
@@ -219,7 +219,7 @@ def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fi
 
 
 def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Finding]:
-    """Each service registered once, with one enabled endpoint an interface in the region, at the right URL."""
+    """Each service registered once, with one enabled endpoint per interface in the region, at the right URL."""
     found = []
     for service in expected:
         subject = f"service {service['name']}"

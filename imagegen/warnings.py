@@ -32,7 +32,7 @@ def untested_release(cluster: Cluster) -> str:
     if release.booted:
         return ""
     where = f"{release.distro.name} {release.distro.suite}"
-    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its names come from documents"
+    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its names come from documentation"
 
 
 Doubts = Iterator[tuple[str, str]]  # path, message
@@ -55,8 +55,8 @@ def _doubt_availability(cluster: Cluster) -> Doubts:
     first = cluster.controllers[0].name
     yield (
         "nodes",
-        f"{len(cluster.controllers)} controllers give no high availability: the API's endpoints are on {first} alone,"
-        f" and while {first} is down nobody reaches Nova and Placement",
+        f"{len(cluster.controllers)} controllers do not give high availability: the API's endpoints are on {first} only"
+        f", and while {first} is down nobody reaches Nova and Placement",
     )
     losses = {
         Hosted.DATABASE: "every API call fails",
@@ -72,8 +72,8 @@ def _doubt_cache(found: Findings) -> Doubts:
     if "services.cache.host" in found.lines:
         yield (
             "services.cache",
-            "memcached has no login: whoever reaches it can make tokens valid and run code in the APIs; leave the key"
-            " out, and every controller uses its own",
+            "memcached has no authentication: whoever reaches it can make tokens valid and run code in the APIs; remove"
+            " the key, and every controller uses its own",
         )
     elif "services.cache" in found.lines:
         yield "services.cache", "is not needed: every controller has its own memcached; remove the key"
@@ -96,7 +96,7 @@ def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]
             continue  # each controller's own
         if (place := getattr(cluster.services, service)).node is None:
             yield f"services.{service}", place.host, f"where imagegen starts no {service}; write {{node: NAME}}"
-    glance = "where nothing of imagegen's listens: instances find no images until Glance is installed there"
+    glance = "where imagegen starts no Glance: instances find no images until you install it there"
     yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance
     for i, address in enumerate(cluster.network.dns):
         yield f"network.dns[{i}]", str(address), "which answers no DNS"
@@ -105,7 +105,7 @@ def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]
     if cluster.pxe_url:
         yield "pxe.url", urlsplit(cluster.pxe_url).hostname or "", "which cannot serve its own first boot"
     if cluster.status_url:
-        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing of imagegen's takes statuses"
+        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing of imagegen's receives statuses"
 
 
 def _unreachable(cluster: Cluster, host: str) -> str:

@@ -38,7 +38,7 @@ def fetch_list(url: str, key: str, token: str) -> list[Any]:
             raise ValueError("the API cuts the list off at its list_limit")
         page = f"{url.partition('?')[0]}?{urlsplit(link).query}" if link else ""
         if page in asked:
-            raise ValueError("one page of the list comes again and again")
+            raise ValueError("the API keeps sending the same page of the list")
         if not page:
             return found
         asked.append(page)

@@ -350,7 +350,7 @@ async function poll() {
     const response = await fetch(`nodes.json?since=${asked}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
     problem = `The server answers with an error (${response.status})`;
     if (!response.ok) throw new Error(response.statusText);
-    problem = "The server's answer cannot be read (is this page older than the server? reload it)";
+    problem = "The server's answer cannot be read (if this page is older than the server, reload it)";
     const news = await response.json();
     if (news.version !== 1) throw new Error(`version ${news.version}`);
     full = news.revision < asked; // the server's state was deleted
@@ -373,7 +373,7 @@ function tick() {
   if (document.hidden) return;
   if (performance.now() - asking > OVERDUE && !lost) lost = "The server does not answer";
   // The alert is written once, for screen readers read it again at each change; the age beside the counts goes on.
-  const since = answer ? `since ${time(answer.now, true)}. What this page shows is of then` : "yet";
+  const since = answer ? `since ${time(answer.now, true)}. This page shows the state at that time` : "yet";
   put($("lost"), lost && `${lost}: no news ${since}. Trying again every second.`);
   document.body.classList.toggle("lost", Boolean(lost));
   if (answer) put($("fresh"), lost ? `${duration((performance.now() - answer.at) / 1000)} old` : `as of ${time(answer.now, true)}`);

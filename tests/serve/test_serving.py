@@ -84,7 +84,7 @@ def test_a_node_claims_its_seed_with_its_own_code(server: Provisioning, site: Si
     seed = claim_seed(plan)
     assert b"CD001" in seed[:40000] and b"c-1" in seed and server.url.encode() + b"/status" in seed
     with pytest.raises(
-        Refused, match=r"refuses the seed \(403\): the seed of c-1 was given out for this token already"
+        Refused, match=r"refuses the seed \(403\): the seed of c-1 was already given out for this token"
     ):
         claim_seed(plan)
     assert status_of(server, "c-1")["seed"]["used"] == 1
@@ -425,13 +425,13 @@ def test_arming_says_what_the_server_cannot_do(site: Site) -> None:
     """A node that is newer than the server, and a server without seeds."""
     with running(site, "--no-seeds"):
         done = imagegen(site, "serve", "--arm", "c-1")
-        assert done.returncode == 2 and "gives no seeds out" in done.stderr
+        assert done.returncode == 2 and "gives out no seeds" in done.stderr
     with running(site):
         text = (site.place / "cluster.yaml").read_text()
         late = '- {name: late, role: compute, mac: "52:54:00:99:00:01", address: 10.77.9.9}'
         (site.place / "cluster.yaml").write_text(text.replace("nodes:\n", f"nodes:\n{late}\n"))
         done = imagegen(site, "serve", "--arm", "late")
-        assert done.returncode == 2 and "does not know late" in done.stderr and "start it anew" in done.stderr
+        assert done.returncode == 2 and "does not know late" in done.stderr and "start it again" in done.stderr
 
 
 def test_who_hears_the_server_does_not_stop_it(site: Site) -> None:
@@ -454,9 +454,9 @@ def test_who_hears_the_server_does_not_stop_it(site: Site) -> None:
     [
         (["--arm", "c-9"], "has no node `c-9`; did you mean `c-"),
         (["--for", "soon"], "'soon' is no duration"),
-        (["--no-seeds", "--arm", "c-1"], "--no-seeds gives no seed out"),
-        (["--listen", "192.0.2.1"], "192.0.2.1 is no address of this machine"),
-        (["--listen", "localhost"], "'localhost' is no IPv4 address"),
+        (["--no-seeds", "--arm", "c-1"], "--no-seeds gives out no seed"),
+        (["--listen", "192.0.2.1"], "192.0.2.1 is not an address of this machine"),
+        (["--listen", "localhost"], "'localhost' is not an IPv4 address"),
     ],
 )
 def test_wrong_options_are_explained(site: Site, words: list[str], said: str) -> None:

@@ -89,7 +89,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     one, two = generate_authority(), generate_authority()
     (tmp_path / "ca.pem").write_bytes(one.certificate)
     (tmp_path / "ca.key").write_bytes(two.key)
-    with pytest.raises(BadUsage, match="is not the key of"):
+    with pytest.raises(BadUsage, match="is not the key for"):
         load_authority(tmp_path)
     (tmp_path / "ca.key").write_bytes(b"-----BEGIN")
     with pytest.raises(BadUsage, match="is damaged"):

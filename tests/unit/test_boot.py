@@ -379,7 +379,7 @@ def test_an_unknown_backend_is_bad_usage(tmp_path: Path) -> None:
     """The message lists those there are."""
     with pytest.raises(BadUsage) as raised:
         boot.open_network("docker", CLUSTER, tmp_path)
-    assert raised.value.hint == "choose one of qemu, nspawn"
+    assert raised.value.hint == "use one of qemu, nspawn"
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

@@ -164,7 +164,7 @@ def test_what_is_about_a_cluster_of_ones_own_asks_for_init(argv: list[str], outp
 def test_a_named_cluster_file_must_be_there(argv: list[str], output: Output) -> None:
     """The default does not stand in for a typo."""
     assert run_command([*argv, "-c", "no.yaml"]) == ExitCode.BAD_INPUT
-    assert output() == ("", "no.yaml: there is no such file\n")
+    assert output() == ("", "no.yaml: not found\n")
 
 
 def test_a_dangling_cluster_file_is_not_the_default(output: Output) -> None:
@@ -181,7 +181,7 @@ def test_a_missing_secrets_file_is_one_line(output: Output) -> None:
     assert run_command(["validate", "-q"]) == ExitCode.DONE
     output()
     assert run_command(["seed"]) == ExitCode.BAD_INPUT
-    assert output() == ("", "secrets.yaml: there is no such file; `imagegen init` writes one\n")
+    assert output() == ("", "secrets.yaml: not found; `imagegen init` writes one\n")
 
 
 def test_readable_secrets_are_a_warning(output: Output) -> None:
@@ -368,7 +368,7 @@ def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Ou
     said = output()[1]
     assert "seeds at https://x: nobody may claim one" in said and "kept in out/serve: imagegen status" in said
     assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
-    assert "seeds at https://x: none is given out" in output()[1]
+    assert "seeds at https://x: none are given out" in output()[1]
 
 
 def test_serving_without_seeds_reads_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +415,7 @@ def test_status_takes_nodes_and_states(output: Output) -> None:
     assert run_command(["status", "--state", "ready", "--output", "json"]) == ExitCode.NODE_NOT_READY
     assert [node["name"] for node in json.loads(output()[0])["nodes"]] == ["node2"]
     assert run_command(["status", "node9"]) == ExitCode.BAD_INPUT
-    assert "no node is called node9" in output()[1]
+    assert "there is no node node9" in output()[1]
     assert run_command(["status", "--state", "happy"]) == ExitCode.BAD_INPUT
 
 
@@ -474,7 +474,7 @@ def test_status_fits_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch)
 def test_a_duration_is_a_number_with_a_unit(given: str, output: Output) -> None:
     run_command(["init", "-q"])
     assert run_command(["serve", "--for", given]) == ExitCode.BAD_INPUT
-    assert "is no duration; write one such as 15m" in output()[1]
+    assert "is not a valid duration; write one such as 15m" in output()[1]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, use: Writ
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "directory").mkdir()
     for name in ("fifo", "directory"):
-        with pytest.raises(BadUsage, match="no file"):
+        with pytest.raises(BadUsage, match="not a file"):
             use(tmp_path / name)
 
 
@@ -93,7 +93,7 @@ def test_a_file_with_another_name_is_not_written_to(tmp_path: Path) -> None:
     """A hard link is no link to follow, and leads to another's file all the same."""
     (tmp_path / "victim").write_text("whole")
     os.link(tmp_path / "victim", tmp_path / "lock")
-    with pytest.raises(BadUsage, match="second name"):
+    with pytest.raises(BadUsage, match="second hard link"):
         keep_file(tmp_path / "lock")
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         return Full()
 
     monkeypatch.setattr(handles.os, "fdopen", full)
-    with pytest.raises(MachineLacks, match=r"seed\S*: the (disk|quota) is \w+( up)?, 3 bytes are needed"):
+    with pytest.raises(MachineLacks, match=r"seed\S*: the (disk|quota) is \w+( up)?, and 3 bytes are needed"):
         write(tmp_path / "seed")
     monkeypatch.undo()
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before

@@ -412,7 +412,7 @@ def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledg
     ("change", "words"),
     [
         ({"version": 2}, "version 1"),
-        ({"node": "c-9"}, "no node"),
+        ({"node": "c-9"}, "not a node"),
         ({"node": None}, "node must be"),
         ({"role": "controller"}, "not the node's role"),
         ({"state": "happy"}, "state must be"),

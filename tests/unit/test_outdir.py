@@ -447,8 +447,8 @@ def test_a_second_command_waits_and_says_for_whom(
     with hold_lock(here / "out" / MARK, "build"):
         assert run_command(command) == ExitCode.FAILED
     err = capsys.readouterr().err
-    assert f"another imagegen (pid {os.getpid()}, `build`) works in out; waiting for it" in err
-    assert "still works in out" in err
+    assert f"another imagegen (pid {os.getpid()}, `build`) is working in out; waiting for it" in err
+    assert "is still working in out" in err
     assert [path for path in sorted((here / "out").rglob("*")) if path.name != MARK] == before
     assert run_command([*command, "-q"]) == ExitCode.DONE
 

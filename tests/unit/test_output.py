@@ -109,11 +109,11 @@ def test_the_json_of_bad_input_follows_the_schema(command: str, output: Output) 
     [
         (["build", "--roll", "x"], "build", "No such option '--roll'"),
         (["build", "--role", "x"], "build", "is not one of"),
-        (["serve", "--for", "5"], "serve", "is no duration"),
+        (["serve", "--for", "5"], "serve", "is not a valid duration"),
         (["validat"], "", "No such command 'validat'"),
         (["--nosuch"], "", "No such option"),
         (["help", "nosuch"], "help", "No such command 'nosuch'"),
-        (["boot", "--proxy-dhcp"], "boot", "belong to a boot over the network"),
+        (["boot", "--proxy-dhcp"], "boot", "apply only to a boot over the network"),
         ([], "", "Missing command"),
     ],
 )

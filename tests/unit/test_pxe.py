@@ -202,7 +202,7 @@ def test_a_path_means_itself_to_dnsmasq(place: str, cluster: Cluster, tmp_path: 
 def test_a_path_that_no_configuration_can_hold_is_refused(place: str, cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(BadUsage) as refused:
         pxe.pxe_tree(cluster, pxe.find_images(cluster, tmp_path / "out"), Path(place))
-    assert "by -o" in refused.value.hint
+    assert "with -o" in refused.value.hint
 
 
 def name_nodes(cluster: Cluster, *names: str) -> Cluster:
@@ -406,7 +406,7 @@ def test_a_directory_that_dnsmasq_cannot_enter_is_a_warning(here: Path, capsys: 
     (here / "out").rename(closed / "out")
     assert cli.run_command(["pxe", "-q", "-o", str(closed / "out")]) == ExitCode.DONE
     said = capsys.readouterr().err
-    assert re.match(r"Warning: dnsmasq gives out .* as the user (dnsmasq|nobody), who cannot enter ", said)
+    assert re.match(r"Warning: dnsmasq serves .* as the user (dnsmasq|nobody), who cannot enter ", said)
     assert re.search(rf"run `chmod a\+x (\S+ )*{re.escape(shlex.quote(str(closed)))}`, or give", said)
 
 

@@ -76,7 +76,7 @@ def test_what_the_file_says_counts(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         secrets.password("database_compute_far")
     assert find_problems(write(tmp_path, change(messaging_compute_far=" x"))) == [
-        ":1: messaging_compute_far: must neither start nor end with a space"
+        ":1: messaging_compute_far: must not start or end with a space"
     ]
     assert find_problems(write(tmp_path, change(optional="x"))) == [":1: unknown key"]
 
@@ -140,8 +140,8 @@ def test_a_nasty_password_in_yamls_own_quotes(tmp_path: Path) -> None:
         ({"database_nova": ""}, ":1: database_nova: must not be empty"),
         ({"database_nova": "x" * 7}, ":1: database_nova: must have at least 8 characters"),
         ({"seed_key": "short"}, ":1: seed_key: must have at least 8 characters"),
-        ({"database_nova": " x"}, ":1: database_nova: must neither start nor end with a space"),
-        ({"database_nova": "x "}, ":1: database_nova: must neither start nor end with a space"),
+        ({"database_nova": " x"}, ":1: database_nova: must not start or end with a space"),
+        ({"database_nova": "x "}, ":1: database_nova: must not start or end with a space"),
         ({"database_nova": "é"}, ":1: database_nova: must be printable ASCII"),
         ({"database_nova": "a\nb"}, ":1: database_nova: must be printable ASCII"),
         ({"database_nova": "x" * 256}, ":1: database_nova: must have at most 255 characters"),
@@ -171,7 +171,7 @@ def test_all_problems_come_together(tmp_path: Path) -> None:
     assert {line for line in problems if "is missing" not in line} == {
         ":1: database_nova: must not be empty",
         ":2: seed_key: must be a string; put it in quotes",
-        ":3: duplicate key; line 2 has it already",
+        ":3: duplicate key; it is already on line 2",
         ":4: unknown key",
     }
 
@@ -206,7 +206,7 @@ def test_a_broken_file_does_not_tell_what_is_in_it(tmp_path: Path, text: str) ->
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
     """By imagegen init."""
-    assert find_problems(tmp_path / "secrets.yaml") == [": there is no such file; `imagegen init` writes one"]
+    assert find_problems(tmp_path / "secrets.yaml") == [": not found; `imagegen init` writes one"]
 
 
 @pytest.mark.parametrize(

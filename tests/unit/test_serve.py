@@ -156,8 +156,8 @@ def test_a_seed_is_given_once(served: Served) -> None:
     answer = served.ask(path, tls=True)
     assert (answer.status, answer.body) == (200, b"seed of linux-node2")
     again = served.ask(path, tls=True)
-    assert again.status == 403 and b"was given out for this token already" in again.body
-    assert served.reports() == ["the seed of linux-node2 was given out for this token already"]
+    assert again.status == 403 and b"was already given out for this token" in again.body
+    assert served.reports() == ["the seed of linux-node2 was already given out for this token"]
     assert any("its seed was claimed by 192.168.56.12" in line for line in served.said)
 
 

@@ -282,11 +282,11 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     [
         ("list_cells", (1, b""), "nova-manage cell_v2 list_cells ended with 1: OperationalError: (2003)"),
         ("list_hosts", (255, b""), "nova-manage cell_v2 list_hosts ended with 255: OperationalError: (2003)"),
-        ("python3", (0, b"oops"), "the answer about the APIs is no JSON"),
+        ("python3", (0, b"oops"), "the answer about the APIs is not JSON"),
         (
             "python3",
             CommandFailed("`nsenter` did not end within 9 seconds"),
-            "reading the APIs did not work: `nsenter`",
+            "reading the APIs failed: `nsenter`",
         ),
     ],
 )

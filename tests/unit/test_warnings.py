@@ -53,7 +53,7 @@ def change(**values: object) -> str:
     [
         (QUIET.replace(KEY, ""), "ssh_authorized_keys", "nobody can log in to the nodes, not even on their consoles"),
         (change(distro={"name": "debian", "suite": "bookworm"}), "release", "OpenStack zed on debian bookworm yet"),
-        (change(services={}), "services.image", "192.168.56.11 is the node ctl-1, where nothing of imagegen's listens"),
+        (change(services={}), "services.image", "192.168.56.11 is the node ctl-1, where imagegen starts no Glance"),
         (
             change(services={"cache": {"node": "ctl-1"}}),
             "services.cache",
@@ -63,7 +63,7 @@ def change(**values: object) -> str:
         (
             change(services={"cache": {"host": "10.0.0.9"}}),
             "services.cache",
-            "no login: whoever reaches it can make tok",
+            "no authentication: whoever reaches it can make tok",
         ),
         (change(services={"cache": {"host": "192.168.56.12"}}), "services.cache", "192.168.56.12 is the node cpt-1"),
         (
@@ -134,7 +134,7 @@ def test_warnings_are_said_and_strict_takes_none(capsys: pytest.CaptureFixture[s
     assert lines[1].startswith("cluster.yaml:20: ssh_authorized_keys: warning: without an ssh key nobody")
     assert lines[-1] == "cluster.yaml: no problems, 2 node(s)"
     assert run_command(["validate", "--strict"]) == ExitCode.BAD_INPUT
-    assert capsys.readouterr().err.endswith("Error: cluster.yaml has 2 warning(s), and --strict takes none\n")
+    assert capsys.readouterr().err.endswith("Error: cluster.yaml has 2 warning(s), and --strict allows none\n")
     Path("cluster.yaml").write_text(QUIET)
     assert run_command(["validate", "--strict"]) == ExitCode.DONE
 
