@@ -379,7 +379,7 @@ def test_what_nodes_said_survives_a_restart(site: Site) -> None:
 
 
 def test_a_window_is_opened_while_it_runs(site: Site) -> None:
-    """By the same command; without --arm it says who is at work. A signal ends the server with 0 and leaves no key."""
+    """By the same command; without --arm it says who is running. A signal ends the server with 0 and leaves no key."""
     from imagegen_deploy.seed import claim_seed
 
     url: Any = type("AtWork", (), {"url": str(site.cluster.pxe_url)})
@@ -390,7 +390,7 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
         assert armed.returncode == 0 and "c-1 may claim once until" in armed.stderr and "c-2 may claim" in armed.stderr
         assert b"CD001" in claim_seed(plan)
         again = imagegen(site, "serve")
-        assert again.returncode == 2 and "is at work" in again.stderr
+        assert again.returncode == 2 and "is running" in again.stderr
         assert {path.name for path in site.directory.iterdir()} <= {"lock", *LEDGER_FILES}  # a key is on no disk
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 0
