@@ -59,7 +59,7 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         return lambda: ask_openstack(deployment, *words)
 
     def options(node: RunningNode, project: str, units: list[str]) -> Callable[[], Any]:
-        return lambda: node.probe("options", project, units, user=project)
+        return lambda: node.probe("options", project, read_environments(node, units), user=project)
 
     return {
         "cells": table("list_cells", "--verbose"),
@@ -79,6 +79,12 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         "options of placement": options(control, "placement", ["placement-api"]),
         **{f"options on {node.name}": options(node, "nova", ["nova-compute"]) for node in deployment.computes},
     }
+
+
+def read_environments(node: RunningNode, units: list[str]) -> dict[str, str]:
+    """Unit -> the environment of its main process, as the kernel gives it to root: NAME=VALUE, each ended by a NUL."""
+    read = 'cat "/proc/$(systemctl show "$1" --property=MainPID --value)/environ"'
+    return {unit: node.ask("sh", "-c", read, "sh", unit) for unit in units}
 
 
 @contextmanager

@@ -354,7 +354,7 @@ def test_an_empty_partition_table_is_no_foreign_disk(machine: Machine, web: WebS
     ("serials", "hints", "words"),
     [
         (["S1", "S2"], {}, "there are 2 disks"),
-        (["S1", "S2"], {"serial": "<in> S"}, "fits 2 disks"),
+        (["S1", "S2"], {"serial": "<in> S"}, "matches 2 disks"),
         (["S1"], {"serial": "S9"}, "no disk matches root_device serial=S9"),
         ([], {}, "there is no disk"),
     ],

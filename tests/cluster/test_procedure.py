@@ -15,7 +15,7 @@ from imagegen.model import Node
 from imagegen.verify import expected_document
 
 CELL0 = "00000000-0000-0000-0000-000000000000"
-CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "nova-conductor@oost", "placement-api"]
+CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "nova-conductor@oost", "nova-novncproxy@oost", "placement-api"]
 
 
 def installed(node: RunningNode, *packages: str) -> dict[str, str]:

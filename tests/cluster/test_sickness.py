@@ -59,16 +59,30 @@ def execute_sql(controller: RunningNode, statement: str) -> None:
 
 
 @contextmanager
-def made_sick(controller: RunningNode, name: str) -> Iterator[tuple[str, str]]:
-    """The rows edited, with the agent stopped so that it cures nothing; both as they were afterwards."""
-    change, undo, what, cure = SICKNESSES[name]
-    stop_agent(controller)
+def edited(deployment: Deployment, name: str) -> Iterator[None]:
+    """The rows edited, and afterwards as they were. c-3's nova-compute is stopped meanwhile: one that has read its own
+    row as too old never reports again."""
+    change, undo, *_ = SICKNESSES[name]
+    signal = ("systemctl", "kill", "nova-compute.service", "--signal")
+    deployment.nodes["c-3"].ask(*signal, "STOP")
     try:
-        execute_sql(controller, change)
-        yield what, cure
+        execute_sql(deployment.controller, change)
+        yield
     finally:
-        execute_sql(controller, undo)
-        start_agent(controller)
+        execute_sql(deployment.controller, undo)
+        deployment.nodes["c-3"].ask(*signal, "CONT")
+
+
+@contextmanager
+def made_sick(deployment: Deployment, name: str) -> Iterator[tuple[str, str]]:
+    """Likewise, with the controller's agent stopped so that it cures nothing."""
+    _, _, what, cure = SICKNESSES[name]
+    stop_agent(deployment.controller)
+    try:
+        with edited(deployment, name):
+            yield what, cure
+    finally:
+        start_agent(deployment.controller)
 
 
 def examine(node: RunningNode, *words: str, input: str | None = None) -> list[dict[str, Any]]:
@@ -96,7 +110,7 @@ def test_a_compute_that_never_came_is_named(deployment: Deployment) -> None:
 @pytest.mark.parametrize("name", SICKNESSES)
 def test_the_doctor_names_a_sickness_and_its_cure(deployment: Deployment, name: str) -> None:
     """The edited row is found, and no secret is shown."""
-    with made_sick(deployment.controller, name) as (what, cure):
+    with made_sick(deployment, name) as (what, cure):
         found = examine(deployment.controller)
     assert [finding for finding in found if what in finding["what"] and cure in finding["cure"]], found
     assert deployment.secrets.database_nova not in json.dumps(found)
@@ -144,15 +158,11 @@ def retry(node: RunningNode, step: str) -> tuple[int, str]:
 def test_the_agent_stops_before_it_would_do_harm(deployment: Deployment, name: str, step: str, words: str) -> None:
     """`retry` has the agent look again: it refuses, names the reason, and goes on by itself once that is mended."""
     controller = deployment.controller
-    change, undo, *_ = SICKNESSES[name]
     rows = controller.ask("mariadb", "--batch", "--execute=SELECT * FROM nova_api.cell_mappings")
-    try:
-        execute_sql(controller, change)
+    with edited(deployment, name):
         rc, said = retry(controller, step)
         assert (rc, words in said) == (2, True), said
         assert controller.status()["state"] == "failed"
-    finally:
-        execute_sql(controller, undo)
     rc, said = retry(controller, step)
     assert rc == 0, said
     wait_ready(controller)

@@ -17,17 +17,17 @@ ALSO = ("DEFAULT.use_neutron", "DEFAULT.firewall_driver", "DEFAULT.state_path", 
 ALSO += ("database.connection", "libvirt.virt_type", "conductor.workers", "scheduler.workers")
 
 
-def find_process(unit):
-    """(arguments, environment) of the unit's main process.
+def find_process(unit, environment):
+    """(arguments, environment) of the unit's main process; its environment is a file that only root can read.
 
     uwsgi writes other words over its arguments, so that its own come from systemd, which started it.
     """
     words = ["systemctl", "show", unit, "--property=MainPID", "--value"]
     pid = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     process = Path("/proc", pid)
-    environment = dict(item.split("=", 1) for item in (process / "environ").read_text().split("\0") if "=" in item)
+    environment = dict(item.split("=", 1) for item in environment.split("\0") if "=" in item)
     argv = (process / "cmdline").read_text().rstrip("\0").split("\0")
-    if "uwsgi" in (process / "exe").readlink().name:
+    if "uWSGI" in argv[0]:
         words = ["systemctl", "show", unit, "--property=ExecStart", "--value"]
         started = subprocess.run(words, check=True, capture_output=True, text=True).stdout
         argv = re.search(r"argv\[\]=(.*?) ;", started)[1].split()
@@ -119,11 +119,11 @@ def read_seed(project):
     return names
 
 
-def describe(project, unit):
+def describe(project, unit, environment):
     """What one daemon has in effect. Once a process: a ConfigOpts that has read its files takes no other daemon."""
     from oslo_config import cfg
 
-    argv, environment = find_process(unit)
+    argv, environment = find_process(unit, environment)
     conf = configure(project, argv, environment)
     register_late(conf)
     seed, options, absent = read_seed(project), {}, []
@@ -139,14 +139,15 @@ def describe(project, unit):
 
 
 def main(project, units):
+    """`units`: unit -> what its main process has as environment."""
     __import__(f"{project}.conf")  # the slow part, once for all
     answer = {}
-    for unit in units:
+    for unit, environment in units.items():
         reader, writer = os.pipe()
         if os.fork() == 0:
             code = 1
             try:
-                os.write(writer, json.dumps(describe(project, unit), default=str).encode())
+                os.write(writer, json.dumps(describe(project, unit, environment), default=str).encode())
                 code = 0
             except BaseException:
                 traceback.print_exc()

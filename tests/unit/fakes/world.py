@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 import yaml
@@ -351,8 +351,8 @@ class World:
                 if self.clock >= self.units[f"{name}.service"].since + FIRST_REPORT:
                     self.reports[name] = self.clock
                 forced = name == "nova-compute" and self.node_name in self.forced_down
-                row = {"id": name, "binary": name, "host": self.node_name, "state": "down" if forced else "up"}
-                row |= {"forced_down": forced}
+                row = {"id": f"{name} of {self.node_name}", "binary": name, "host": self.node_name}
+                row |= {"state": "down" if forced else "up", "forced_down": forced}
                 found.append({**row, "updated_at": tell_time(self.reports.get(name))})
         now = tell_time(self.clock)
         others = [
@@ -549,10 +549,11 @@ def turn_page(url: str, key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The page of a list that the URL asks for, with a link to the next as Nova gives it, at another address."""
     query = parse_qs(urlsplit(url).query)
     ids = [str(row["id"]) for row in rows]
+    assert len(set(ids)) == len(ids), ids
     start = ids.index(query["marker"][0]) + 1 if "marker" in query else 0
     page: dict[str, Any] = {key: rows[start : start + PAGE]}
     if len(rows) > start + PAGE:
-        link = f"http://balancer.invalid{urlsplit(url).path}?limit={PAGE}&marker={ids[start + PAGE - 1]}"
+        link = f"http://balancer.invalid{urlsplit(url).path}?limit={PAGE}&marker={quote(ids[start + PAGE - 1])}"
         page[f"{key}_links"] = [{"rel": "next", "href": link}]
     return page
 
