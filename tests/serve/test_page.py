@@ -184,10 +184,10 @@ def test_refusals_can_be_dismissed(make_site: MakeSite, browse: Browse, drive: C
     """In this browser only, for good: the ledger keeps them. The same refusal that comes once more is news."""
     site = make_site(1)
     with site.serve() as at_work:
-        at_work.ledger.report("c-1", "10.77.1.9", "an old claim")
-        at_work.ledger.report("c-1", "10.77.1.9", "a claim again")
+        at_work.ledger.refuse("c-1", Reason.CLOSED, "10.77.1.9", "an old claim")
+        at_work.ledger.refuse("c-1", Reason.GIVEN, "10.77.1.9", "a claim again")
         before = json.dumps([json.dumps(report, separators=(",", ":")) for report in at_work.ledger.read()["reports"]])
-        at_work.ledger.report("c-1", "10.77.1.9", "a claim again")
+        at_work.ledger.refuse("c-1", Reason.GIVEN, "10.77.1.9", "a claim again")
         look = "document.body.dataset.shown = document.querySelector('#reports ol').textContent"
         click = "document.querySelector('#dismiss').click()"
         keep = "document.body.dataset.kept = localStorage['imagegen.dismissed']"

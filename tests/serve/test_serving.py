@@ -24,6 +24,7 @@ from imagegen import provisioning, serve
 from imagegen.admission import MOST_CONNECTIONS_EACH
 from imagegen.authority import generate_authority
 from imagegen.errors import ImagegenError, MachineLacks
+from imagegen.marks import MARK
 from imagegen.provisioning import Provisioning, Window, describe_windows
 from imagegen.server import (
     HEAD_SECONDS,
@@ -391,7 +392,7 @@ def test_a_window_is_opened_while_it_runs(site: Site) -> None:
         assert b"CD001" in claim_seed(plan)
         again = imagegen(site, "serve")
         assert again.returncode == 2 and "is running" in again.stderr
-        assert {path.name for path in site.directory.iterdir()} <= {"lock", *LEDGER_FILES}  # a key is on no disk
+        assert {path.name for path in site.directory.iterdir()} <= {MARK, "lock", *LEDGER_FILES}  # a key is on no disk
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 0
 
@@ -483,6 +484,7 @@ def test_a_tls_port_that_is_taken_names_its_option(site: Site) -> None:
 def test_a_damaged_ledger_is_named_by_serve_and_status(site: Site) -> None:
     """With its cure, and no traceback."""
     site.directory.mkdir()
+    (site.directory / MARK).touch()
     (site.directory / "ledger.sqlite").write_bytes(b"garbage" * 1000)
     for command in ("serve", "status"):
         done = imagegen(site, command)
