@@ -523,7 +523,7 @@ def forge_mac(machine: Machine, server: Server) -> None:
 
 SEED_FAULTS = {
     "token used twice": (spend_token, "(403): the seed of c-1 was already given out for this token"),
-    "after the window": (close_window, "(403): the window of c-1 closed 0 seconds ago"),
+    "after the window": (close_window, "(403): the window of c-1 closed"),
     "another CA": (forge_authority, "the seed is not requested"),
     "wrong MAC": (forge_mac, "(403): 02:00:00:00:00:66 asked for the seed of c-1, whose MAC address is 52:54"),
 }

@@ -128,17 +128,17 @@ def test_both_apis_answer_from_another_node(deployment: Deployment) -> None:
 
 @pytest.mark.item(10)
 def test_nova_reaches_placement(deployment: Deployment, answers: Answers) -> None:
-    """[placement] on every node: region and login, as user placement."""
+    """[placement] on every node: region and login, on computes as the computes' own user."""
     wanted = wanted_section(deployment, deployment.controller.node, "placement")
     expect_everywhere(option_values(answers, *wanted), wanted)
     names = [unit for node in deployment.computes for unit in answers[f"options on {node.name}"]]
     assert names == [NOVA_COMPUTE] * len(deployment.computes)
-    everywhere = [answers["options of nova"], *(answers[f"options on {node.name}"] for node in deployment.computes)]
-    for said in everywhere:
-        for unit in said.values():
+    on_computes = [answers[f"options on {node.name}"] for node in deployment.computes]
+    for user, answer in (("placement", answers["options of nova"]), *(("nova_compute", said) for said in on_computes)):
+        for unit in answer.values():
             assert unit["options"]["placement.region_name"] == deployment.cluster.region
-            assert unit["logins"]["placement"]["username"] == "placement"
-            assert unit["logins"]["placement"]["password"] == deployment.secrets.identity_placement
+            assert unit["logins"]["placement"]["username"] == user
+            assert unit["logins"]["placement"]["password"] == deployment.secrets.password(f"identity_{user}")
 
 
 @pytest.mark.item(11)
