@@ -87,6 +87,7 @@ def run(argv, **options):
         given = dict(options)
         text = given.pop("input", None)
         given.pop("capture_output")
+        given.pop("timeout", None)
         given["stdin"] = subprocess.PIPE if text is not None else subprocess.DEVNULL
         tables = count_tables() if "sync" in name else None
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **given)
@@ -118,7 +119,7 @@ def execute(self, query, args=None):
     return rows
 
 
-system.subprocess = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
+system.subprocess = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
 write, files.write_atomically = files.write_atomically, write_atomically
 ask, pymysql.cursors.Cursor.execute = pymysql.cursors.Cursor.execute, execute
 
