@@ -28,7 +28,7 @@ from imagegen.errors import ImagegenError
 from imagegen.signals import end_on_signals
 
 FIXED_SEED = 7
-FIXED_BRING_UP = "3 controllers at once, 1"
+FIXED_BRING_UP = "2 controllers at once, 6"
 FIXED_FAULTS = (
     "database frozen for 30 s",
     "messaging stopped for 30 s",

@@ -119,7 +119,7 @@ def bring_up(
 
 
 def list_bring_ups() -> dict[str, Callable[[Matrix], None]]:
-    """Key -> schedule: five times two, and five times three controllers at once, each under a fault of its own."""
+    """Key -> schedule: six times two, and five times three controllers at once, each under a fault of its own."""
 
     def start_early(site: Testbed, dice: random.Random) -> list[Event]:
         controllers = [name for name in site.names if name.startswith("ctl")]
@@ -149,6 +149,7 @@ def list_bring_ups() -> dict[str, Callable[[Matrix], None]]:
             lambda site, dice: away(site, "identity", "stopped", dice.uniform(15, 50)),
             lambda site, dice: killed(site, "ctl-1", dice.uniform(5, 50), dice.uniform(0, 10)),
             start_early,
+            lambda site, dice: holder_killed(site, 60.0),
         ],
         3: [
             lambda site, dice: holder_killed(site, 90.0),
