@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from imagegen.mirrors import choose_mirrors
-from imagegen.model import Distro
+from imagegen.images.mirrors import choose_mirrors
+from imagegen.model.cluster import Distro
 
 
 def main(role: str, out: Path) -> None:

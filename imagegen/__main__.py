@@ -1,6 +1,6 @@
 """`python -m imagegen` is the command imagegen."""
 
-from imagegen.cli import main
+from imagegen.cli.main import main
 
 if __name__ == "__main__":
     main()

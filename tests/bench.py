@@ -21,14 +21,14 @@ from typing import Any
 
 import yaml
 
-from imagegen.cluster import load_cluster
-from imagegen.iso import write_seed_iso
-from imagegen.provisioning import Window, provision
-from imagegen.qemu import free_port
-from imagegen.render import render_template
-from imagegen.secrets import load_secrets
-from imagegen.seeds import seed_tree
-from imagegen.server import Listener, Serving, listen
+from imagegen.base.templates import render_template
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import load_secrets
+from imagegen.local.qemu import free_port
+from imagegen.seeds.iso import write_seed_iso
+from imagegen.seeds.seed import seed_tree
+from imagegen.server.listener import Listener, Serving, listen
+from imagegen.server.provisioning import Window, provision
 
 CHECKOUT = Path(__file__).parent.parent
 # The tests are no package: each directory finds its own modules on the path.

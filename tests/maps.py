@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from repository import ELEMENTS
 
-from imagegen.releases import element_names, package_map, service_map
+from imagegen.model.releases import element_names, package_map, service_map
 
 
 def render_maps() -> dict[Path, str]:

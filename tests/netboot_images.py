@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from imagegen.handles import link_file
+from imagegen.base.handles import link_file
 
 SUFFIXES = ("raw", "raw.zst", "squashfs", "vmlinuz", "initrd")
 

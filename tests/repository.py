@@ -45,3 +45,14 @@ def find_scripts(*shells: str, below: Path = ROOT) -> list[Path]:
         if words and first_line(path).startswith("#!") and any(Path(word).name in shells for word in words[:2]):
             found.append(path)
     return found
+
+
+def read_modules() -> dict[str, str]:
+    """The sources of imagegen/ by their modules' names: `PACKAGE.MODULE`."""
+    modules = {
+        f"{path.parent.name}.{path.stem}": path.read_text()
+        for path in sorted((ROOT / "imagegen").glob("*/*.py"))
+        if path.stem != "__init__" and path.parent.name != "data"
+    }
+    assert len(modules) > 50
+    return modules

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from imagegen.logins import identity_users, messaging_users
-from imagegen.model import Cluster, Node, Role
-from imagegen.secrets import NAMES, Secrets
+from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.logins import identity_users, messaging_users
 
 # Files that hold secrets by design: path -> owner and mode.
 EVERY_NODE = {

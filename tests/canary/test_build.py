@@ -15,8 +15,8 @@ from canaries import PLANTED
 from secret_places import name_secrets
 from watch import ProcessWatch, spell_secret
 
-from imagegen.cluster import load_cluster
-from imagegen.secrets import load_secrets
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import load_secrets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from deployment import Deployment, RunningNode
 
-from imagegen.verify import parse_table
+from imagegen.local.verify import parse_table
 
 CONTROLLER_DAEMONS = ["nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"]
 

@@ -16,9 +16,9 @@ from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from secret_places import name_secrets
 
-from imagegen.cluster import load_cluster
-from imagegen.secrets import load_secrets
-from imagegen.signals import end_on_signals
+from imagegen.base.signals import end_on_signals
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import load_secrets
 
 REPORTED_FAILURES = 3  # the nodes of one bring-up say much the same at every failure
 JOURNAL_LINES = "25"

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from canaries import CLUSTER_FILE, ENVIRONMENT_VARIABLES, KEY_COMMENT
 from repository import ROOT
 
-from imagegen import nspawn
-from imagegen.cluster import load_cluster
-from imagegen.lock import hold_lock
-from imagegen.model import Cluster, Node, Role
-from imagegen.run import run
-from imagegen.secrets import Secrets, load_secrets
+from imagegen.base.commands import run
+from imagegen.base.lock import hold_lock
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import Secrets, load_secrets
+from imagegen.local import nspawn
+from imagegen.model.cluster import Cluster, Node, Role
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from canaries import CLUSTER_FILE
 
-from imagegen.model import Cluster, Node, Role
-from imagegen.secrets import Secrets
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.model.cluster import Cluster, Node, Role
 
 NOVA_COMPUTE = "nova-compute"
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from deployment import Deployment
 
-from imagegen.model import Role
+from imagegen.model.cluster import Role
 
 STEPS = {
     Role.CONTROLLER: [

@@ -9,7 +9,7 @@ import subprocess
 import yaml
 from deployment import Deployment
 
-from imagegen.seeds import node_files, seed_tree
+from imagegen.seeds.seed import node_files, seed_tree
 
 SEED = "/var/lib/cloud/seed/nocloud"
 

@@ -26,16 +26,16 @@ from typing import Any
 import pytest
 from repository import AGENT, NETWORK_BOOT
 
-from imagegen.authority import generate_authority
-from imagegen.cluster import load_cluster
-from imagegen.disk import MIB, Layout, fstab, grub_config, partition_script, plan_layout
-from imagegen.model import Cluster
-from imagegen.netboot import compress_raw
-from imagegen.provisioning import Provisioning, Window, provision
-from imagegen.qemu import free_port
-from imagegen.run import run
-from imagegen.secrets import generate_secrets, load_secrets
-from imagegen.seeds import seed_tree
+from imagegen.base.commands import run
+from imagegen.images.disk import MIB, Layout, fstab, grub_config, partition_script, plan_layout
+from imagegen.images.network_formats import compress_raw
+from imagegen.inputs.ca import generate_authority
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import generate_secrets, load_secrets
+from imagegen.local.qemu import free_port
+from imagegen.model.cluster import Cluster
+from imagegen.seeds.seed import seed_tree
+from imagegen.server.provisioning import Provisioning, Window, provision
 
 IMAGE = "0123456789ab"
 KERNEL = "6.12.1-amd64"

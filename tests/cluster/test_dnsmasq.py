@@ -15,9 +15,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from netboot_images import make_images, make_loaders
 
-from imagegen.lan import Lan, remove_lan
-from imagegen.model import Network
-from imagegen.run import run
+from imagegen.base.commands import run
+from imagegen.local.lan import Lan, remove_lan
+from imagegen.model.cluster import Network
 
 SECONDS = 30.0
 NAME = f"imagegen-dnsmasq-{os.getpid()}"
@@ -104,7 +104,7 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     out = place / PLACE
     make_images(out)
     loaders = make_loaders(place / "ipxe")
-    code = f"import pathlib; from imagegen import cli; cli.IPXE = pathlib.Path({str(loaders)!r}); cli.main()"
+    code = f"import pathlib; from imagegen.cli import main, pxe; pxe.IPXE = pathlib.Path({str(loaders)!r}); main.main()"
     subprocess.run([sys.executable, "-c", code, "-q", "-c", place / "cluster.yaml", "-o", out, "pxe"], check=True)
     remove_lan(NAME)
     lan = Lan(NAME, NETWORK, SERVER)

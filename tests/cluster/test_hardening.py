@@ -7,7 +7,7 @@ import re
 from deployment import Deployment, RunningNode
 from repository import ROOT
 
-from imagegen.model import Role
+from imagegen.model.cluster import Role
 
 PAGE = ROOT / "docs/hardening.md"
 DAEMONS = (

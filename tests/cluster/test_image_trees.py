@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from deployment import Deployment
 
-from imagegen.model import Role
+from imagegen.model.cluster import Role
 
 # What a node makes for itself or gets from its seed.
 ABSENT = (

@@ -11,8 +11,8 @@ from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from expected import CONSOLE_PORTS, NOVA_COMPUTE, list_cell_options, list_options
 
-from imagegen.model import Node
-from imagegen.verify import expected_document
+from imagegen.local.verify import expected_document
+from imagegen.model.cluster import Node
 
 CELL0 = "00000000-0000-0000-0000-000000000000"
 CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "nova-conductor@oost", "nova-novncproxy@oost", "placement-api"]

@@ -17,7 +17,7 @@ from answers import CONTROLLER_DAEMONS, ask_openstack
 from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for, wait_ready
 from watch import watch_opened
 
-from imagegen.seeds import seed_tree
+from imagegen.seeds.seed import seed_tree
 
 # Programs that do work: on a node that is ready there is none to do.
 WORKERS = (

@@ -7,7 +7,7 @@ import re
 from deployment import Deployment, RunningNode
 from repository import ELEMENTS
 
-from imagegen.model import Role
+from imagegen.model.cluster import Role
 
 PRESET = ELEMENTS / "imagegen-base/static/etc/systemd/system-preset/00-imagegen.preset"
 

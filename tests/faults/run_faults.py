@@ -23,9 +23,9 @@ from pathlib import Path
 from schedules import Outcome, crash_agents, fill_at_first_boot, list_bring_ups, trouble_ready_cluster
 from testbed import WORK, Broken, Testbed, make_secrets, unpack_trees, write_cluster
 
-from imagegen import nspawn
-from imagegen.errors import ImagegenError
-from imagegen.signals import end_on_signals
+from imagegen.base.errors import ImagegenError
+from imagegen.base.signals import end_on_signals
+from imagegen.local import nspawn
 
 FIXED_SEED = 7
 FIXED_BRING_UP = "2 controllers at once, 6"

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from imagegen.boot import find_image
-from imagegen.cluster import load_cluster
-from imagegen.errors import CommandFailed
-from imagegen.model import Cluster, Node, Role
-from imagegen.nspawn import NAMESPACES, SEED, Nspawn, NspawnMachine
-from imagegen.run import run
-from imagegen.secrets import NAMES, Secrets
-from imagegen.seeds import seed_tree
-from imagegen.tree import write_tree
-from imagegen.verify import verify_cluster
+from imagegen.base.commands import run
+from imagegen.base.errors import CommandFailed
+from imagegen.base.tree import write_tree
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.local.boot import find_image
+from imagegen.local.nspawn import NAMESPACES, SEED, Nspawn, NspawnMachine
+from imagegen.local.verify import verify_cluster
+from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.seeds.seed import seed_tree
 
 T = TypeVar("T")
 

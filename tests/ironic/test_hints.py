@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagegen.hints import parse_hint
+from imagegen.inputs.device_hints import parse_hint
 
 PROGRAM = Path(__file__).parents[2] / ".venv-ironic/bin/python"
 PEER = Path(__file__).with_name("peer_hints.py")

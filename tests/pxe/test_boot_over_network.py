@@ -19,8 +19,8 @@ import yaml
 from bringup import IMAGES, run_imagegen
 from netboot_images import share_images
 
-from imagegen.qemu import can_accelerate, find_ovmf
-from imagegen.run import run
+from imagegen.base.commands import run
+from imagegen.local.qemu import can_accelerate, find_ovmf
 
 SECONDS = 1200.0  # for one boot, under TCG
 POLL = 0.5

@@ -14,12 +14,12 @@ import yaml
 from netboot_images import make_images, make_loaders
 from repository import AGENT, NETWORK_BOOT
 
-from imagegen import cli
-from imagegen.cluster import load_cluster
-from imagegen.model import Cluster
-from imagegen.provisioning import Provisioning, Window, provision
-from imagegen.secrets import load_secrets
-from imagegen.seeds import seed_tree
+from imagegen.cli import main
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import load_secrets
+from imagegen.model.cluster import Cluster
+from imagegen.seeds.seed import seed_tree
+from imagegen.server.provisioning import Provisioning, Window, provision
 
 sys.path[:0] = [str(NETWORK_BOOT), str(AGENT)]  # what a node runs
 
@@ -67,7 +67,7 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSite:
     """A site of so many computes, beside the controller."""
 
     def make(computes: int) -> Site:
-        assert cli.run_command(["-q", "init", str(tmp_path)]) == 0
+        assert main.run_command(["-q", "init", str(tmp_path)]) == 0
         document = yaml.safe_load((tmp_path / "cluster.yaml").read_text())
         with socket.socket() as probe:
             probe.bind((HOST, 0))
@@ -86,8 +86,8 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSite:
         document.pop("services")
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
         make_images(tmp_path / "out")
-        monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe"))
-        assert cli.run_command(["-q", "-c", str(tmp_path / "cluster.yaml"), "-o", str(tmp_path / "out"), "pxe"]) == 0
+        monkeypatch.setattr("imagegen.cli.pxe.IPXE", make_loaders(tmp_path / "ipxe"))
+        assert main.run_command(["-q", "-c", str(tmp_path / "cluster.yaml"), "-o", str(tmp_path / "out"), "pxe"]) == 0
         return Site(tmp_path)
 
     return make

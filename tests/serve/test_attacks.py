@@ -17,8 +17,8 @@ import pytest
 from conftest import HOST, MakeSite, Site
 from test_serving import SECONDS, document, fetch, imagegen, plan_of, read_all, running, status_of
 
-from imagegen.admission import MOST_CONNECTIONS_EACH, MOST_WAITING_EACH, Admission, Waiting
-from imagegen.provisioning import Provisioning, describe_left_out
+from imagegen.server.admission import MOST_CONNECTIONS_EACH, MOST_WAITING_EACH, Admission, Waiting
+from imagegen.server.provisioning import Provisioning, describe_left_out
 
 ATTACKER, VICTIM = "127.0.0.2", "127.0.0.3"
 HANDSHAKES = 1015
@@ -103,7 +103,7 @@ def test_readers_of_a_large_answer_share_a_budget(
     make_site: MakeSite, held: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is no file waits in this process: who leaves more there than his share is hung up on."""
-    from imagegen.server import BoundedProtocol
+    from imagegen.server.listener import BoundedProtocol
 
     monkeypatch.setattr(BoundedProtocol, "waiting", Waiting(1 << 30, 256 << 10))
     site = make_site(400)

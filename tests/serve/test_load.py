@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import MakeSite
 
-from imagegen.fleet import node_rows
+from imagegen.server.fleet import node_rows
 
 NODES = 1000
 DOCUMENTS = 10

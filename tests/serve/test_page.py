@@ -14,10 +14,10 @@ import pytest
 from conftest import MakeSite
 from test_serving import SECONDS, fetch, plan_of
 
-from imagegen import serve
-from imagegen.evidence import Reason
-from imagegen.ledger import READY_BEAT
-from imagegen.provisioning import Provisioning
+from imagegen.server import app
+from imagegen.server.evidence import Reason
+from imagegen.server.ledger import READY_BEAT
+from imagegen.server.provisioning import Provisioning
 
 # Without the rest it tries to reach its maker's hosts, or has no use here.
 OPTIONS = [
@@ -90,10 +90,10 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     """Has the page run a script of ours before its own, and another when it has drawn itself: a hand on the mouse."""
 
     def add(before: str, after: str) -> None:
-        shutil.copytree(serve.PAGE, tmp_path / "page")
+        shutil.copytree(app.PAGE, tmp_path / "page")
         script = tmp_path / "page/page.js"
         script.write_text(f"{before}\n{script.read_text()}\nsetTimeout(() => {{ {after} }}, 1500);\n")
-        monkeypatch.setattr(serve, "PAGE", tmp_path / "page")
+        monkeypatch.setattr(app, "PAGE", tmp_path / "page")
 
     return add
 

@@ -20,19 +20,19 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import HOST, Site
 
-from imagegen import provisioning, serve
-from imagegen.admission import MOST_CONNECTIONS_EACH
-from imagegen.authority import generate_authority
-from imagegen.errors import ImagegenError, MachineLacks
-from imagegen.marks import MARK
-from imagegen.provisioning import Provisioning, Window, describe_windows
-from imagegen.server import (
+from imagegen.base.errors import ImagegenError, MachineLacks
+from imagegen.base.marks import MARK
+from imagegen.inputs.ca import generate_authority
+from imagegen.server import app, provisioning
+from imagegen.server.admission import MOST_CONNECTIONS_EACH
+from imagegen.server.listener import (
     HEAD_SECONDS,
     TAKE_SECONDS,
     Listener,
     Serving,
     listen,
 )
+from imagegen.server.provisioning import Provisioning, Window, describe_windows
 
 SECONDS = 30.0
 POST = b"POST /status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -179,7 +179,7 @@ def test_who_does_not_finish_a_request_is_hung_up_on(
     server: Provisioning, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """After a bounded time, also when a byte drips in now and then; others are served meanwhile."""
-    monkeypatch.setattr("imagegen.server.HEAD_SECONDS", 1.0)
+    monkeypatch.setattr("imagegen.server.listener.HEAD_SECONDS", 1.0)
     begun = time.monotonic()
     with connect(server.url) as connection:
         connection.sendall(sent)
@@ -208,7 +208,7 @@ def test_a_body_after_the_answer_ends_the_connection(server: Provisioning) -> No
 
 def test_a_handshake_that_is_not_begun_is_not_awaited_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the port for seeds, as for a request's head."""
-    monkeypatch.setattr("imagegen.server.HEAD_SECONDS", 1.0)
+    monkeypatch.setattr("imagegen.server.listener.HEAD_SECONDS", 1.0)
     with site.serve() as at_work, connect(at_work.seed_url) as connection:
         assert read_all(connection) == b""  # within this socket's own time-out
 
@@ -234,7 +234,7 @@ def test_a_second_request_has_no_more_time_than_the_first(
     server: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a connection that is kept alive."""
-    monkeypatch.setattr("imagegen.server.HEAD_SECONDS", 1.0)
+    monkeypatch.setattr("imagegen.server.listener.HEAD_SECONDS", 1.0)
     with connect(server.url) as connection:
         connection.sendall(b"GET /ca.pem HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
@@ -244,7 +244,7 @@ def test_a_second_request_has_no_more_time_than_the_first(
 
 def test_a_body_that_drips_is_not_awaited(server: Provisioning, monkeypatch: pytest.MonkeyPatch) -> None:
     """A POST that announces more than it sends gets 408."""
-    monkeypatch.setattr(serve, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.5)
     with connect(server.url) as connection:
         connection.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
         assert b" 408 " in read_all(connection).split(b"\r\n")[0]
@@ -252,7 +252,7 @@ def test_a_body_that_drips_is_not_awaited(server: Provisioning, monkeypatch: pyt
 
 def test_a_client_that_takes_nothing_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that nobody reads ends; the server goes on."""
-    monkeypatch.setattr("imagegen.server.TAKE_SECONDS", 0.5)
+    monkeypatch.setattr("imagegen.server.listener.TAKE_SECONDS", 0.5)
     large = site.place / "out/pxe/images/large"
     with large.open("wb") as stream:
         stream.truncate(256 << 20)
@@ -547,4 +547,4 @@ def test_a_server_that_cannot_start_says_so() -> None:
 
 def test_the_time_outs_are_what_the_docs_say() -> None:
     """The tests above shorten them."""
-    assert (HEAD_SECONDS, serve.BODY_SECONDS, TAKE_SECONDS) == (10.0, 10.0, 60.0)
+    assert (HEAD_SECONDS, app.BODY_SECONDS, TAKE_SECONDS) == (10.0, 10.0, 60.0)

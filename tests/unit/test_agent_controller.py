@@ -18,8 +18,8 @@ from fakes.status import STATUS_SCHEMA
 from fakes.world import World, make_secrets
 from imagegen_node import lease
 
-from imagegen.cluster import load_cluster
-from imagegen.secrets import NAMES
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import NAMES
 
 CONTROLLER = "linux-node1"
 SHARED = [

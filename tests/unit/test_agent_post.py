@@ -14,7 +14,7 @@ import pytest
 from imagegen_node import post
 from imagegen_node.post import LONGEST_PAUSE, Poster
 
-from imagegen.ledger import BEAT, READY_BEAT
+from imagegen.server.ledger import BEAT, READY_BEAT
 
 URL = "http://192.0.2.1:8080/status"
 SECONDS = 10.0  # until a thread must have done its part

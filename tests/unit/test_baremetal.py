@@ -17,14 +17,14 @@ from fakes.world import make_secrets
 from imagegen_node import metadata
 from netboot_images import make_images
 
-from imagegen import cli
-from imagegen.baremetal import ironic_tree, metal3_tree
-from imagegen.cluster import load_cluster
-from imagegen.errors import ExitCode
-from imagegen.model import Cluster
-from imagegen.pxe import find_images
-from imagegen.seeds import seed_trees
-from imagegen.tree import Tree
+from imagegen.base.errors import ExitCode
+from imagegen.base.tree import Tree
+from imagegen.cli import main
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.model.cluster import Cluster
+from imagegen.outputs.baremetal import ironic_tree, metal3_tree
+from imagegen.outputs.pxe import find_images
+from imagegen.seeds.seed import seed_trees
 
 NODE = "linux-node2"
 
@@ -161,8 +161,8 @@ def test_what_is_written_can_be_chosen(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
-    assert cli.run_command(["baremetal", "-q", *options]) == ExitCode.DONE
+    assert main.run_command(["init", "-q"]) == ExitCode.DONE
+    assert main.run_command(["baremetal", "-q", *options]) == ExitCode.DONE
     assert [name for name in ("ironic", "metal3") if (tmp_path / "out" / name).exists()] == written
 
 
@@ -172,13 +172,13 @@ def test_what_metal3_cannot_express_is_refused_for_metal3_alone(
     """Before anything is written; Ironic gets the hint as it is."""
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
+    assert main.run_command(["init", "-q"]) == ExitCode.DONE
     text = Path("cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, root_device: {size: 223}}"))
-    assert cli.run_command(["baremetal", "-q"]) == ExitCode.BAD_INPUT
+    assert main.run_command(["baremetal", "-q"]) == ExitCode.BAD_INPUT
     assert "`size: 223` in root_device of linux-node2" in capsys.readouterr().err
     assert not (tmp_path / "out/ironic").exists()
-    assert cli.run_command(["baremetal", "-q", "--ironic"]) == ExitCode.DONE
+    assert main.run_command(["baremetal", "-q", "--ironic"]) == ExitCode.DONE
     nodes = yaml.safe_load((tmp_path / "out/ironic/nodes.yaml").read_text())["nodes"]
     assert [node["properties"].get("root_device") for node in nodes] == [None, {"size": 223}]
 
@@ -190,8 +190,8 @@ def test_the_command_writes_private_files(tmp_path: Path, monkeypatch: pytest.Mo
     for path in (tmp_path / "out/images").glob("*/*-*"):
         if path.suffix != ".raw":
             path.unlink()
-    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
-    assert cli.run_command(["baremetal", "-q", "--driver", "ipmi"]) == ExitCode.DONE
+    assert main.run_command(["init", "-q"]) == ExitCode.DONE
+    assert main.run_command(["baremetal", "-q", "--driver", "ipmi"]) == ExitCode.DONE
     assert "driver: ipmi" in (tmp_path / "out/ironic/nodes.yaml").read_text()
     for name in ("ironic", "metal3"):
         assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o700
@@ -204,10 +204,10 @@ def test_live_nodes_are_left_out(
     """Ironic and Metal3 would write an image to a disk that the cluster file says to let be."""
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert cli.run_command(["init", "-q"]) == ExitCode.DONE
+    assert main.run_command(["init", "-q"]) == ExitCode.DONE
     text = Path("cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, deploy: {mode: live}}"))
-    assert cli.run_command(["baremetal"]) == ExitCode.DONE
+    assert main.run_command(["baremetal"]) == ExitCode.DONE
     assert "left out, because they are live: linux-node2" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out/metal3").iterdir()) == [".imagegen", "linux-node1.yaml"]
     assert "linux-node2" not in (tmp_path / "out/ironic/nodes.yaml").read_text()

@@ -12,14 +12,14 @@ from typing import Any, Self
 
 import pytest
 
-from imagegen import boot
-from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
-from imagegen.model import Node, Place, Role
-from imagegen.run import Completed
-from imagegen.secrets import Secrets
-from imagegen.tree import Tree
-from imagegen.verify import Finding
+from imagegen.base.commands import Completed
+from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
+from imagegen.base.tree import Tree
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.local import boot
+from imagegen.local.verify import Finding
+from imagegen.model.cluster import Node, Place, Role
 
 CLUSTER = load_cluster(None)
 SECRETS = Secrets(*["x"] * 12)

@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import build, dib, disk, elements, mirrors, netboot, store
-from imagegen.build import Plan, Progress, build_images, plan_image
-from imagegen.cluster import load_cluster
-from imagegen.dib import DibBuild, DibLog
-from imagegen.errors import BadUsage, CommandFailed, MachineLacks
-from imagegen.manifest import checksums, digest_files, intact_files, read_manifest, read_packages
-from imagegen.mirrors import Mirrors, choose_mirrors, find_mirrors, read_apt_sources
-from imagegen.model import Distro, Role
+from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks
+from imagegen.images import build, cache, dib, disk, elements, mirrors, network_formats
+from imagegen.images.build import Plan, Progress, build_images, plan_image
+from imagegen.images.dib import DibBuild, DibLog
+from imagegen.images.manifest import checksums, digest_files, intact_files, read_manifest, read_packages
+from imagegen.images.mirrors import Mirrors, choose_mirrors, find_mirrors, read_apt_sources
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.model.cluster import Distro, Role
 
 MAIN, SECURITY = "http://mirror.example/debian", "http://mirror.example/debian-security"
 DEB822 = f"""\
@@ -188,7 +188,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "what starts dib": lambda patch: patch.setattr(dib, "DISK_IMAGE_CREATE", "import other"),
     "what waits for it": lambda patch: patch.setattr(dib, "INIT", "exec"),
     "a program before this machine's": lambda patch: patch.setitem(dib.PROGRAMS, "sync", "#!/bin/sh\nexit 1\n"),
-    "the environment of all commands": lambda patch: patch.setattr(dib.run, "PATH", "/bin"),
+    "the environment of all commands": lambda patch: patch.setattr(dib.commands, "PATH", "/bin"),
     "the root element": lambda patch: patch.setitem(elements.ROOT_ELEMENTS, "debian", "debian"),  # type: ignore[arg-type]
     "dib, with its own elements": lambda patch: patch.setattr("importlib.metadata.version", lambda name: "9.9"),
     "the assembler": lambda patch: patch.setattr(build, "ASSEMBLER", build.ASSEMBLER + 1),
@@ -256,13 +256,13 @@ def digest_assembler() -> str:
     own = ("fill_stage", "build_tree", "read_from_tar", "unpack")
     functions = {node.name: node for node in ast.parse(Path(build.__file__).read_text()).body if hasattr(node, "name")}
     nodes = [functions[name] for name in own]
-    modules = [ast.parse(Path(module.__file__).read_text()) for module in (disk, netboot)]
+    modules = [ast.parse(Path(module.__file__).read_text()) for module in (disk, network_formats)]
     return hashlib.sha256(json.dumps([normalise(node) for node in (*nodes, *modules)]).encode()).hexdigest()[:16]
 
 
 def test_a_change_of_the_assembler_asks_for_its_version() -> None:
     """If images become other bytes by your change, raise build.ASSEMBLER. In any case write the new digest here."""
-    assert (build.ASSEMBLER, digest_assembler()) == (1, "2500fc9098d1cb78")
+    assert (build.ASSEMBLER, digest_assembler()) == (1, "660126d1b157b9f9")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_sums_are_in_sha256sum_s_format(tmp_path: Path) -> None:
 )
 def test_ages_are_told_in_words(seconds: float, words: str) -> None:
     """The largest unit that fits."""
-    assert store.describe_age(seconds) == words
+    assert cache.describe_age(seconds) == words
 
 
 class FakeMachine:
@@ -441,8 +441,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     monkeypatch.setattr(build, "check_machine", lambda out, cache, count: None)
     monkeypatch.setattr(build, "find_proxies", lambda environ: {})
     quiet = SimpleNamespace(run=fake.run, missing_tools=lambda tools: [])
-    monkeypatch.setattr(build, "run", quiet)
-    monkeypatch.setattr(store, "run", quiet)
+    monkeypatch.setattr(build, "commands", quiet)
+    monkeypatch.setattr(cache, "commands", quiet)
     return fake
 
 
@@ -590,10 +590,10 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path, machine
 
 def test_nothing_is_removed_through_a_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount below the work directory could be this machine's /dev."""
-    monkeypatch.setattr(store, "mount_points", lambda: [f"{tmp_path}/work/a/mnt/dev"])
+    monkeypatch.setattr(cache, "mount_points", lambda: [f"{tmp_path}/work/a/mnt/dev"])
     (tmp_path / "work/a").mkdir(parents=True)
     with pytest.raises(CommandFailed, match="mounted below"):
-        store.remove_work(tmp_path)
+        cache.remove_work(tmp_path)
     assert (tmp_path / "work/a").is_dir()
 
 
@@ -604,7 +604,7 @@ def test_the_cache_keeps_the_newest_images_of_a_role(tmp_path: Path) -> None:
         entry.mkdir()
         (entry / "manifest.json").write_text(json.dumps({"built": f"2026-01-0{number + 1}T00:00:00+00:00"}))
     (tmp_path / "compute-9").mkdir()
-    store.forget_images(tmp_path, "controller", 3)
+    cache.forget_images(tmp_path, "controller", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "compute-9",
         "controller-2",
@@ -616,11 +616,11 @@ def test_the_cache_keeps_the_newest_images_of_a_role(tmp_path: Path) -> None:
 def test_everything_that_the_machine_lacks_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root, tools with their packages, disk and memory: one line each, before anything starts."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(store.run, "missing_tools", lambda tools: ["sfdisk is missing: install the package fdisk"])
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=store.GIB))
-    monkeypatch.setattr(store, "available_memory", lambda: store.GIB // 2)
+    monkeypatch.setattr(cache.commands, "missing_tools", lambda tools: ["sfdisk is missing: install the package fdisk"])
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=cache.GIB))
+    monkeypatch.setattr(cache, "available_memory", lambda: cache.GIB // 2)
     with pytest.raises(MachineLacks) as caught:
-        store.check_machine(tmp_path / "out", tmp_path / "cache", 2)
+        cache.check_machine(tmp_path / "out", tmp_path / "cache", 2)
     lines = caught.value.message.splitlines()
     assert len(lines) == 4
     assert ["root" in lines[0], "fdisk" in lines[1], "GiB free" in lines[2], "memory" in lines[3]] == [True] * 4
@@ -654,6 +654,8 @@ def test_a_missing_tool_is_told_before_the_build_begins(
     tool: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the package that has it; not after minutes of diskimage-builder's work."""
-    monkeypatch.setattr("imagegen.run.shutil.which", lambda name, path: None if name == tool else f"/usr/bin/{name}")
+    monkeypatch.setattr(
+        "imagegen.base.commands.shutil.which", lambda name, path: None if name == tool else f"/usr/bin/{name}"
+    )
     with pytest.raises(MachineLacks, match=f"{tool} is missing: install the package {package}"):
-        store.check_machine(tmp_path, tmp_path, 1)
+        cache.check_machine(tmp_path, tmp_path, 1)

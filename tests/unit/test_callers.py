@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.callers import announced_authorities, find_foreign, is_json
+from imagegen.server.callers import announced_authorities, find_foreign, is_json
 
 REACHED = ("192.168.56.1", 8080)
 ANNOUNCED = announced_authorities(["http://10.0.0.9:80", "https://10.0.0.9:8443", "http://pxe.example/status"])

@@ -17,13 +17,19 @@ from typing import Any
 import click
 import jsonschema
 import pytest
+from repository import read_modules
+from test_layers import find_imports
 
-from imagegen import boot, build, cli, model, provisioning
-from imagegen.cli import run_command
-from imagegen.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
-from imagegen.evidence import Reason
-from imagegen.ledger import Ledger
-from imagegen.resources import PACKAGE
+from imagegen.base.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
+from imagegen.base.resources import PACKAGE
+from imagegen.cli import main
+from imagegen.cli.main import run_command
+from imagegen.images import build
+from imagegen.images.build import FORMATS
+from imagegen.local import boot
+from imagegen.model import cluster
+from imagegen.server.evidence import Reason
+from imagegen.server.ledger import Ledger
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
 COMMANDS = (
@@ -65,9 +71,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         rest[-1]("linux-node1: databases")
         return [boot.NodeResult(n.name, str(n.role), "ready", "serve", "", 61.4, "abc") for n in nodes]
 
-    monkeypatch.setattr(build, "build_images", build_images)
-    monkeypatch.setattr(build, "image_content_id", lambda role, release, static: "0" * 64)
-    monkeypatch.setattr(boot, "boot_cluster", boot_cluster)
+    monkeypatch.setattr("imagegen.cli.build.build_images", build_images)
+    monkeypatch.setattr("imagegen.cli.generate.image_content_id", lambda role, release, static: "0" * 64)
+    monkeypatch.setattr("imagegen.cli.boot.boot_cluster", boot_cluster)
     return calls
 
 
@@ -77,7 +83,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def read_cluster(path: Path | None) -> None:
         raise error
 
-    monkeypatch.setattr("imagegen.cluster.read_cluster", read_cluster)
+    monkeypatch.setattr("imagegen.cli.inputs.read_cluster", read_cluster)
 
 
 Output = Callable[[], tuple[str, str]]
@@ -250,16 +256,16 @@ def test_seed_takes_the_named_nodes(output: Output) -> None:
 def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output) -> None:
     """Roles in their own order, formats as named, the phases on stderr and a table on stdout."""
     assert run_command(["build", "--role", "compute", "--role", "controller", "--format", "tar", "--refresh"]) == 0
-    assert workers["build"] == ((model.Role.CONTROLLER, model.Role.COMPUTE), Path("out"), ("tar",), True)
+    assert workers["build"] == ((cluster.Role.CONTROLLER, cluster.Role.COMPUTE), Path("out"), ("tar",), True)
     stdout, stderr = output()
     assert stdout.splitlines()[0].split() == ["ROLE", "FORMAT", "ID", "PATH"]
     assert stdout.splitlines()[1].split() == ["controller", "tar", "0123456789ab", "out/controller.tar"]
     assert stderr.splitlines()[-3:] == ["controller: packages: 1 of 2", "controller: disk", "controller: built: in 9 s"]
     assert run_command(["build"]) == 0
     assert workers["build"] == (
-        (model.Role.CONTROLLER, model.Role.COMPUTE),
+        (cluster.Role.CONTROLLER, cluster.Role.COMPUTE),
         Path("out"),
-        cli.FORMATS,
+        tuple(FORMATS),
         False,
     )
 
@@ -323,7 +329,7 @@ def test_a_boot_that_failed_still_ends_with_the_verdict(monkeypatch: pytest.Monk
         failed = boot.NodeResult("linux-node2", "compute", "failed", "nova", "rc 3", 9.0, "abc", 3)
         raise boot.ClusterNotReady("linux-node2 failed at nova", "look at its console", [ready, failed])
 
-    monkeypatch.setattr(boot, "boot_cluster", boot_cluster)
+    monkeypatch.setattr("imagegen.cli.boot.boot_cluster", boot_cluster)
     run_command(["init"])
     output()
     assert run_command(["boot"]) == ExitCode.NODE_NOT_READY
@@ -363,7 +369,7 @@ def keep_ledger(states: dict[str, str]) -> None:
 def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     """Being ended is how a server ends; it says where the nodes' words are kept."""
     run_command(["init", "-q"])
-    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
     assert run_command(["serve", "--for", "15m"]) == ExitCode.DONE
     said = output()[1]
     assert "seeds at https://x: nobody may claim one" in said and "kept in out/serve: imagegen status" in said
@@ -374,7 +380,7 @@ def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Ou
 def test_serving_without_seeds_reads_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     run_command(["init", "-q"])
     Path("secrets.yaml").unlink()
-    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
     assert run_command(["serve"]) == ExitCode.BAD_INPUT
     assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
 
@@ -439,8 +445,8 @@ def test_watching_has_an_end(output: Output, monkeypatch: pytest.MonkeyPatch) ->
     """--timeout watches so long; who is not ready then has missed its time."""
     keep_ledger({"node1": "waiting", "node2": "ready"})
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("imagegen.cli.status.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("imagegen.cli.status.time.sleep", lambda seconds: None)
     assert run_command(["status", "--timeout", "1m"]) == ExitCode.NODE_NOT_READY
     assert "gave up after 60 seconds" in output()[1]
     assert run_command(["status", "--timeout", "1m", "node2"]) == ExitCode.DONE
@@ -457,7 +463,7 @@ def test_status_fits_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch)
         ledger.refuse("", Reason.SCRIPT_MAC, f"10.0.0.{number}", "a long text " * 20)
     ledger.close()
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
-    monkeypatch.setattr(cli.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(main.sys.stdout, "isatty", lambda: True, raising=False)
     for colour in ("", "1"):
         monkeypatch.setenv("NO_COLOR", colour)
         monkeypatch.setenv("TERM", "xterm")
@@ -540,7 +546,7 @@ def test_exit_codes_are_processes_exit_codes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["imagegen", "generate"])
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 2
 
 
@@ -573,7 +579,7 @@ def test_help_teaches_with_examples(command: str, output: Output) -> None:
 
 def test_help_lists_the_contracts_commands_in_order() -> None:
     """As they are used, and nothing that is not there yet."""
-    assert cli.cli.list_commands(click.Context(cli.cli)) == list(COMMANDS)
+    assert list(main.COMMANDS) == list(COMMANDS)
 
 
 def test_help_names_every_exit_code(output: Output) -> None:
@@ -584,21 +590,22 @@ def test_help_names_every_exit_code(output: Output) -> None:
 
 
 def test_choices_are_the_models() -> None:
-    """The command line repeats them only to start quickly."""
-    assert tuple(model.Role) == cli.ROLES
-    assert sorted(cli.FORMATS) == sorted(SCHEMA["$defs"]["image"]["properties"]["format"]["enum"])
+    """The document's schema repeats them."""
+    assert sorted(FORMATS) == sorted(SCHEMA["$defs"]["image"]["properties"]["format"]["enum"])
     assert sorted(SCHEMA["properties"]["command"]["enum"]) == sorted(["", *COMMANDS])
 
 
 def test_starting_imports_nothing_but_click() -> None:
-    """What is imported at the top of the command line costs every start, even for --help."""
-    tree = ast.parse((PACKAGE / "cli.py").read_text())
-    imported = {
-        name
-        for node in tree.body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-    }
-    assert "click" in imported
-    foreign = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert foreign == {"click", "imagegen", "imagegen.errors", "imagegen.streams"}
+    """What the command line imports, and what that imports, costs every start, even for --help."""
+    modules = read_modules()
+    seen, left, foreign = set(), ["cli.main"], set()
+    while left:
+        seen.add(module := left.pop())
+        for _, name in find_imports(ast.parse(modules[module])):
+            package, _, rest = name.partition(".")
+            if package == "imagegen":
+                left += {one for one in (rest, rest.rpartition(".")[0]) if one in modules} - seen
+            elif package not in sys.stdlib_module_names:
+                foreign.add(package)
+    assert foreign == {"click"}
+    assert len(seen) < 10

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen.cluster import cluster_schema, default_text, load_cluster, normalise_mac
-from imagegen.document import MAX_BYTES, Findings, Value, check_shape, load_document, parse_document
-from imagegen.errors import BadInput, Problem
-from imagegen.external import explain_external
-from imagegen.logins import OF_COMPUTES, database_schemas, typed_secrets
-from imagegen.model import Cluster, Hosted, Place, Role
+from imagegen.base.errors import BadInput, Problem
+from imagegen.inputs.cluster_file import cluster_schema, default_text, load_cluster, normalise_mac
+from imagegen.inputs.prerequisites import explain_external
+from imagegen.inputs.yaml_file import MAX_BYTES, Findings, Value, check_shape, load_document, parse_document
+from imagegen.model.cluster import Cluster, Hosted, Place, Role
+from imagegen.model.logins import OF_COMPUTES, database_schemas, typed_secrets
 
 CASES = Path(__file__).parent / "cases"
 GOOD = sorted((CASES / "good").glob("*.yaml"))

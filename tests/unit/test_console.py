@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import console
-from imagegen.console import newest_document, plain_lines, read_steps, read_tail
+from imagegen.base import console
+from imagegen.base.console import newest_document, plain_lines, read_steps, read_tail
 
 documents = st.dictionaries(st.text(), st.integers() | st.text(), max_size=3)
 

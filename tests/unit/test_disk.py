@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import disk
-from imagegen.errors import CommandFailed, ImagegenError
+from imagegen.base.errors import CommandFailed, ImagegenError
+from imagegen.images import disk
 
 MIB = 1 << 20
 LAYOUT = disk.plan_layout(2048 * MIB, "0123456789ab")

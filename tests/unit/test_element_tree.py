@@ -14,10 +14,10 @@ import pytest
 import yaml
 from repository import ELEMENTS
 
-from imagegen.elements import elements_tree
-from imagegen.model import Distro, Role
-from imagegen.releases import default_release, find_release
-from imagegen.tree import read_tree, write_tree
+from imagegen.base.tree import read_tree, write_tree
+from imagegen.images.elements import elements_tree
+from imagegen.model.cluster import Distro, Role
+from imagegen.model.releases import default_release, find_release
 
 # The phases of diskimage-builder 3, whose files are run (its developer's guide, "Phase Subdirectories").
 PHASES = {

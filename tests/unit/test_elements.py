@@ -12,7 +12,9 @@ import pytest
 import yaml
 from diskimage_builder.diskimage_builder import DIB_SCHEMA
 
-from imagegen.elements import (
+from imagegen.base.resources import data_directory
+from imagegen.base.tree import File, Tree, read_tree, text
+from imagegen.images.elements import (
     IMAGE_JSON,
     content_id,
     dib_elements,
@@ -22,10 +24,8 @@ from imagegen.elements import (
     in_house_elements,
     role_element,
 )
-from imagegen.model import Distro, Role
-from imagegen.releases import Release, find_release
-from imagegen.resources import data_directory
-from imagegen.tree import File, Tree, read_tree, text
+from imagegen.model.cluster import Distro, Role
+from imagegen.model.releases import Release, find_release
 
 RELEASE = find_release("2025.1", Distro())
 SMALL: Tree = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from imagegen.evidence import MALFORMED, MOST_ADDRESSES, MOST_MALFORMED, Reason
-from imagegen.ledger import MOST_REPORTS, Ledger
+from imagegen.server.evidence import MALFORMED, MOST_ADDRESSES, MOST_MALFORMED, Reason
+from imagegen.server.ledger import MOST_REPORTS, Ledger
 
 OWN = "10.0.0.1"
 

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.cli import STATES
-from imagegen.fleet import (
-    ORDER,
+from imagegen.server.fleet import (
     Screen,
     describe_age,
     describe_totals,
@@ -49,11 +47,6 @@ def told(**changes: Any) -> dict[str, Any]:
 
 def show(*nodes: dict[str, Any], listened: float = NOW) -> list[dict[str, Any]]:
     return node_rows({"nodes": nodes, "listened": listened, "now": NOW}, Path("nowhere"))
-
-
-def test_the_words_of_the_command_are_those_of_the_rows() -> None:
-    """cli.STATES is a copy, for a quick start."""
-    assert ORDER == STATES
 
 
 def test_rows_are_sorted_as_people_do() -> None:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import handles, tree
-from imagegen.errors import BadUsage, MachineLacks
-from imagegen.handles import append_file, create_file, keep_file, link_file, make_fresh, read_file, remove_place
-from imagegen.tree import File, text, write_file, write_tree
+from imagegen.base import handles, tree
+from imagegen.base.errors import BadUsage, MachineLacks
+from imagegen.base.handles import append_file, create_file, keep_file, link_file, make_fresh, read_file, remove_place
+from imagegen.base.tree import File, text, write_file, write_tree
 
 USER = 12345  # nobody's uid
 

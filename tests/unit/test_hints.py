@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_deploy import hints
 
-import imagegen.hints
-from imagegen.cluster import load_cluster
-from imagegen.errors import BadInput
+from imagegen.base.errors import BadInput
+from imagegen.inputs import device_hints
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.device_hints import hint_text
 
 # [hint, expression, what the device says, whether it fits by ironic-python-agent 10.2: tests/ironic/peer_hints.py]
 RECORDED = json.loads((Path(__file__).parents[1] / "data/hints.json").read_text())
@@ -31,10 +32,10 @@ STRICTER = [
 
 def ask(hint: str, expression: Any, fact: Any) -> bool | str:
     try:
-        parsed = hints.parse_hint(hint, imagegen.hints.hint_text(expression))
+        parsed = hints.parse_hint(hint, hint_text(expression))
     except ValueError:
         return "refused"
-    return parsed.fits(() if fact is None else (imagegen.hints.hint_text(fact),))
+    return parsed.fits(() if fact is None else (hint_text(fact),))
 
 
 def test_every_answer_is_ironics() -> None:
@@ -105,12 +106,12 @@ def test_validation_names_the_line_and_what_is_wrong(hint: str, problem: str, tm
 def test_both_sides_have_one_definition() -> None:
     """imagegen loads the file that lies in the image."""
     for row in RECORDED:
-        text = imagegen.hints.hint_text(row[1])
+        text = hint_text(row[1])
         try:
             mine = hints.parse_hint(row[0], text)
         except ValueError as error:
             with pytest.raises(ValueError) as refused:
-                imagegen.hints.parse_hint(row[0], row[1])
+                device_hints.parse_hint(row[0], row[1])
             assert str(refused.value) == str(error)
         else:
-            assert imagegen.hints.parse_hint(row[0], row[1]) == mine
+            assert device_hints.parse_hint(row[0], row[1]) == mine

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imagegen.iso import seed_iso_bytes, write_seed_iso
-from imagegen.tree import File, Tree
+from imagegen.base.tree import File, Tree
+from imagegen.seeds.iso import seed_iso_bytes, write_seed_iso
 
 SECTOR = 2048
 

@@ -1,42 +1,30 @@
-"""Modules import only from lower rows, each outside tool has one module, and the agent brings nothing to a node."""
+"""Packages import only from those before them, each outside tool has one module; the agent brings nothing to a node."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from repository import AGENT, NETWORK_BOOT, ROOT
+from repository import AGENT, NETWORK_BOOT, ROOT, read_modules
 
-# Lowest first. A module imports only from the rows before its own.
-ROWS = (
-    {"model", "errors", "resources", "endpoint", "sshkeys", "streams", "access", "signals", "switch", "admission"},
-    {"callers", "tokens", "evidence"},
-    {"document", "handles", "hints"},
-    {"secrets", "releases", "render", "tree", "lock", "owners", "run", "console", "authority", "server"},
-    {"bounds", "cluster", "logins", "warnings", "disk", "iso", "manifest", "mirrors", "lan", "ledger", "marks"},
-    {"elements", "seeds", "external", "configdrive", "netboot", "pxe", "serve", "qemu", "nspawn", "store"},
-    {"outdir"},
-    {"dib", "verify", "baremetal", "provisioning", "fleet"},
-    {"build", "pxeboot"},
-    {"boot"},
-    {"cli"},
-    {"__main__"},
-)
-ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
+# The way of the data, and what all of it stands on: a package imports from itself and from those before it.
+PACKAGES = ("base", "model", "inputs", "seeds", "images", "outputs", "server", "local", "cli")
 
-# The one module that may import it; what starts processes besides subprocess has none.
+# The one module or package that may import it; what starts processes besides subprocess has none.
 OWNERS = {
-    "subprocess": "run",
-    "jinja2": "render",
-    "pycdlib": "iso",
+    "subprocess": "base.commands",
+    "jinja2": "base.templates",
+    "pycdlib": "seeds.iso",
     "click": "cli",
-    "cryptography": "authority",
-    "sqlite3": "ledger",
-    "starlette": "serve",
-    "uvicorn": "server",
+    "rich": "cli.progress",
+    "cryptography": "inputs.ca",
+    "sqlite3": "server.ledger",
+    "starlette": "server.app",
+    "uvicorn": "server.listener",
     "multiprocessing": None,
     "pty": None,
 }
@@ -82,33 +70,49 @@ def find_imports(tree: ast.AST, package: str = "imagegen") -> Iterator[tuple[int
 
 
 def find_module_faults(module: str, source: str) -> list[str]:
-    """What the source of imagegen/MODULE.py breaks: `LINE: what`, empty when all is well."""
+    """What the source of a module, such as `seeds.iso`, breaks: `LINE: what`, empty when all is well."""
     tree = ast.parse(source)
-    own_row = ROW_OF.get(module)
-    if own_row is None:
-        return [f"0: {module} has no row: give it one in {Path(__file__).name}"]
+    own = module.partition(".")[0]
+    if own not in PACKAGES:
+        return [f"0: {module} is in no package of the table in {Path(__file__).name}"]
     faults = []
     for line, name in find_imports(tree):
-        package, _, rest = name.partition(".")
-        imported = rest.partition(".")[0]
-        if package == "imagegen" and imported != "__version__" and ROW_OF.get(imported, own_row) >= own_row:
-            faults.append(f"{line}: {module} imports {imported}, which is in no lower row")
-        if package in OWNERS and OWNERS[package] != module:
+        package, *rest = name.split(".")
+        if package == "imagegen" and rest != ["__version__"] and rest[0] not in PACKAGES[: PACKAGES.index(own) + 1]:
+            faults.append(f"{line}: {module} imports {name}, which comes later")
+        if package in OWNERS and OWNERS[package] not in (module, own):
             faults.append(f"{line}: {module} imports {package}, which belongs to {OWNERS[package] or 'no module'}")
     faults += [
-        f"{node.lineno}: {module} imports rich at its top; only a terminal needs it, so import it where it is used"
-        for node in tree.body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for _, name in find_imports(node)
-        if name.partition(".")[0] == "rich"
+        f"{line}: {module} imports {name} inside a function"
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for line, name in find_imports(function)
     ]
     faults += [
-        f"{node.lineno}: {module} calls os.{node.attr}; only run.py starts processes"
+        f"{node.lineno}: {module} calls os.{node.attr}; only base/commands.py starts processes"
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
         if node.attr.rstrip("lvpe") in {call.rstrip("lvpe") for call in PROCESS_CALLS}
     ]
     return list(dict.fromkeys(faults))
+
+
+def find_circle(sources: dict[str, str]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; empty when there is no such circle."""
+    wanted = {
+        module: {
+            one
+            for _, name in find_imports(ast.parse(source))
+            for one in (name.removeprefix("imagegen."), name.removeprefix("imagegen.").rpartition(".")[0])
+            if one in sources and one != module
+        }
+        for module, source in sources.items()
+    }
+    try:
+        tuple(TopologicalSorter(wanted).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def find_writing_faults(module: str, tree: ast.AST) -> Iterator[str]:
@@ -151,25 +155,28 @@ def find_agent_faults(module: str, source: str, own: tuple[str, ...] = ("imagege
     return faults
 
 
-def test_modules_import_only_from_lower_rows() -> None:
-    """The layers of docs/architecture.md, and one owner for each outside tool."""
-    modules = [path for path in sorted((ROOT / "imagegen").glob("*.py")) if path.stem != "__init__"]
-    assert len(modules) > 5
-    faults = [f"{path.name}:{fault}" for path in modules for fault in find_module_faults(path.stem, path.read_text())]
+def test_packages_import_only_from_those_before_them() -> None:
+    """The order of docs/architecture.md, one owner for each outside tool, and nothing hides in a function."""
+    faults = [
+        f"{module}:{fault}" for module, source in read_modules().items() for fault in find_module_faults(module, source)
+    ]
     assert not faults, "\n".join(faults)
 
 
-def test_every_row_names_modules_that_exist() -> None:
-    """A module that was renamed leaves no row behind."""
-    assert sorted(module for module in ROW_OF if not (ROOT / f"imagegen/{module}.py").is_file()) == []
+def test_no_circle_within_a_package() -> None:
+    """Nor across packages."""
+    assert find_circle(read_modules()) == []
+    assert find_circle({"a.b": "from imagegen.a import c", "a.c": "from imagegen.a.b import x"}) != []
 
 
-def test_the_package_has_no_hidden_modules() -> None:
-    """imagegen/ is flat, and its __init__ imports nothing: no import escapes the walk."""
-    assert [
-        p.name for p in sorted((ROOT / "imagegen").rglob("*.py")) if p.parent.name not in ("imagegen", "data")
-    ] == []
-    init = (ROOT / "imagegen/__init__.py").read_text()
+def test_every_package_is_in_the_table() -> None:
+    """imagegen/ has these folders, and data/; every __init__ is empty: no import escapes the walk."""
+    package = ROOT / "imagegen"
+    folders = {path.parent.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert folders == {".", "data", *PACKAGES}
+    assert {path.name for path in package.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert [path for path in package.glob("*/__init__.py") if path.read_text()] == []
+    init = (package / "__init__.py").read_text()
     assert [name for _, name in find_imports(ast.parse(init)) if not name.startswith("__future__")] == []
 
 
@@ -193,23 +200,23 @@ def test_the_network_boot_imports_the_agent_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("tree", "from imagegen.cluster import load_cluster"),
-        ("tree", "import imagegen.cli"),
-        ("tree", "from imagegen import run"),
-        ("tree", "from .run import start"),
-        ("model", "from imagegen.errors import Problem"),
-        ("seeds", "def late():\n    from imagegen.qemu import Machine"),
-        ("boot", "import subprocess"),
-        ("boot", "from subprocess import run"),
-        ("boot", "import os\nos.execvp('true', ['true'])"),
-        ("boot", "import os\nos.posix_spawn('true', ['true'], {})"),
-        ("boot", "import os\nos.system('true')"),
-        ("run", "import multiprocessing"),
-        ("seeds", "from jinja2 import Environment"),
-        ("seeds", "import pycdlib.pycdlibexception"),
-        ("build", "import click"),
-        ("cli", "import rich.progress"),
-        ("helper", "x = 1"),
+        ("base.tree", "from imagegen.inputs.cluster_file import load_cluster"),
+        ("base.tree", "import imagegen.cli.main"),
+        ("base.tree", "from imagegen.seeds import seed"),
+        ("base.tree", "from imagegen import cli"),
+        ("model.cluster", "from imagegen.inputs import warnings"),
+        ("seeds.seed", "def late():\n    from imagegen.base.errors import BadUsage"),
+        ("local.boot", "import subprocess"),
+        ("local.boot", "from subprocess import run"),
+        ("local.boot", "import os\nos.execvp('true', ['true'])"),
+        ("local.boot", "import os\nos.posix_spawn('true', ['true'], {})"),
+        ("local.boot", "import os\nos.system('true')"),
+        ("base.commands", "import multiprocessing"),
+        ("seeds.seed", "from jinja2 import Environment"),
+        ("seeds.seed", "import pycdlib.pycdlibexception"),
+        ("images.build", "import click"),
+        ("cli.status", "import rich.progress"),
+        ("utils.text", "x = 1"),
     ],
 )
 def test_a_planted_import_is_found(module: str, source: str) -> None:
@@ -220,9 +227,9 @@ def test_a_planted_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cli", "import click\nfrom imagegen import __version__\nfrom imagegen.boot import boot_cluster"),
-        ("cli", "def show():\n    import rich.progress"),
-        ("run", "import os, subprocess\nos.environ.get('HOME')"),
+        ("cli.boot", "import click\nfrom imagegen import __version__\nfrom imagegen.local.boot import boot_cluster"),
+        ("cli.progress", "import rich.progress"),
+        ("base.commands", "import os, subprocess\nos.environ.get('HOME')"),
     ],
 )
 def test_a_lawful_import_is_let_be(module: str, source: str) -> None:

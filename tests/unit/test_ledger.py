@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.evidence import MALFORMED, Reason
-from imagegen.ledger import (
+from imagegen.server.evidence import MALFORMED, Reason
+from imagegen.server.ledger import (
     BEAT,
     MOST_EVENTS,
     READY_BEAT,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagegen.errors import BadUsage
-from imagegen.lock import Held, hold_lock
+from imagegen.base.errors import BadUsage
+from imagegen.base.lock import Held, hold_lock
 
 
 class Clock:

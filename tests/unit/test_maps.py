@@ -5,7 +5,7 @@ from __future__ import annotations
 from maps import find_stale_maps, render_maps
 from repository import ELEMENTS
 
-from imagegen.releases import element_names
+from imagegen.model.releases import element_names
 
 
 def test_every_map_is_as_releases_has_it() -> None:

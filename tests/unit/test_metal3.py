@@ -16,12 +16,13 @@ from fakes.world import make_secrets
 from jsonschema import Draft202012Validator
 from netboot_images import make_images
 
-from imagegen.baremetal import METAL3_HINTS, metal3_hints, metal3_tree
-from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage
-from imagegen.hints import parse_hint
-from imagegen.pxe import find_images
-from imagegen.seeds import seed_trees
+from imagegen.base.errors import BadUsage
+from imagegen.base.resources import PACKAGE
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.device_hints import parse_hint
+from imagegen.outputs.baremetal import METAL3_HINTS, metal3_hints, metal3_tree
+from imagegen.outputs.pxe import find_images
+from imagegen.seeds.seed import seed_trees
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "data/baremetalhost.schema.json").read_text())
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -166,7 +167,7 @@ def test_a_hint_that_would_select_other_disks_in_metal3_is_refused(hint: str, va
 
 def test_every_hint_of_the_cluster_file_is_tried_here() -> None:
     """A new hint is not forgotten, neither here nor in Metal3's table."""
-    schema = json.loads((Path(load_cluster.__code__.co_filename).parent / "data/cluster.schema.json").read_text())
+    schema = json.loads((PACKAGE / "data/cluster.schema.json").read_text())
     assert set(schema["$defs"]["node"]["properties"]["root_device"]["properties"]) == set(HINTS) == set(METAL3_HINTS)
 
 

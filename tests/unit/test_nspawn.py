@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from imagegen import nspawn
-from imagegen.cluster import load_cluster
-from imagegen.errors import CommandFailed, MachineLacks
+from imagegen.base.errors import CommandFailed, MachineLacks
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.local import nspawn
 
 HYBRID = """\
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

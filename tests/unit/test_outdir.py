@@ -13,15 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 from netboot_images import make_images, make_loaders
-from repository import ROOT
+from repository import read_modules
 
-from imagegen import boot, cli, outdir, provisioning
-from imagegen.cli import run_command
-from imagegen.errors import BadUsage, ExitCode
-from imagegen.lock import hold_lock
-from imagegen.marks import EARLIER, MARK, remove_old_seeds
-from imagegen.outdir import keep_closed
-from imagegen.owners import find_caller, find_place
+from imagegen.base import outdir
+from imagegen.base.errors import BadUsage, ExitCode
+from imagegen.base.lock import hold_lock
+from imagegen.base.marks import EARLIER, MARK, remove_old_seeds
+from imagegen.base.outdir import keep_closed
+from imagegen.base.owners import find_caller, find_place
+from imagegen.cli.main import run_command
+from imagegen.local import boot
+from imagegen.server import provisioning
 
 ALICE, MALLORY = 12345, 12346  # nobody's uids
 WRITERS = (["generate"], ["seed"], ["pxe"], ["baremetal"])
@@ -40,7 +42,7 @@ def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with inputs and iPXE's files."""
     shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe-package"))
+    monkeypatch.setattr("imagegen.cli.pxe.IPXE", make_loaders(tmp_path / "ipxe-package"))
     return tmp_path
 
 
@@ -467,14 +469,14 @@ BY_PATH = {"write_text", "write_bytes", "mkdir", "touch", "rename", "replace", "
 BY_PATH |= {"hardlink_to", "copyfile", "copytree", "rmtree", "makedirs", "truncate"}
 # Modules that work in places that are root's alone, with what they may do there.
 ELSEWHERE = {
-    "build": {"mkdir", "rename", "touch", "unlink", "rmtree"},  # the cache, which find_cache() looked at
-    "store": {"rmtree"},
-    "dib": {"mkdir", "write_text", "chmod"},
-    "disk": {"mkdir", "unlink", "symlink_to", "replace", "write_text", "truncate", "open"},
-    "netboot": {"copyfile"},
-    "nspawn": {"mkdir", "rmdir", "write_text"},  # control groups
-    "switch": {"unlink", "replace"},  # its socket, in out/boot, which keep_closed() holds
-    "cli": {"unlink"},  # the file that `init` wrote beside its place
+    "images.build": {"mkdir", "rename", "touch", "unlink", "rmtree"},  # the cache, which find_cache() looked at
+    "images.cache": {"rmtree"},
+    "images.dib": {"mkdir", "write_text", "chmod"},
+    "images.disk": {"mkdir", "unlink", "symlink_to", "replace", "write_text", "truncate", "open"},
+    "images.network_formats": {"copyfile"},
+    "local.nspawn": {"mkdir", "rmdir", "write_text"},  # control groups
+    "local.switch": {"unlink", "replace"},  # its socket, in out/boot, which keep_closed() holds
+    "cli.init": {"unlink"},  # the file that `init` wrote beside its place
 }
 
 
@@ -496,10 +498,10 @@ def find_by_path(source: str) -> set[str]:
 
 def test_only_what_works_elsewhere_changes_files_by_path() -> None:
     """All else goes through handles, tree, lock and outdir."""
-    modules = [
-        p for p in (ROOT / "imagegen").glob("*.py") if p.stem not in ("handles", "tree", "lock", "outdir", "marks")
-    ]
-    faults = {p.stem: found for p in modules if (found := find_by_path(p.read_text()) - ELSEWHERE.get(p.stem, set()))}
+    effects = {f"base.{name}" for name in ("handles", "tree", "lock", "outdir", "marks")}
+    modules = {name: find_by_path(source) for name, source in read_modules().items() if name not in effects}
+    assert set(ELSEWHERE) <= set(modules)
+    faults = {name: found for name, each in modules.items() if (found := each - ELSEWHERE.get(name, set()))}
     assert faults == {}
 
 

@@ -18,15 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from netboot_images import make_loaders
+from repository import read_modules
 from test_boot import FakeNetwork, document
 from test_build import FakeMachine, machine
 from test_cli import COMMANDS, Output, files_below, fixed_directory, keep_ledger, output, serve_nothing
 
-from imagegen import boot, cli, provisioning, streams
-from imagegen.cli import run_command
-from imagegen.errors import CommandFailed, ExitCode, Problem
-from imagegen.evidence import Reason
-from imagegen.resources import PACKAGE
+from imagegen.base import streams
+from imagegen.base.errors import CommandFailed, ExitCode, Problem
+from imagegen.base.resources import PACKAGE
+from imagegen.cli.main import run_command
+from imagegen.local import boot
+from imagegen.server import provisioning
+from imagegen.server.evidence import Reason
 
 __all__ = ["fixed_directory", "machine", "output"]  # fixtures
 
@@ -39,11 +42,11 @@ def _place(machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A machine where builds cost nothing, nodes are ready at once, and a server is ended as soon as it serves."""
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
     monkeypatch.setenv("IMAGEGEN_MIRROR", "http://mirror.example/debian")
-    monkeypatch.setattr(cli, "IPXE", make_loaders(tmp_path / "ipxe"))
-    monkeypatch.setattr(cli, "DEFAULT_CLUSTER", Path("cluster.yaml"))
+    monkeypatch.setattr("imagegen.cli.pxe.IPXE", make_loaders(tmp_path / "ipxe"))
+    monkeypatch.setattr("imagegen.cli.inputs.DEFAULT_CLUSTER", Path("cluster.yaml"))
     monkeypatch.setattr(boot, "open_network", lambda *_: FakeNetwork([READY, READY]))
     monkeypatch.setattr(boot, "verify_cluster", lambda *_: [])
-    monkeypatch.setattr(provisioning, "provision", serve_nothing)
+    monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
 
 
 def run_json(output: Output, *argv: str) -> tuple[ExitCode, dict[str, Any]]:
@@ -145,7 +148,7 @@ def test_the_document_has_what_the_text_has(monkeypatch: pytest.MonkeyPatch, out
     def build_images(*_: Any, **__: Any) -> None:
         raise CommandFailed("dib failed", log=Path("out/logs/x.log"), last_lines=["E: one"])
 
-    monkeypatch.setattr("imagegen.build.build_images", build_images)
+    monkeypatch.setattr("imagegen.cli.build.build_images", build_images)
     code, told = run_json(output, "build")
     assert (code, told["log"], told["last_lines"]) == (ExitCode.COMMAND_FAILED, "out/logs/x.log", ["E: one"])
 
@@ -211,7 +214,7 @@ def test_work_goes_on_when_nobody_hears_of_it(
     assert run_command(["init", "x"]) == ExitCode.DONE
 
 
-PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from imagegen.cli import main; main()"
+PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from imagegen.cli.main import main; main()"
 
 
 @pytest.mark.allow_process(Path(sys.executable).name)
@@ -298,7 +301,7 @@ def test_what_a_failed_command_said_steers_no_terminal(monkeypatch: pytest.Monke
     def build_images(*_: Any, **__: Any) -> None:
         raise CommandFailed(f"dib {EVIL}", last_lines=[EVIL])
 
-    monkeypatch.setattr("imagegen.build.build_images", build_images)
+    monkeypatch.setattr("imagegen.cli.build.build_images", build_images)
     assert run_command(["build", "--debug"]) == ExitCode.COMMAND_FAILED
     assert not [c for c in output()[1] if not c.isprintable() and c not in "\n\t"]
 
@@ -319,7 +322,7 @@ def find_writers(source: str) -> list[str]:
 def test_text_leaves_by_one_door() -> None:
     """No module but streams.py writes to stdout or stderr; what lives on a terminal (rich) is made visible first."""
     assert find_writers("import click\ndef f():\n    click.echo('x')\n    print(1)") == ["click.echo", "print"]
-    sources = {path.name: path.read_text() for path in PACKAGE.glob("*.py")}
-    assert {name for name, source in sources.items() if find_writers(source)} == {"streams.py"}
+    sources = read_modules()
+    assert {name for name, source in sources.items() if find_writers(source)} == {"base.streams"}
     drawn = [line for source in sources.values() for line in source.splitlines() if "Text(" in line]
     assert drawn and all("visible(" in line or line.strip() == "live.update(Text(" for line in drawn), drawn

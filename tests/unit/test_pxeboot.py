@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from netboot_images import make_images
 
-from imagegen import lan, pxeboot, qemu
-from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage, MachineLacks
-from imagegen.model import Cluster
-from imagegen.pxe import find_images, pxe_tree
-from imagegen.pxeboot import BlankMachine, PxeQemu, TapMachine
-from imagegen.tree import write_tree
+from imagegen.base.errors import BadUsage, MachineLacks
+from imagegen.base.tree import write_tree
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.local import lan, network_boot, qemu
+from imagegen.local.network_boot import BlankMachine, PxeQemu, TapMachine
+from imagegen.model.cluster import Cluster
+from imagegen.outputs.pxe import find_images, pxe_tree
 
 CLUSTER = load_cluster(None)
 Make = Callable[..., PxeQemu]
@@ -29,9 +29,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     for module in (lan, qemu):
         monkeypatch.setattr(module, "require_tools", lambda *tools: None)
     monkeypatch.setattr(lan.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(pxeboot, "find_ovmf", lambda: Path("/OVMF.fd"))
+    monkeypatch.setattr(network_boot, "find_ovmf", lambda: Path("/OVMF.fd"))
     # What a machine needs before it is started: its disk, and where its ssh is.
-    monkeypatch.setattr(pxeboot, "run", lambda argv: None)
+    monkeypatch.setattr(network_boot, "run", lambda argv: None)
     monkeypatch.setattr(qemu, "run", lambda argv: None)
     monkeypatch.setattr(qemu, "free_port", lambda: 40001)
     monkeypatch.setattr(qemu, "write_seed_iso", lambda seed, path: None)

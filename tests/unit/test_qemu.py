@@ -15,10 +15,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen import qemu
-from imagegen.cluster import load_cluster
-from imagegen.errors import BadUsage, MachineLacks
-from imagegen.model import Cluster, Role
+from imagegen.base.errors import BadUsage, MachineLacks
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.local import qemu
+from imagegen.model.cluster import Cluster, Role
 
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes[0], CLUSTER.nodes[1]

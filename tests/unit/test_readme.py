@@ -16,13 +16,14 @@ import pytest
 import yaml
 from repository import AGENT, NETWORK_BOOT, ROOT
 
-from imagegen.cli import cli, run_command
-from imagegen.cluster import load_cluster
-from imagegen.errors import ExitCode
-from imagegen.resources import PACKAGE
+from imagegen.base.errors import ExitCode
+from imagegen.base.resources import PACKAGE
+from imagegen.cli import main
+from imagegen.cli.main import cli, run_command
+from imagegen.inputs.cluster_file import load_cluster
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = tuple(cli.commands)
+COMMANDS = tuple(main.COMMANDS)
 OFFLINE = ("init", "validate", "generate", "seed", "schema")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -53,7 +54,7 @@ def read_files() -> dict[str, str]:
 
 def list_options(name: str) -> set[str]:
     """Every spelling of every option of a command; of imagegen itself for an empty name."""
-    command = cli.commands[name] if name else cli
+    command = cli.get_command(click.Context(cli), name) if name else cli
     parent = click.Context(cli) if name else None
     with click.Context(command, info_name=name, parent=parent, help_option_names=["-h", "--help"]) as context:
         return {word for option in command.get_params(context) for word in (*option.opts, *option.secondary_opts)}

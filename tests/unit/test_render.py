@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from oslo_config import cfg
 
-from imagegen.render import (
+from imagegen.base.resources import data_directory
+from imagegen.base.templates import (
     dump_json,
     dump_yaml,
     environment,
@@ -25,7 +26,6 @@ from imagegen.render import (
     quote_yaml,
     render_template,
 )
-from imagegen.resources import data_directory
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -14,8 +14,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.errors import BadInput
-from imagegen.secrets import NAMES, Secrets, generate_secrets, load_secrets, secrets_warnings
+from imagegen.base.errors import BadInput
+from imagegen.inputs.secrets_file import NAMES, Secrets, generate_secrets, load_secrets, secrets_warnings
 
 CONTRACT = """database_nova database_placement database_keystone database_imagegen messaging_openstack messaging_cookie
 identity_admin identity_nova identity_placement seed_key keystone_fernet_key keystone_credential_key"""

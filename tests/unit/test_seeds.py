@@ -27,12 +27,12 @@ from hypothesis import strategies as st
 from oslo_config import cfg
 from secret_places import ROOT_OWNED
 
-from imagegen.cluster import load_cluster
-from imagegen.logins import OF_COMPUTES, database_schemas
-from imagegen.model import Cluster, Distro, Node, Place, Role
-from imagegen.secrets import NAMES, Secrets
-from imagegen.seeds import hash_rabbitmq_password, seed_tree, seed_trees
-from imagegen.tree import Tree, read_tree, write_tree
+from imagegen.base.tree import Tree, read_tree, write_tree
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.model.cluster import Cluster, Distro, Node, Place, Role
+from imagegen.model.logins import OF_COMPUTES, database_schemas
+from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree, seed_trees
 
 GOLDEN = Path(__file__).parent / "golden" / "seeds"
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40)

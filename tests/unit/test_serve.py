@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from imagegen import serve
-from imagegen.authority import generate_authority
-from imagegen.bounds import BURST, MOST_ADDRESSES, MOST_BODY, Bounds, Rates
-from imagegen.cluster import load_cluster
-from imagegen.evidence import MALFORMED
-from imagegen.ledger import Ledger, Unusable
-from imagegen.serve import Site, choose_part, find_mac, make_files_app, make_seeds_app
+from imagegen.inputs.ca import generate_authority
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.server import app
+from imagegen.server.app import Site, choose_part, find_mac, make_files_app, make_seeds_app
+from imagegen.server.bounds import BURST, MOST_ADDRESSES, MOST_BODY, Bounds, Rates
+from imagegen.server.evidence import MALFORMED
+from imagegen.server.ledger import Ledger, Unusable
 
 CLUSTER = load_cluster(None)
 NODE = CLUSTER.node("linux-node2")
@@ -41,8 +41,8 @@ class Answer:
 class Served:
     """The two applications, what was said, and the neighbour table."""
 
-    files: serve.App
-    seeds: serve.App
+    files: app.App
+    seeds: app.App
     ledger: Ledger
     said: list[str]
     macs: dict[str, str] = field(default_factory=dict)
@@ -512,6 +512,6 @@ def test_a_mac_is_found_in_the_kernels_table(tmp_path: Path, monkeypatch: pytest
         "192.168.56.12    0x1         0x2         52:54:00:56:00:AB     *        br0\n"
         "192.168.56.13    0x1         0x0         00:00:00:00:00:00     *        br0\n"
     )
-    monkeypatch.setattr(serve, "ARP", table)
+    monkeypatch.setattr(app, "ARP", table)
     found = [find_mac(f"192.168.56.{n}") for n in (12, 13, 1)]
     assert found == ["52:54:00:56:00:ab", None, None]

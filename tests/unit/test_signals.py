@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from imagegen.signals import end_on_signals
+from imagegen.base.signals import end_on_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

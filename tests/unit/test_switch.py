@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.switch import BACKLOG, LONGEST, Switch, serve_port
+from imagegen.local.switch import BACKLOG, LONGEST, Switch, serve_port
 
 A, B, C = (bytes([2, 0, 0, 0, 0, number]) for number in (1, 2, 3))
 EVERYBODY = b"\xff" * 6

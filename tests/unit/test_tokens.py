@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.tokens import make_token, read_token
+from imagegen.server.tokens import make_token, read_token
 
 KEY = b"k" * 32
 

@@ -7,7 +7,6 @@ import json
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from repository import ROOT
 
-from imagegen import verify
-from imagegen.cluster import load_cluster
-from imagegen.errors import CommandFailed
-from imagegen.run import Completed
-from imagegen.secrets import Secrets
+from imagegen.base.commands import Completed
+from imagegen.base.errors import CommandFailed
+from imagegen.base.resources import PACKAGE
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.local import verify
 
 NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
 SECRETS = Secrets(
@@ -382,5 +382,5 @@ def test_the_observer_is_text_for_any_python_of_a_node() -> None:
     """It is sent to the node's own python3, so its syntax is no newer than Python 3.9."""
     import ast
 
-    source = Path(verify.__file__).with_name("data") / "observe.py"
+    source = PACKAGE / "data/observe.py"
     assert ast.parse(source.read_text(), feature_version=(3, 9)).body

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagegen.cli import run_command
-from imagegen.cluster import default_text, read_cluster
-from imagegen.errors import ExitCode
-from imagegen.releases import find_release
-from imagegen.warnings import find_warnings, untested_release
+from imagegen.base.errors import ExitCode
+from imagegen.cli.main import run_command
+from imagegen.inputs.cluster_file import default_text, read_cluster
+from imagegen.inputs.warnings import find_warnings, untested_release
+from imagegen.model.releases import find_release
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvbyBiYXIgYmF6IHF1eCBxdXV4IGNvcmdlIGdyYXVs me"
 QUIET = f"""\
@@ -144,7 +144,9 @@ def test_build_refuses_what_nobody_has_booted(
 ) -> None:
     """Before anything starts, unless it is asked for."""
     built: list[str] = []
-    monkeypatch.setattr("imagegen.build.build_images", lambda cluster, *_, **__: built.append(cluster.release) or [])
+    monkeypatch.setattr(
+        "imagegen.cli.build.build_images", lambda cluster, *_, **__: built.append(cluster.release) or []
+    )
     Path("cluster.yaml").write_text(change(distro={"name": "debian", "suite": "bookworm"}))
     assert run_command(["build"]) == ExitCode.BAD_INPUT
     assert "nobody has built and booted OpenStack zed on debian bookworm yet" in capsys.readouterr().err

@@ -20,8 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from imagegen import qemu
-from imagegen.model import Node
+from imagegen.local import qemu
+from imagegen.model.cluster import Node
 
 CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"  # the nodes of bringup.py
 POLL = 0.2  # seconds
@@ -121,7 +121,7 @@ if __name__ == "__main__":
         log, plan, name = json.loads(sys.argv[2])
         argv = sys.argv[3:]
         sys.exit(cut_power(Path(log), plan, argv, CHANGES.get(name, list)(argv)))
-    from imagegen.cli import main
+    from imagegen.cli.main import main
 
     qemu.node_command = spoil
     main()

@@ -12,8 +12,8 @@ from pathlib import Path
 from canaries import CLUSTER_FILE, ENVIRONMENT_VARIABLES, KEY_COMMENT
 from watch import spell_secret
 
-from imagegen.model import Cluster
-from imagegen.run import run
+from imagegen.base.commands import run
+from imagegen.model.cluster import Cluster
 
 CHECKOUT = Path(__file__).parents[2]
 IMAGES = CHECKOUT / "out/images"

@@ -17,8 +17,8 @@ from bad_day import CONTROLLER
 from bringup import BOOT_MINUTES, IMAGES, BootedCluster, run_imagegen, write_inputs
 from netboot_images import share_images
 
-from imagegen import qemu
-from imagegen.cluster import load_cluster
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.local import qemu
 
 
 @pytest.fixture(scope="session")

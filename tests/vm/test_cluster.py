@@ -17,9 +17,9 @@ from repository import ROOT
 from secret_places import find_misplaced, name_secrets, secrets_of_compute
 from watch import spell_secret
 
-from imagegen.ledger import Ledger
-from imagegen.model import NAMESPACE, Role
-from imagegen.secrets import load_secrets
+from imagegen.inputs.secrets_file import load_secrets
+from imagegen.model.cluster import NAMESPACE, Role
+from imagegen.server.ledger import Ledger
 
 LAYERS = "/run/imagegen/live"  # of a live node's root file system
 SCAN = (ROOT / "tests/cluster/probes/secrets.py").read_text()

@@ -24,8 +24,8 @@ from fakes.keystone import Keystone
 from fakes.mariadb import Server
 from fakes.nova_manage import HALF_MADE
 from fakes.world import World, heads_of, import_agent, make_secrets
-from imagegen.cluster import load_cluster
-from imagegen.secrets import Secrets
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import Secrets
 
 TICK = 1.0  # seconds of the clock between two looks at units and registrations
 HEARTBEAT = 15.0

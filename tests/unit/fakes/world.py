@@ -27,10 +27,10 @@ from fakes import amqp, nova, openstack, pymysql
 from fakes.commands import Commands
 from fakes.keystone import Keystone
 from fakes.mariadb import Server
-from imagegen.cluster import load_cluster
-from imagegen.model import Cluster
-from imagegen.secrets import NAMES, Secrets
-from imagegen.seeds import hash_rabbitmq_password, seed_tree
+from imagegen.inputs.cluster_file import load_cluster
+from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.model.cluster import Cluster
+from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree
 
 AGENT_MODULES = (
     "api",

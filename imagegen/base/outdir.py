@@ -1,0 +1,187 @@
+"""The out directory: one command at a time writes there, and what it makes is the caller's."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from imagegen.base.errors import BadUsage, ImagegenError, MachineLacks
+from imagegen.base.handles import (
+    DIRECTORY,
+    Owner,
+    adopt,
+    is_file,
+    list_names,
+    make_directory,
+    open_directory,
+    owner_of,
+    put_file,
+    remove,
+)
+from imagegen.base.lock import Held, hold_lock
+from imagegen.base.marks import EARLIER, LEFTOVER, MARK, MARK_TEXT, is_ours
+from imagegen.base.owners import find_caller, find_place, user_name
+
+KEPT: Mapping[str, int] = {"seeds": 0o700, "images": 0o755, "logs": 0o755, "boot": 0o700, "serve": 0o700}
+"""Directories of OUT that stay, and their modes; the others are replaced as a whole."""
+
+WAIT_SECONDS = 600.0  # more than any command holds the lock: the longest copies the images of two roles
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def work_in(
+    out: Path, names: Collection[str], command: str, say: Say = lambda line: None, *, seconds: float | None = None
+) -> Iterator[None]:
+    """Keeps other commands out of OUT while this one writes `names` there, once all of them are imagegen's to write.
+
+    Makes OUT and, of `names`, what KEPT has. Raises BadUsage for what imagegen did not make and for a place that others
+    can change, MachineLacks for what is another user's, ImagegenError when another command does not end in time.
+    """
+    seconds = WAIT_SECONDS if seconds is None else seconds
+    find_place(out)
+    if out.exists():
+        with open_directory(out) as handle:
+            check_names(out, handle, names)
+    with open_directory(out, make=True, owner=find_caller()) as handle:
+        take_over(out, handle)
+        check_owner(handle, out)
+
+    def waiting(holder: str) -> None:
+        say(f"{holder} is working in {out}; waiting for it")
+
+    try:
+        with hold_lock(out / MARK, command, seconds=seconds, waiting=waiting), open_directory(out) as handle:
+            check_names(out, handle, names)
+            for name in names:
+                prepare_name(out, handle, name)
+            try:
+                yield
+            finally:
+                give_to_caller(handle, [MARK, *names])
+    except Held as held:
+        raise ImagegenError(
+            f"{held} is still working in {out} after {seconds / 60:.0f} minutes", "stop it, or give this one another -o"
+        ) from None
+
+
+def take_over(out: Path, handle: int) -> None:
+    """Gives an OUT that root made to the user behind sudo, when nothing is in it but what imagegen makes."""
+    owner, own = find_caller(), {*KEPT, *EARLIER, "images.yaml", MARK}
+    if owner_of(handle)[0] == 0 != owner[0] and all(
+        name in own and (name == MARK or is_ours(out, handle, name)) for name in list_names(handle)
+    ):
+        adopt(handle, owner)
+
+
+def check_owner(handle: int, place: Path) -> None:
+    """Raises MachineLacks when what is open is another user's and this process is not root."""
+    uid = owner_of(handle)[0]
+    if os.geteuid() in (0, uid):
+        return
+    # Kept nodes run in boot/ and need their files' owners.
+    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this with sudo"
+    raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or give another -o")
+
+
+def check_names(out: Path, handle: int, names: Collection[str]) -> None:
+    """Raises BadUsage that names everything in OUT that imagegen did not make and would replace or write in."""
+    foreign = [name for name in names if not is_ours(out, handle, name)]
+    if foreign:
+        raise BadUsage(
+            f"imagegen did not make {' and '.join(os.fspath(out / name) for name in foreign)} and leaves it alone",
+            "move it away, or give another -o",
+        )
+
+
+def prepare_name(out: Path, handle: int, name: str) -> None:
+    """Makes a directory that stays, marks it, gives it to OUT's owner, and removes what a run that was killed left."""
+    for left in (f".{name}.new", f".{name}.old"):
+        remove(handle, left)
+    if name in KEPT:
+        make_directory(handle, name, out / name, KEPT[name], owner=find_caller())
+        with open_directory(out / name) as inner:
+            check_owner(inner, out / name)
+            if KEPT[name] == 0o700:
+                os.fchmod(inner, 0o700)
+            if not is_file(out / name / MARK):
+                put_file(inner, MARK, MARK_TEXT.encode(), 0o644, out / name / MARK)
+            if name == "seeds":
+                remove_leftovers(out / name)
+    give_to_caller(handle, [name])
+
+
+def give_to_caller(handle: int, names: Collection[str]) -> None:
+    """Gives what root made in OUT to the user behind sudo; nodes that are kept in boot/ need their files' owners."""
+    if os.geteuid() == 0:
+        for name in names:
+            if name != "boot":
+                give_back(handle, name, find_caller())
+
+
+def give_back(handle: int, name: str, owner: Owner) -> None:
+    """Gives what has that name in the directory to its owner, with all below it; files with a second name stay whose
+    they are, because that may be anywhere.
+    """
+    with suppress(FileNotFoundError):
+        facts = os.lstat(name, dir_fd=handle)
+        if facts.st_uid == owner[0]:
+            return
+        if not stat.S_ISDIR(facts.st_mode):
+            _give(handle, [name], owner)
+            return
+        for _, directories, files, inner in os.fwalk(name, dir_fd=handle):
+            adopt(inner, owner)
+            _give(inner, [*directories, *files], owner)
+
+
+def _give(handle: int, names: Collection[str], owner: Owner) -> None:
+    for name in names:
+        facts = os.lstat(name, dir_fd=handle)
+        if not stat.S_ISDIR(facts.st_mode) and facts.st_nlink == 1:
+            os.chown(name, *owner, dir_fd=handle, follow_symlinks=False)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what a run that was killed left half-written: it may hold secrets. Only who has the lock may call it."""
+    with open_directory(directory) as handle:
+        for name in list_names(handle):
+            if LEFTOVER.fullmatch(name):
+                remove(handle, name)
+
+
+@contextmanager
+def keep_closed(directory: Path, in_use: Callable[[], bool]) -> Iterator[None]:
+    """While root works in a directory of OUT, nobody else can change what is in it; afterwards it is OUT's owner's,
+    unless it is `in_use` still. For other users nothing changes.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    with open_directory(directory.parent) as handle:
+        owner = owner_of(handle)
+        with open_directory(directory) as inner:
+            _close_off(inner)
+            for name in list_names(inner):
+                if stat.S_ISLNK(os.lstat(name, dir_fd=inner).st_mode):
+                    remove(inner, name)
+                elif stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
+                    below = os.open(name, DIRECTORY, dir_fd=inner)
+                    try:
+                        _close_off(below)
+                    finally:
+                        os.close(below)
+        try:
+            yield
+        finally:
+            if not in_use():
+                give_back(handle, directory.name, owner)
+
+
+def _close_off(handle: int) -> None:
+    os.fchmod(handle, 0o700)
+    os.fchown(handle, 0, 0)

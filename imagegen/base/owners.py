@@ -1,0 +1,99 @@
+"""Who gives a command, and whether nobody else can change what lies at a place."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from imagegen.base.errors import BadUsage
+from imagegen.base.handles import Owner
+
+
+def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
+    """uid and gid of who gave the command: behind sudo those of the user who called it (sudo(8), SUDO_UID)."""
+    given = os.environ if environment is None else environment
+    names = [given.get("SUDO_UID", ""), given.get("SUDO_GID", "")]
+    if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+        return int(names[0]), int(names[1])
+    return os.geteuid(), os.getegid()
+
+
+def find_place(path: Path, owner: int | None = None, hint: str = "give another -o") -> Path:
+    """The path, or where it leads when there are links on it, once nobody but root and `owner` can change that.
+
+    `owner` is a uid, by default the caller's. Raises BadUsage that names the directory and who can write there.
+    """
+    try:
+        return _follow_path(path, {0, find_caller()[0] if owner is None else owner})
+    except BadUsage as error:
+        raise BadUsage(error.message, ", or ".join(filter(None, (error.hint, hint)))) from None
+
+
+def _follow_path(path: Path, trusted: Collection[int]) -> Path:
+    todo = list(reversed((Path.cwd() / path).parts[1:]))
+    place, links = Path("/"), 0
+    check_directory(place, trusted, last=not todo)
+    while todo:
+        part = todo.pop()
+        inner = place.parent if part == ".." else place / part
+        try:
+            facts = inner.lstat()
+        except FileNotFoundError:
+            place = Path(os.path.normpath(inner.joinpath(*reversed(todo))))
+            break
+        if stat.S_ISLNK(facts.st_mode):
+            links += 1
+            if facts.st_uid not in trusted or links > 40:
+                raise BadUsage(f"{inner} is a link of user {user_name(facts.st_uid)}, who can point it anywhere")
+            target = inner.readlink()
+            place = Path("/") if target.is_absolute() else place
+            todo += [part for part in reversed(target.parts) if part != "/"]
+            continue
+        check_directory(inner, trusted, last=not todo)
+        place = inner
+    return place if links else path
+
+
+def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> None:
+    """Raises BadUsage when somebody who is not trusted can put something else in the place of what is in a directory.
+
+    Where the sticky bit is set, as in /tmp, that is only so for who owns it; `last`: what is new counts as well.
+    """
+    facts = place.stat()
+    sticky = facts.st_mode & stat.S_ISVTX and not last
+    if not stat.S_ISDIR(facts.st_mode):
+        raise BadUsage(f"{place} is not a directory")
+    if facts.st_uid not in trusted:
+        who, cure = f"user {user_name(facts.st_uid)}", "work as that user, with sudo where root is needed"
+    elif facts.st_mode & stat.S_IWOTH and not sticky:
+        who, cure = "every user", f"run `chmod o-w {place}`"
+    elif facts.st_mode & stat.S_IWGRP and not sticky:
+        who, cure = find_members(facts.st_gid, trusted), f"run `chmod g-w {place}`"
+    else:
+        return
+    if who:
+        raise BadUsage(f"{who} can write in {place}, and so change what imagegen writes there", cure)
+
+
+def find_members(gid: int, trusted: Collection[int]) -> str:
+    """Who is in the group besides who is trusted, as words; empty for a user's own group."""
+    try:
+        group = grp.getgrgid(gid)
+    except KeyError:
+        return f"group {gid}"
+    users = {user.pw_name: user for user in pwd.getpwall()}
+    members = {*group.gr_mem, *(user.pw_name for user in users.values() if user.pw_gid == gid)}
+    others = [name for name in members if name not in users or users[name].pw_uid not in trusted]
+    return f"group {group.gr_name} ({', '.join(sorted(others)[:3])})" if others else ""
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,100 @@
+"""imagegen boot."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from imagegen.base.errors import BadUsage, Problem
+from imagegen.base.streams import tell
+from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs
+from imagegen.cli.options import Settings, common_options
+from imagegen.cli.output import Outcome, complain, table
+from imagegen.cli.progress import progress
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.local.boot import ClusterNotReady, NetworkBoot, boot_cluster
+from imagegen.model.cluster import Cluster, Node
+
+
+@click.command()
+@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
+@click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
+)
+@click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
+@click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
+@click.option(
+    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this one from its image and ISO."
+)
+@click.option(
+    "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."
+)
+@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: next to a DHCP server that knows nothing of it.")
+@common_options
+@click.pass_obj
+def boot(
+    settings: Settings,
+    names: tuple[str, ...],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+    over_network: bool,
+    from_disk: tuple[str, ...],
+    firmware: str | None,
+    proxy_dhcp: bool,
+) -> Outcome:
+    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
+
+    Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines start with blank
+    disks: they get DHCP, the files of `imagegen pxe` and their seeds over a network inside this machine.
+
+    \b
+    Examples:
+      sudo imagegen boot
+      sudo imagegen boot --backend nspawn --keep
+      sudo imagegen boot linux-node1 --timeout 90
+      imagegen pxe && sudo imagegen boot --pxe --from-disk linux-node1
+    """
+    if not over_network and (from_disk or firmware or proxy_dhcp):
+        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to a boot over the network", "add --pxe")
+    if over_network and backend != "qemu":
+        raise BadUsage("--pxe needs virtual machines", "leave --backend out")
+    cluster, secrets = load_inputs(settings)
+    chosen = choose_nodes(settings, cluster, names)
+    choose_nodes(settings, cluster, from_disk)
+    how = {"from_disk": frozenset(from_disk), "firmware": firmware or "uefi", "proxy_dhcp": proxy_dhcp}
+    network_boot = how if over_network else None
+    return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep, network_boot)
+
+
+def _boot_nodes(
+    settings: Settings,
+    cluster: Cluster,
+    secrets: Secrets,
+    nodes: Sequence[Node],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+    network_boot: dict[str, Any] | None,
+) -> Outcome:
+    columns = ("name", "role", "state", "seconds", "image")
+    try:
+        with progress(settings, every_line=True) as report:
+            how = NetworkBoot(**network_boot) if network_boot else None
+            results = boot_cluster(
+                cluster, secrets, settings.out, nodes, backend, timeout, keep, report, network_boot=how
+            )
+    except ClusterNotReady as error:
+        if settings.debug:
+            tell("".join(traceback.format_exception(error)).rstrip())
+        complain(error.message, error.hint)
+        rows = [asdict(result) for result in error.nodes]
+        problems = [Problem("", 0, "", error.message, error.hint)]
+        return Outcome(table(rows, columns), nodes=rows, problems=problems, code=error.exit_code)
+    rows = [asdict(result) for result in results]
+    return Outcome(table(rows, columns), nodes=rows)

@@ -1,0 +1,70 @@
+"""imagegen build."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from imagegen.base.errors import BadUsage
+from imagegen.cli.inputs import load_cluster_or_example
+from imagegen.cli.options import Settings, common_options
+from imagegen.cli.output import Outcome, table
+from imagegen.cli.progress import progress
+from imagegen.images.build import FORMATS, build_images
+from imagegen.inputs.warnings import untested_release
+from imagegen.model.cluster import Cluster, Role
+
+
+@click.command()
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    type=click.Choice([str(role) for role in Role]),
+    help="Repeatable. Default: the cluster's roles.",
+)
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
+)
+@click.option("--refresh", is_flag=True, help="Build even if an image with the same content exists.")
+@click.option("--untested", is_flag=True, help="Build a release or distro that nobody has built and booted yet.")
+@common_options
+@click.pass_obj
+def build(
+    settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool, untested: bool
+) -> Outcome:
+    """Build images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
+
+    An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
+    to logs/ in the out directory.
+
+    \b
+    Examples:
+      sudo imagegen build --role controller
+      sudo imagegen build --format qcow2 --refresh
+    """
+    cluster = load_cluster_or_example(settings)
+    if not untested and (sentence := untested_release(cluster)):
+        raise BadUsage(sentence, "choose another `release` and `distro`, or try it with --untested")
+    images = _build_images(settings, cluster, roles, formats or tuple(FORMATS), refresh)
+    return Outcome(table(images, ("role", "format", "id", "path")), images=images)
+
+
+def _build_images(
+    settings: Settings, cluster: Cluster, roles: Sequence[str], formats: Sequence[str], refresh: bool
+) -> list[dict[str, Any]]:
+    chosen: tuple[Role, ...] = tuple(role for role in Role if role in roles) or cluster.roles
+    with progress(settings) as report:
+        images = build_images(
+            cluster,
+            chosen,
+            settings.out,
+            formats=formats,
+            refresh=refresh,
+            report=lambda progress: report(f"{progress.role}: {progress.phase}", progress.detail),
+        )
+    return [{**asdict(image), "role": str(image.role), "path": os.fspath(image.path)} for image in images]

@@ -1,0 +1,161 @@
+"""imagegen serve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Full, Queue
+from threading import Thread
+from typing import Any
+
+import click
+
+from imagegen.base.errors import BadUsage
+from imagegen.base.signals import end_on_signals
+from imagegen.cli.inputs import choose_nodes, load_inputs, load_own_cluster, warn_of_readers
+from imagegen.cli.options import Address, Duration, Settings, common_options
+from imagegen.cli.output import Outcome, say
+from imagegen.seeds.seed import seed_tree
+from imagegen.server.ledger import Unusable, explain_unusable
+from imagegen.server.provisioning import (
+    DIRECTORY,
+    LEDGER,
+    Window,
+    describe_left_out,
+    describe_windows,
+    hold_directory,
+    open_ledger,
+    provision,
+)
+
+
+@click.command()
+@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every new node.")
+@click.option(
+    "--for",
+    "seconds",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    help="How long seeds may be claimed, such as 15m or 2h.",
+)
+@click.option(
+    "--claims",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How often each armed node may claim its seed.",
+)
+@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come on media or through Ironic.")
+@click.option(
+    "--listen", "address", type=Address(), help="Address to listen on. Default: the one that the nodes are given."
+)
+@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not check addresses.")
+@click.option(
+    "--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where the seeds are served."
+)
+@common_options
+@click.pass_obj
+def serve(
+    settings: Settings,
+    armed: tuple[str, ...],
+    seconds: float,
+    claims: int,
+    no_seeds: bool,
+    address: str | None,
+    any_address: bool,
+    tls_port: int,
+) -> Outcome:
+    """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
+
+    A seed goes to whoever boots as its node while that node's window is open, as often as it has claims. Without --arm,
+    every node that has never claimed a seed and never been ready may claim once within the hour; the others are listed,
+    and get a window only with --arm. A live node claims at each boot. To open another window while the server runs,
+    call it again with --arm. docs/threat-model.md says what somebody on the wire can do in the meantime.
+
+    \b
+    Examples:
+      imagegen pxe && sudo imagegen serve
+      sudo imagegen serve --arm linux-node2 --for 15m
+      sudo imagegen serve --arm live-1 --for 30d --claims 100
+      imagegen serve --no-seeds
+    """
+    window = Window(armed, seconds, claims)
+    if no_seeds and armed:
+        raise BadUsage("--no-seeds gives out no seed, and --arm opens a window for one", "use only one of the two")
+    listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
+    return _serve(settings, window, seeds=not no_seeds, listening=listening)
+
+
+def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[str, Any]) -> Outcome:
+    cluster, secrets = load_inputs(settings) if seeds else (load_own_cluster(settings), None)
+    choose_nodes(settings, cluster, window.names)
+    if not seeds:
+        warn_of_readers(settings, cluster)
+    root, directory = settings.out / "pxe", settings.out / DIRECTORY
+    make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
+    try:
+        with hold_directory(settings.out) as alone:
+            if not alone:
+                return _arm_running(settings, window)
+            with (
+                _say_in_background(settings) as announce,
+                end_on_signals(),
+                provision(cluster, root, directory, make_seed, window, announce, **listening) as at_work,
+            ):
+                announce(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
+                windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
+                if at_work.left_out:
+                    announce(describe_left_out(at_work.left_out))
+                announce(f"seeds at {at_work.seed_url}: {windows}")
+                while True:
+                    at_work.serving.wait(1.0)
+    except KeyboardInterrupt:
+        with suppress(OSError):  # nobody may be there to hear it
+            say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
+    except Unusable as error:
+        raise explain_unusable(directory / LEDGER, error) from error
+    return Outcome()
+
+
+def _arm_running(settings: Settings, window: Window) -> Outcome:
+    """Opens windows in the ledger of the server that is at work. Raises BadUsage."""
+    at_work = f"another `imagegen serve` is running in {settings.out}"
+    if not window.names:
+        raise BadUsage(at_work, "arm nodes there with --arm, or give another -o")
+    ledger = open_ledger(settings.out)
+    try:
+        if unknown := ledger.find_unknown(window.names):
+            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "stop it and start it again")
+        if not ledger.gives_seeds:
+            raise BadUsage(f"{at_work}, and gives out no seeds", "stop it and start it without --no-seeds")
+        ledger.open_windows(window.names, window.seconds, window.claims)
+        say(settings, f"from the `imagegen serve` that is running: {describe_windows(ledger.read())}")
+    finally:
+        ledger.close()
+    return Outcome()
+
+
+@contextmanager
+def _say_in_background(settings: Settings) -> Iterator[Callable[[str], None]]:
+    """Gives announce(line) that never waits and never fails: a terminal that is stopped or gone stops no server."""
+    lines: Queue[str | None] = Queue(1000)
+
+    def work() -> None:
+        while (line := lines.get()) is not None:
+            with suppress(OSError, ValueError):
+                say(settings, line)
+
+    def announce(line: str) -> None:
+        with suppress(Full):
+            lines.put_nowait(f"{time.strftime('%H:%M:%S')} {line}")
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield announce
+    finally:
+        with suppress(Full):
+            lines.put_nowait(None)
+        thread.join(1.0)

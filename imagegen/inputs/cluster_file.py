@@ -1,0 +1,289 @@
+"""The cluster file: loaded, checked as a whole, and turned into a Cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from imagegen.base.errors import BadInput
+from imagegen.base.resources import PACKAGE
+from imagegen.inputs.device_hints import parse_hint
+from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
+from imagegen.inputs.ssh_keys import find_key_fault
+from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
+from imagegen.model.cluster import CACHE_PORT, Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
+from imagegen.model.releases import UnknownRelease, default_release, default_suite, find_release
+
+PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
+IMAGE_PORT = 9292
+DEFAULT_NAME = "the default cluster"
+_URL_KEYS = ("auth_url", "endpoint")
+
+
+def default_text() -> str:
+    """The cluster file that `imagegen init` writes, and that is used where there is none."""
+    return (PACKAGE / "data/cluster.yaml").read_text()
+
+
+@cache
+def cluster_schema() -> dict[str, Any]:
+    """The JSON schema of the cluster file, as shipped for editors."""
+    loaded: dict[str, Any] = json.loads((PACKAGE / "data/cluster.schema.json").read_bytes())
+    return loaded
+
+
+def load_cluster(path: Path | None) -> Cluster:
+    """The cluster in that file; None: the embedded default. Raises BadInput with every problem in the file."""
+    return read_cluster(path)[0]
+
+
+def read_cluster(path: Path | None) -> tuple[Cluster, Findings]:
+    """The same, and where in the file its values stand. `-` is standard input; it lies in this directory."""
+    found = Findings(DEFAULT_NAME if path is None else name_file(path))
+    document = parse_document(default_text(), found) if path is None else load_document(path, found)
+    return check_cluster(document, found, path.parent if path else Path()), found
+
+
+def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
+    """The cluster in a loaded document whose relative paths start at `directory`. Raises BadInput."""
+    data = check_shape(document, cluster_schema(), found)
+    if not isinstance(data, dict):
+        raise BadInput(found.problems)
+    release, distro = _check_release(data, found)
+    network = _check_network(data.get("network", {}), found)
+    nodes = [node or {} for node in data.get("nodes", [])]
+    cells = _check_cells(data, nodes, found)
+    _check_nodes(nodes, network, found)
+    if nodes and all(node.get("role") == Role.COMPUTE for node in nodes):
+        found.add("nodes", "computes without a controller; give at least one node `role: controller`")
+    _check_services(data.get("services", {}), nodes, found)
+    _check_hosts(data, found)
+    for i, key in enumerate(data.get("ssh_authorized_keys", [])):
+        if key and (fault := find_key_fault(key)):
+            found.add(f"ssh_authorized_keys[{i}]", fault)
+    if found.problems or network is None:
+        raise BadInput(found.problems)
+    built = tuple(_build_node(node, cells[0]) for node in nodes)
+    return Cluster(
+        name=data["name"],
+        region=data.get("region", "RegionOne"),
+        release=release,
+        distro=distro,
+        network=network,
+        services=_build_services(data.get("services", {}), built),
+        status_url=data.get("status", {}).get("url"),
+        pxe_url=data["pxe"]["url"].rstrip("/") if "pxe" in data else None,
+        ssh_authorized_keys=tuple(data.get("ssh_authorized_keys", [])),
+        secrets_path=directory / data.get("secrets", "secrets.yaml"),
+        cells=cells,
+        nodes=built,
+        idle_cache="host" not in data.get("services", {}).get(Hosted.CACHE, {"host": ""}),
+    )
+
+
+def normalise_mac(text: str) -> str | None:
+    """A MAC address in lower case with colons, from any of the five usual spellings; None when it is none."""
+    digits = re.sub(r"[:.-]", "", text).lower()
+    return ":".join(digits[i : i + 2] for i in range(0, 12, 2)) if re.fullmatch(r"[0-9a-f]{12}", digits) else None
+
+
+def _check_release(data: Mapping[str, Any], found: Findings) -> tuple[str, Distro]:
+    given = data.get("distro", {})
+    try:
+        name = given.get("name", Distro.name)
+        distro = Distro(name, given.get("suite") or default_suite(name), given.get("arch", Distro.arch))
+        return find_release(data.get("release") or default_release(distro), distro).id, distro
+    except UnknownRelease as error:
+        found.add(error.key, error.message)
+        return "", Distro()
+
+
+def _check_network(data: Mapping[str, Any], found: Findings) -> Network | None:
+    gateway = _parse(IPv4Address, data.get("gateway"), "network.gateway", found)
+    dns = [_parse(IPv4Address, each, f"network.dns[{i}]", found) for i, each in enumerate(data.get("dns", []))]
+    cidr = _check_cidr(data.get("cidr"), found)
+    if cidr is None:
+        return None
+    if gateway is not None and (message := _misplaced(gateway, cidr)):
+        found.add("network.gateway", message)
+    for i, each in enumerate(dns):
+        if each and (message := find_address_fault(each) or (_misplaced(each, cidr) if each in cidr else "")):
+            found.add(f"network.dns[{i}]", message)
+    return Network(
+        cidr, gateway, tuple(each for each in dns if each), tuple(each for each in data.get("ntp", []) if each)
+    )
+
+
+def _check_cidr(text: str | None, found: Findings) -> IPv4Network | None:
+    if text is None:
+        return None
+    path = "network.cidr"
+    try:
+        cidr = IPv4Network(text, strict=False)
+    except ValueError:
+        found.add(path, f"`{text}` is not an IPv4 network; write one such as 192.168.56.0/24")
+        return None
+    if str(cidr.network_address) != text.partition("/")[0]:
+        found.add(path, f"`{text}` is an address, not a network; the network is {cidr}")
+    if cidr.prefixlen > 30:
+        found.add(path, f"`{text}` is too small; /30 is the smallest network with room for two nodes")
+    if cidr.prefixlen < 8 or cidr.is_loopback or cidr.is_multicast or cidr.is_link_local or cidr.is_reserved:
+        found.add(path, f"`{text}` is not a network in which nodes can have addresses")
+    return cidr
+
+
+def _check_cells(data: Mapping[str, Any], nodes: list[dict[str, Any]], found: Findings) -> tuple[str, ...]:
+    cells = [each for each in data.get("cells", ["cell1"]) if each]
+    _check_unique(((f"cells[{i}]", each) for i, each in enumerate(data.get("cells", []))), found)
+    for i, node in enumerate(nodes):
+        if "cell" in node and cells and node["cell"] not in cells:
+            found.add(
+                f"nodes[{i}].cell", f"there is no cell `{node['cell']}`; `cells` has {', '.join(dict.fromkeys(cells))}"
+            )
+    return tuple(cells)
+
+
+def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Findings) -> None:
+    macs: list[tuple[str, str | None]] = []
+    addresses: list[tuple[str, IPv4Address | None]] = []
+    for i, node in enumerate(nodes):
+        path = f"nodes[{i}]"
+        macs.append((f"{path}.mac", _check_mac(node.get("mac"), f"{path}.mac", found)))
+        address = _parse(IPv4Address, node.get("address"), f"{path}.address", found)
+        addresses.append((f"{path}.address", address))
+        if address and network and (message := _misplaced(address, network.cidr)):
+            found.add(f"{path}.address", message)
+        elif address and network and address == network.gateway:
+            found.add(f"{path}.address", f"{address} is the gateway's address")
+        _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
+        if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
+            found.add(
+                f"{path}.deploy.mode", "a live node loses everything when it is switched off: only computes can be live"
+            )
+    for key in ("name", "serial"):
+        _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)
+    _check_unique(iter(macs), found)
+    _check_unique(iter(addresses), found)
+
+
+def _check_hints(hints: Mapping[str, Any], path: str, found: Findings) -> None:
+    for hint, value in hints.items():
+        try:
+            parse_hint(hint, value)
+        except ValueError as error:
+            found.add(f"{path}.{hint}", str(error))
+
+
+def _check_mac(text: str | None, path: str, found: Findings) -> str | None:
+    if text is None:
+        return None
+    mac = normalise_mac(text)
+    if mac is None:
+        found.add(path, f"must be a MAC address such as 52:54:00:56:00:11, not `{text[:40]}`")
+    elif int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        found.add(path, f"{mac} is not the address of an interface (it is a multicast address, or zero)")
+    return mac
+
+
+def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found: Findings) -> None:
+    roles = {node["name"]: node.get("role") for node in nodes if "name" in node}
+    all_named = all("name" in node for node in nodes)  # a node whose name is bad may be the one meant
+    for service in Hosted:
+        given = data.get(service)
+        if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is read and not needed
+            continue
+        if roles.get(name := given.get("node", "")) == Role.COMPUTE:
+            found.add(
+                f"services.{service}.node", f"node `{name}` is not a controller, and only controllers host services"
+            )
+        elif name and name not in roles and all_named:
+            found.add(f"services.{service}.node", f"there is no node `{name}`{suggest(name, list(roles))}")
+
+
+def _check_hosts(data: Mapping[str, Any], found: Findings) -> None:
+    """Every host and URL in the file that is not a node's."""
+    services = {name: given for name, given in data.get("services", {}).items() if isinstance(given, dict)}
+    hosts = {f"services.{name}.host": given.get("host") for name, given in services.items()}
+    hosts |= {f"network.ntp[{i}]": host for i, host in enumerate(data.get("network", {}).get("ntp", []))}
+    urls = {f"services.{name}.{key}": given.get(key) for name, given in services.items() for key in _URL_KEYS}
+    urls |= {f"{name}.url": data.get(name, {}).get("url") for name in ("status", "pxe")}
+    faults = [(path, find_host_fault(host)) for path, host in hosts.items() if host]
+    for path, fault in [*faults, *((path, find_url_fault(url)) for path, url in urls.items() if url)]:
+        if fault:
+            found.add(path, fault)
+
+
+def _check_unique(values: Iterator[tuple[str, Any]], found: Findings) -> None:
+    first: dict[Any, str] = {}
+    for path, value in values:
+        if value is not None and first.setdefault(value, path) != path:
+            there = first[value]
+            found.add(path, f"`{value}` is already used by {there} on line {found.lines.get(there, 1)}")
+
+
+def _parse(kind: Callable[[str], IPv4Address], text: str | None, path: str, found: Findings) -> IPv4Address | None:
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        found.add(path, f"`{text}` is not an IPv4 address; write one such as 192.168.56.11")
+        return None
+
+
+def _misplaced(address: IPv4Address, cidr: IPv4Network) -> str:
+    if address not in cidr:
+        return f"{address} is outside the network {cidr}"
+    if address == cidr.network_address:
+        return f"{address} is the address of the network {cidr} itself"
+    return f"{address} is the broadcast address of {cidr}" if address == cidr.broadcast_address else ""
+
+
+def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:
+    return Node(
+        name=data["name"],
+        role=Role(data["role"]),
+        mac=normalise_mac(data["mac"]) or "",
+        address=IPv4Address(data["address"]),
+        cell=data.get("cell", first_cell),
+        serial=data.get("serial"),
+        root_device=_build_hints(data.get("root_device", {})),
+        deploy=Deploy(**data.get("deploy", {})),
+    )
+
+
+def _build_hints(hints: Mapping[str, Any]) -> dict[str, str | int | bool]:
+    """The hints, with a size that is only a number as a number."""
+    return {hint: int(value) if hint == "size" and value.strip().isdigit() else value for hint, value in hints.items()}
+
+
+def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Services:
+    """Every service's place: `embedded`, or nothing said, is the first controller in file order."""
+    first = next(node for node in nodes if node.role is Role.CONTROLLER)
+    addresses = {node.name: str(node.address) for node in nodes}
+
+    def place(service: Hosted) -> Place:
+        given = data.get(service, "embedded")
+        if given == "embedded":
+            given = {"node": first.name}
+        if "node" in given:
+            return Place(addresses[given["node"]], PORTS[service], given["node"])
+        if "auth_url" in given:
+            url = urlsplit(given["auth_url"])
+            return Place(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        return Place(given["host"], given.get("port", PORTS[service]))
+
+    identity = place(Hosted.IDENTITY)
+    external = data.get(Hosted.IDENTITY, "embedded")
+    return Services(
+        database=place(Hosted.DATABASE),
+        messaging=place(Hosted.MESSAGING),
+        cache=place(Hosted.CACHE) if "host" in data.get(Hosted.CACHE, "embedded") else None,
+        identity=identity,
+        auth_url=f"http://{identity.host}:{identity.port}/v3" if identity.node else external["auth_url"].rstrip("/"),
+        image_endpoint=data.get("image", {}).get("endpoint", f"http://{first.address}:{IMAGE_PORT}").rstrip("/"),
+    )

@@ -1,0 +1,80 @@
+"""What must exist at backing services outside the cluster, for which imagegen has no administrator's credentials."""
+
+from __future__ import annotations
+
+from imagegen.model.cluster import Cluster, Hosted
+from imagegen.model.logins import (
+    EXCHANGE,
+    Rights,
+    database_clients,
+    database_schemas,
+    identity_users,
+    messaging_users,
+    schema_of,
+)
+
+
+def explain_external(cluster: Cluster) -> list[str]:
+    """The commands to run on each external service, as lines; a password is named by its key in secrets.yaml."""
+    sections = {
+        Hosted.DATABASE: (cluster.services.database, _database_lines),
+        Hosted.MESSAGING: (cluster.services.messaging, _messaging_lines),
+        Hosted.CACHE: (cluster.services.cache, _cache_lines),
+        Hosted.IDENTITY: (cluster.services.identity, _identity_lines),
+    }
+    lines: list[str] = []
+    for service, (place, explain) in sections.items():
+        if place is not None and place.node is None:
+            lines += [f"# {service} at {place.host}:{place.port}", *explain(cluster), ""]
+    return lines[:-1]
+
+
+def _database_lines(cluster: Cluster) -> list[str]:
+    schemas = database_schemas(cluster)
+    lines = [f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4;" for name, _ in schemas]
+    for user in dict.fromkeys(user for _, user in schemas):
+        for host in database_clients(cluster):
+            lines.append(f"CREATE USER '{user}'@'{host}' IDENTIFIED BY '<database_{user} of secrets.yaml>';")
+            lines += [
+                # In a database's name _ stands for any character.
+                "GRANT ALL PRIVILEGES ON `{}`.* TO '{}'@'{}';".format(name.replace("_", "\\_"), user, host)
+                for name, own in schemas
+                if own == user
+            ]
+    return lines
+
+
+def _messaging_lines(cluster: Cluster) -> list[str]:
+    lines = [f"rabbitmqctl add_vhost {schema_of(cluster, cell)}" for cell in cluster.cells]
+    for user in messaging_users(cluster):
+        lines.append(f"rabbitmqctl add_user {user.name}    # asks for the password: {user.secret} of secrets.yaml")
+        may = user.rights
+        for vhost in user.vhosts:
+            lines.append(
+                f"rabbitmqctl set_permissions -p {vhost} {user.name} '{may.configure}' '{may.write}' '{may.read}'"
+            )
+            if may != Rights():
+                lines.append(f"rabbitmqctl set_topic_permissions -p {vhost} {user.name} {EXCHANGE} '.*' '{may.topics}'")
+    return lines
+
+
+def _cache_lines(cluster: Cluster) -> list[str]:
+    addresses = ", ".join(str(node.address) for node in cluster.controllers)
+    return [f"# nothing to create; {addresses} must reach it, and nobody else: it has no authentication"]
+
+
+def _identity_lines(cluster: Cluster) -> list[str]:
+    first = cluster.controllers[0].address
+    lines = ["openstack project create --domain default --or-show service", "openstack role create --or-show service"]
+    for user in identity_users(cluster):
+        prompt = "openstack user create --domain default --password-prompt"
+        lines.append(f"{prompt} {user.name}    # {user.secret} of secrets.yaml")
+        lines += [f"openstack role add --project service --user {user.name} {role}" for role in user.roles]
+    services = (("nova", "compute", f"http://{first}:8774/v2.1"), ("placement", "placement", f"http://{first}:8778"))
+    for name, kind, url in services:
+        lines.append(f"openstack service create --name {name} {kind}")
+        lines += [
+            f"openstack endpoint create --region {cluster.region} {kind} {interface} {url}"
+            for interface in ("public", "internal", "admin")
+        ]
+    return lines

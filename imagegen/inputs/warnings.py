@@ -1,0 +1,120 @@
+"""What is valid in a cluster file and still deserves a second look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import AddressValueError, IPv4Address
+from urllib.parse import urlsplit
+
+from imagegen.base.errors import Problem
+from imagegen.inputs.yaml_file import Findings
+from imagegen.model.cluster import Cluster, Hosted
+from imagegen.model.releases import find_release
+
+
+def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
+    """The warnings about a valid cluster, in the order of their lines; `found` knows what stands where in its file."""
+    doubts = Findings(found.file, lines=found.lines)
+    for path, message in (
+        *_doubt_release(cluster),
+        *_doubt_login(cluster),
+        *_doubt_availability(cluster),
+        *_doubt_cache(found),
+        *_doubt_hosts(cluster, found),
+    ):
+        doubts.add(path, message)
+    return sorted(doubts.problems)
+
+
+def untested_release(cluster: Cluster) -> str:
+    """A sentence when nobody has built and booted the cluster's release on its distro; else nothing."""
+    release = find_release(cluster.release, cluster.distro)
+    if release.booted:
+        return ""
+    where = f"{release.distro.name} {release.distro.suite}"
+    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its names come from documentation"
+
+
+Doubts = Iterator[tuple[str, str]]  # path, message
+
+
+def _doubt_release(cluster: Cluster) -> Doubts:
+    if sentence := untested_release(cluster):
+        yield "release", f"{sentence}; `build` asks for --untested"
+
+
+def _doubt_login(cluster: Cluster) -> Doubts:
+    if not cluster.ssh_authorized_keys:
+        yield "ssh_authorized_keys", "without an ssh key nobody can log in to the nodes, not even on their consoles"
+
+
+def _doubt_availability(cluster: Cluster) -> Doubts:
+    """Several controllers look like high availability. What every controller has of its own is no matter here."""
+    if len(cluster.controllers) < 2:
+        return
+    first = cluster.controllers[0].name
+    yield (
+        "nodes",
+        f"{len(cluster.controllers)} controllers do not give high availability: the API's endpoints are on {first} only"
+        f", and while {first} is down nobody reaches Nova and Placement",
+    )
+    losses = {
+        Hosted.DATABASE: "every API call fails",
+        Hosted.MESSAGING: "no instance can be created or changed",
+        Hosted.IDENTITY: "nobody gets a token",
+    }
+    for service, loss in losses.items():
+        if node := getattr(cluster.services, service).node:
+            yield f"services.{service}", f"runs on {node} alone; while {node} is down, {loss}"
+
+
+def _doubt_cache(found: Findings) -> Doubts:
+    if "services.cache.host" in found.lines:
+        yield (
+            "services.cache",
+            "memcached has no authentication: whoever reaches it can make tokens valid and run code in the APIs; remove"
+            " the key, and every controller uses its own",
+        )
+    elif "services.cache" in found.lines:
+        yield "services.cache", "is not needed: every controller has its own memcached; remove the key"
+
+
+def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
+    """Hosts outside the cluster that are a node, each node itself, or out of reach."""
+    names = {str(node.address): node.name for node in cluster.nodes} | {node.name: node.name for node in cluster.nodes}
+    for path, host, role in _outside(cluster, found):
+        if node := names.get(host):
+            yield path, f"{host} is the node {node}, {role}"
+        elif message := _unreachable(cluster, host):
+            yield path, message
+
+
+def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]]:
+    """(path, host, what is wrong when the host is a node) of all that the nodes look for outside the cluster."""
+    for service in Hosted:
+        if service is Hosted.CACHE and f"services.{service}.host" not in found.lines:
+            continue  # each controller's own
+        if (place := getattr(cluster.services, service)).node is None:
+            yield f"services.{service}", place.host, f"where imagegen starts no {service}; write {{node: NAME}}"
+    glance = "where imagegen starts no Glance: instances find no images until you install it there"
+    yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance
+    for i, address in enumerate(cluster.network.dns):
+        yield f"network.dns[{i}]", str(address), "which answers no DNS"
+    for i, host in enumerate(cluster.network.ntp):
+        yield f"network.ntp[{i}]", host, "and nodes follow the first controller's time anyway; leave it out"
+    if cluster.pxe_url:
+        yield "pxe.url", urlsplit(cluster.pxe_url).hostname or "", "which cannot serve its own first boot"
+    if cluster.status_url:
+        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing of imagegen's receives statuses"
+
+
+def _unreachable(cluster: Cluster, host: str) -> str:
+    try:
+        address = IPv4Address(host)
+    except AddressValueError:
+        return f"{host} is each node itself" if host.lower() == "localhost" else ""
+    if address.is_loopback:
+        return f"{host} is each node itself"
+    if cluster.network.gateway is None and address not in cluster.network.cidr:
+        return f"{host} is outside the network {cluster.network.cidr}, and without a gateway no node reaches it"
+    return ""

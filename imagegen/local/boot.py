@@ -1,0 +1,380 @@
+"""Booting a cluster's nodes on this machine: start, watch until ready, verify from outside, leave nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from imagegen.base.commands import Completed
+from imagegen.base.console import printable, read_steps
+from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
+from imagegen.base.handles import is_file, open_directory, read_file
+from imagegen.base.lock import Held, hold_lock
+from imagegen.base.outdir import keep_closed, work_in
+from imagegen.base.signals import end_on_signals
+from imagegen.base.tree import File, Tree, write_file
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.local import nspawn, qemu
+from imagegen.local.network_boot import PxeQemu
+from imagegen.local.verify import Finding, verify_cluster
+from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.seeds.seed import seed_tree
+
+Report = Callable[[str], None]
+"""Takes one line of progress."""
+
+# What each backend boots: the ending of the image's file name.
+IMAGE_SUFFIX = {"qemu": ".qcow2", "nspawn": ".tar"}
+POLL = 0.5  # seconds between two looks at the nodes
+VERIFY_SHARE = 20  # verification, and each command of it, may take this part of the backend's time: a minute natively
+LAST_LINES = 15
+MIB = 1 << 20
+
+
+class Machine(Protocol):
+    """One node in a backend."""
+
+    node: Node
+    image: str
+
+    @property
+    def login(self) -> str: ...
+    def start(self) -> None: ...
+    def status(self) -> dict[str, Any] | None: ...
+    def alive(self) -> bool: ...
+    def console(self, lines: int = ...) -> list[str]: ...
+    def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
+
+
+class Network(Protocol):
+    """A backend: the cluster's network and its machines. Leaving the context ends them, unless keep() was called."""
+
+    timeout: float  # seconds until all nodes should be ready
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def needs(self, node: Node, image: Path) -> tuple[int, int]: ...  # bytes of memory, of disk
+    def add(self, node: Node, image: Path, seed: Tree) -> Machine: ...
+    def keep(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """How far a node came; all fields except rc are those of `--output json`."""
+
+    name: str
+    role: str
+    state: str  # waiting, working, ready or failed; empty: the node never said anything
+    step: str
+    detail: str
+    seconds: float  # from the start until it was ready, or until it was given up
+    image: str
+    rc: int | None = None  # return code of the step
+
+
+@dataclass(frozen=True)
+class NetworkBoot:
+    """How QEMU's machines boot over the network: which do not, with what firmware, next to whose DHCP server."""
+
+    from_disk: frozenset[str] = frozenset()
+    firmware: str = "uefi"
+    proxy_dhcp: bool = False
+
+
+class ClusterNotReady(NodeNotReady):
+    """A node did not become ready, or the cluster is not what its nodes say; `nodes` holds how far each came."""
+
+    def __init__(self, message: str, hint: str, nodes: Sequence[NodeResult]) -> None:
+        super().__init__(message, hint)
+        self.nodes = tuple(nodes)
+
+
+def boot_cluster(
+    cluster: Cluster,
+    secrets: Secrets,
+    out: Path,
+    nodes: Sequence[Node],
+    backend: str,
+    timeout: float | None,
+    keep: bool,
+    report: Report,
+    *,
+    images: Mapping[Role, Path] | None = None,
+    network_boot: NetworkBoot | None = None,
+) -> list[NodeResult]:
+    """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
+
+    `timeout` is in seconds, None: the backend's own. `images` stands in for OUT/images; nspawn takes directories too.
+    With `network_boot` QEMU's machines begin with blank disks.
+    With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady
+    when a node failed, missed its time or is not what it says.
+    """
+    check_nodes(cluster, nodes)
+    images = images or {
+        role: find_image(out, role, backend) for role in cluster.roles if role in {n.role for n in nodes}
+    }
+    directory = out / "boot"
+
+    def make_network() -> Network:
+        if network_boot is None:
+            return open_network(backend, cluster, directory)
+        remove_leftovers(directory)
+        return PxeQemu(
+            cluster,
+            directory,
+            out / "pxe",
+            lambda cluster, node: seed_tree(cluster, node, secrets),
+            lambda line: report(progress_line("serve", "", "", line)),
+            from_disk=network_boot.from_disk,
+            firmware=qemu.Firmware(network_boot.firmware),
+            proxy_dhcp=network_boot.proxy_dhcp,
+        )
+
+    with hold_directory(directory, report), end_on_signals(), make_network() as network:
+        check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
+        limit = network.timeout if timeout is None else timeout
+        machines = []
+        for node in nodes:
+            report(progress_line(node.name, "prepare", "working", images[node.role].name))
+            machines.append(network.add(node, images[node.role], seed_tree(cluster, node, secrets)))
+        for machine in machines:
+            machine.start()
+        results = watch_machines(machines, limit, report)
+        faults = explain_results(machines, results, limit)
+        if not faults:
+            report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
+            controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
+            limit = network.timeout / VERIFY_SHARE
+            found = verify_patiently(lambda: verify_cluster(cluster, secrets, nodes, controller, limit), limit, report)
+            faults = [f"every node says that it is ready, but {finding}" for finding in found]
+        if faults:
+            save_journals(machines, directory)
+        if keep:
+            network.keep()
+            for machine in machines:
+                report(progress_line(machine.node.name, "login", "kept", machine.login))
+    if faults:
+        raise ClusterNotReady(
+            "\n".join(faults), f"consoles and journals are in {directory}; --keep leaves nodes running", results
+        )
+    return results
+
+
+def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
+    """The backend of that name, with nothing left of earlier runs. Raises BadUsage, MachineLacks and CommandFailed."""
+    if backend in IMAGE_SUFFIX:
+        remove_leftovers(directory)
+    if backend == "nspawn":
+        return nspawn.Nspawn(cluster, directory)
+    if backend == "qemu":
+        return qemu.Qemu(cluster, directory)
+    raise BadUsage(f"there is no backend {backend!r}", f"use one of {', '.join(IMAGE_SUFFIX)}")
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Ends what an earlier run with this directory left or kept, of either backend. Raises CommandFailed."""
+    for module in (nspawn, qemu):
+        module.remove_leftovers(directory)
+
+
+def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
+    """Whether these nodes alone can become ready. Raises BadUsage."""
+    names = {node.name for node in nodes}
+    hosts = {node.name for node in cluster.controllers if cluster.serves_others(node)} or {cluster.controllers[0].name}
+    if missing := sorted(hosts - names):
+        raise BadUsage(
+            f"no other node can become ready without {', '.join(missing)}",
+            f"name {', '.join(missing)} as well, or name no node to boot all",
+        )
+
+
+def find_image(out: Path, role: Role, backend: str) -> Path:
+    """The role's current image for the backend. Raises BadUsage when it was not built."""
+    directory = out / "images" / role
+    current = directory / "current"
+    how = f"run `imagegen build --role {role}` first"
+    if current.is_symlink():
+        content_id = current.readlink().name
+    else:
+        try:
+            content_id = read_file(current, 200).decode(errors="replace").strip()
+        except FileNotFoundError:
+            raise BadUsage(f"there is no image of the role {role} in {directory}", how) from None
+    name = content_id.removeprefix(f"{role}-").split(".")[0]
+    image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
+    if not is_file(image):
+        raise BadUsage(f"{image} is missing; the backend {backend} boots it", how)
+    return image
+
+
+def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
+    """Whether memory and disk suffice for all nodes, in bytes each. Raises MachineLacks with all that is missing."""
+    memory, disk = (sum(column) for column in zip(*needs, strict=True))
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    lacks = []
+    if available < memory:
+        lacks.append(
+            f"the nodes need {memory // MIB} MiB of memory, but only {available // MIB} MiB are free: boot fewer nodes"
+        )
+    if (free := shutil.disk_usage(directory).free) < disk:
+        lacks.append(
+            f"the nodes need {disk // MIB} MiB on the disk of {directory}, but only {free // MIB} MiB are free"
+        )
+    if lacks:
+        raise MachineLacks("\n".join(lacks))
+
+
+@contextmanager
+def hold_directory(directory: Path, report: Report = lambda line: None) -> Generator[None]:
+    """Makes out/boot, closed to other users because trees hold secrets, and locks out a second run.
+
+    What root made there stays root's while nodes run on or a tree could not be removed. Raises BadUsage, MachineLacks.
+    """
+
+    def in_use() -> bool:
+        return any(is_file(directory / backend.STATE) for backend in (nspawn, qemu))
+
+    with work_in(directory.parent, [directory.name], "boot", lambda line: report(progress_line("boot", "", "", line))):
+        pass  # nodes run long: others work in out meanwhile
+    try:
+        with hold_lock(directory / "lock", "boot"), keep_closed(directory, in_use):
+            yield
+    except Held:
+        raise BadUsage(
+            f"another `imagegen boot` uses {directory}", "wait for it, or give this one another -o"
+        ) from None
+
+
+def watch_machines(
+    machines: Sequence[Machine],
+    timeout: float,
+    report: Report,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[NodeResult]:
+    """Reports each change until all machines are ready, one has failed or ended, or `timeout` seconds are over."""
+    begin = now()
+    documents: dict[str, dict[str, Any]] = {machine.node.name: {} for machine in machines}
+    ready: dict[str, float] = {}
+    while True:
+        running, elapsed = [], now() - begin
+        for machine in machines:
+            name, alive = machine.node.name, machine.alive()  # alive first: what it says last still counts
+            if document := machine.status():
+                for line in progress_lines(name, documents[name], document):
+                    report(line)
+                documents[name] = document
+            state = documents[name].get("state") if alive else "ended"
+            if state == "ready":
+                ready.setdefault(name, elapsed)
+            else:
+                ready.pop(name, None)
+            running.append(state not in ("failed", "ended"))
+        if len(ready) == len(machines) or not all(running) or elapsed >= timeout:
+            break
+        pause(POLL)
+    pairs = zip(machines, running, strict=True)
+    return [read_result(m, documents[m.node.name], ready.get(m.node.name, elapsed), runs) for m, runs in pairs]
+
+
+def verify_patiently(
+    verify: Callable[[], list[Finding]],
+    timeout: float,
+    report: Report,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> list[Finding]:
+    """The findings of the last verification: it is repeated, for `timeout` seconds at most, until there is none.
+
+    A service that a node has just seen up may not have reported yet.
+    """
+    deadline = now() + timeout
+    while (found := verify()) and now() < deadline:
+        report(progress_line("cluster", "verify", "waiting", found[0]))
+        pause(10 * POLL)
+    return found
+
+
+def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, runs: bool) -> NodeResult:
+    """A node's result from its last status document."""
+    state, detail = str(document.get("state", "")), printable(document.get("detail", ""))
+    if not runs and state != "failed":
+        state, detail = "failed", "the machine ended by itself"
+    step = str(document.get("step", ""))
+    rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
+    node = machine.node
+    return NodeResult(node.name, node.role.value, state, step, detail, round(seconds, 1), machine.image, rc)
+
+
+def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is new between two status documents of a node: steps that ended, and what it does now."""
+
+    def ended(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {s["name"]: s for s in read_steps(document) if s["state"] not in ("waiting", "working")}
+
+    lines, known = [], {step: s["state"] for step, s in ended(before).items()}
+    for step, s in ended(after).items():
+        if known.get(step) != s["state"]:
+            rc = f", return code {s['rc']}" if s["rc"] else ""
+            lines.append(progress_line(name, step, s["state"], f"{s['seconds']:.1f} s{rc}"))
+    step, state, detail = now = [after.get(key, "") for key in ("step", "state", "detail")]
+    if now != [before.get(key, "") for key in ("step", "state", "detail")]:
+        lines.append(progress_line(name, step, state, f"for {detail}" if state == "waiting" else detail))
+    return lines
+
+
+def progress_line(name: str, step: object, state: object, detail: object) -> str:
+    """`NODE  STEP  STATE  DETAIL`, in columns."""
+    return f"{name:<16} {printable(step):<24} {printable(state):<8} {printable(detail)}".rstrip()
+
+
+def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], timeout: float) -> list[str]:
+    """For each node that is to blame: what happened, and its last log lines. Empty when all are ready.
+
+    A node that only waits is not to blame if another has failed.
+    """
+    bad = [pair for pair in zip(machines, results, strict=True) if pair[1].state != "ready"]
+    failed = [pair for pair in bad if pair[1].state == "failed"]
+    faults = []
+    for machine, result in failed or bad:
+        where = f"the step {result.step}" if result.step else "its boot, before the first step"
+        if result.state == "failed":
+            rc = "" if result.rc is None else f" (return code {result.rc})"
+            head = f"{result.name} failed in {where}{rc} after {result.seconds:.0f} s"
+        else:
+            head = f"{result.name} is not ready after {timeout:.0f} s; it is in {where}"
+        head += f": {result.detail}" if result.detail else ""
+        faults.append("\n".join([head, *(f"    {line}" for line in last_lines(machine))]))
+    return faults
+
+
+def last_lines(machine: Machine) -> list[str]:
+    """The agent's last log lines; of a machine that cannot be asked, its console's."""
+    journal = ["journalctl", "--boot", "--unit=imagegen-node", f"--lines={LAST_LINES}", "--no-pager", "--output=cat"]
+    try:
+        done = machine.execute(journal, timeout=60)
+        lines = [printable(line) for line in done.stdout.decode(errors="replace").splitlines()]
+        if done.returncode == 0 and lines and lines != ["-- No entries --"]:
+            return lines
+    except CommandFailed:
+        pass
+    return machine.console(LAST_LINES)
+
+
+def save_journals(machines: Sequence[Machine], directory: Path) -> None:
+    """Writes each node's whole journal next to its console; a node that cannot be asked has only the console."""
+    for machine in machines:
+        try:
+            done = machine.execute(["journalctl", "--boot", "--no-pager", "--output=short-monotonic"], timeout=120)
+        except CommandFailed:
+            continue
+        with open_directory(directory / machine.node.name, make=True):
+            write_file(directory / machine.node.name / "journal.log", File(done.stdout, 0o600))

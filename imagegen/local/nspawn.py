@@ -1,0 +1,353 @@
+"""The nspawn backend: nodes as containers, with the seed, the image's tree and the network that a real node has."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from imagegen.base.commands import Completed, Process, require_tools, run, start
+from imagegen.base.console import plain_lines, read_tail
+from imagegen.base.errors import CommandFailed, MachineLacks
+from imagegen.base.handles import append_file, make_fresh, open_directory, read_file, remove_place
+from imagegen.base.tree import Tree, text, write_file, write_tree
+from imagegen.model.cluster import Cluster, Node, Role
+
+STATE = "nspawn.json"
+SEED = "var/lib/cloud/seed/nocloud"
+STATUS = "run/imagegen/status.json"
+NAMESPACES = Path("/run/netns")
+ANY = range(-64, 256)  # every way a process can end
+
+# Runs the command in the control groups given as the first argument, anew whenever it ends with 133: so systemd-nspawn
+# with --keep-unit asks for a restart after a reboot. A kept machine can reboot without us.
+LOOP = """
+for group in $0; do echo 0 >"$group/loop/cgroup.procs"; done
+while :; do
+    rc=0
+    (for group in $0; do echo 0 >"$group/machine/cgroup.procs"; done; exec "$@") || rc=$?
+    [ "$rc" -eq 133 ] || exit "$rc"
+done
+"""
+
+
+class Nspawn:
+    """One run's network and machines.
+
+    Everything that it makes outside its directory has the run's name, so a later run finds and ends it without pids.
+    """
+
+    tools = ("systemd-nspawn", "nsenter", "ip", "tar", "mount", "umount")
+    # In bytes; when idle a controller was seen to hold 1.7 GiB and a compute 0.3 GiB.
+    memory: ClassVar = {Role.CONTROLLER: 3 << 30, Role.COMPUTE: 1 << 30}
+    timeout = 20 * 60.0  # seconds until ready, natively
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        """`directory` (out/boot) gets one directory per node. Raises MachineLacks without root or a tool."""
+        if os.geteuid() != 0:
+            raise MachineLacks("booting nodes with systemd-nspawn needs root: run this command with sudo")
+        require_tools(*self.tools)
+        self.cluster = cluster
+        self.directory = directory
+        self.name = f"imagegen-{secrets.token_hex(3)}"
+        self.hub = f"{self.name}-hub"
+        self.machines: list[NspawnMachine] = []
+        self._kept = False
+
+    def __enter__(self) -> Self:
+        """Removes what an earlier run left and makes the network. Raises CommandFailed."""
+        with open_directory(self.directory, make=True):
+            remove_leftovers(self.directory)
+        write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
+        try:
+            self._make_hub()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make_hub(self) -> None:
+        """A namespace with a bridge that has the gateway's address, so that a node's gateway answers."""
+        run(["ip", "netns", "add", self.hub])
+        run(["ip", "-n", self.hub, "link", "add", "br0", "type", "bridge"])
+        if gateway := self.cluster.network.gateway:
+            run(
+                [
+                    "ip",
+                    "-n",
+                    self.hub,
+                    "address",
+                    "add",
+                    f"{gateway}/{self.cluster.network.cidr.prefixlen}",
+                    "dev",
+                    "br0",
+                ]
+            )
+        for link in ("lo", "br0"):
+            run(["ip", "-n", self.hub, "link", "set", link, "up"])
+
+    def needs(self, node: Node, image: Path) -> tuple[int, int]:
+        """The bytes of memory and of disk that a machine takes: a tree holds the image and what the node writes."""
+        return self.memory[node.role], (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
+
+    def add(self, node: Node, image: Path, seed: Tree) -> NspawnMachine:
+        """A machine for that node, not yet started: `image`, a tar or a directory, unpacked afresh with the seed in it.
+
+        Raises CommandFailed.
+        """
+        namespace = f"{self.name}-n{len(self.machines)}"
+        machine = NspawnMachine(node, image, self.directory / node.name, namespace)
+        self.machines.append(machine)
+        run(["ip", "netns", "add", namespace])
+        port = f"port{len(self.machines)}"
+        veth = ["type", "veth", "peer", "name", "host0", "address", node.mac, "netns", namespace]
+        run(["ip", "-n", self.hub, "link", "add", port, *veth])
+        run(["ip", "-n", self.hub, "link", "set", port, "master", "br0", "up"])
+        machine.unpack(seed)
+        return machine
+
+    def keep(self) -> None:
+        """From now on close() leaves the machines running; the next run with the same directory removes them."""
+        self._kept = True
+
+    def close(self) -> None:
+        """Ends every machine and removes its namespaces and tree; consoles stay. Does nothing after keep()."""
+        if self._kept:
+            return
+        end_run(self.name)
+        for machine in self.machines:
+            machine.reap()
+            remove_tree(machine.directory)
+        remove_place(self.directory / STATE)
+
+
+class NspawnMachine:
+    """One node in a container."""
+
+    def __init__(self, node: Node, image: Path, directory: Path, namespace: str) -> None:
+        self.node = node
+        self.image = image.name
+        self.directory = directory
+        self.tree = directory / "tree"
+        self._source = image
+        self._console = directory / "console.log"
+        self._namespace = namespace
+        self._process: Process | None = None
+
+    def unpack(self, seed: Tree) -> None:
+        """Makes the node's directory afresh; of an image that is a directory only what changes is stored.
+
+        Raises CommandFailed.
+        """
+        remove_tree(self.directory)
+        make_fresh(self.directory, 0o700)
+        make_fresh(self.tree)
+        if self._source.is_dir():
+            mount_changes(self._source, self.directory)
+        else:
+            run(["tar", "-xpf", self._source, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", self.tree])
+        write_tree(seed, self.tree / SEED, directory_mode=0o700)
+
+    def start(self) -> None:
+        """Boots the node; its console goes to a file. Raises CommandFailed when its control groups cannot be made."""
+        groups = make_control_groups(self._namespace)
+        with append_file(self._console) as console:
+            self._process = start(
+                ["sh", "-euc", LOOP, " ".join(map(str, groups)), *nspawn_command(self._namespace, self.tree)],
+                # The containers' systemd (257) wants cgroup v2 also where the host is hybrid.
+                env={"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                stdout=console.fileno(),
+            )
+
+    def leader(self) -> int | None:
+        """The host's pid of the container's init, read each time because a reboot changes it. None: there is none."""
+        return None if self._process is None else find_init(self._process.pid)
+
+    def alive(self) -> bool:
+        """Whether the machine runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def status(self) -> dict[str, Any] | None:
+        """The agent's newest status document. None: none yet."""
+        leader = self.leader()
+        try:
+            document = json.loads(Path(f"/proc/{leader}/root/{STATUS}").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    def console(self, lines: int = 20) -> list[str]:
+        """The console's last lines, without control sequences."""
+        return plain_lines(read_tail(self._console))[-lines:]
+
+    def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
+        """Runs a command inside as root, whatever its return code. Raises CommandFailed when the node does not run."""
+        leader = self.leader()
+        if leader is None:
+            raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
+        return run([*enter_command(leader), *argv], input=input, env={"HOME": "/root"}, ok=ANY, timeout=timeout)
+
+    @property
+    def login(self) -> str:
+        """The command that gives a root shell on the node."""
+        return shlex.join(["sudo", *enter_command(self.leader() or 0), "su", "-"])
+
+    def kill(self) -> None:
+        """Ends the node at once, as a power cut does; start() boots it from what is on its disk.
+
+        Raises CommandFailed when something of it is left.
+        """
+        end_groups([mount / self._namespace for mount in read_control_group_mounts()])
+        self.reap()
+
+    def reap(self) -> None:
+        """Collects the ended systemd-nspawn."""
+        if self._process is not None:
+            self._process.wait(timeout=10)
+
+
+def mount_changes(image: Path, directory: Path) -> None:
+    """Mounts directory/tree: the image's tree as it is, what is written goes to directory/changes.
+
+    Raises CommandFailed.
+    """
+    for name in ("changes", "work"):
+        make_fresh(directory / name)
+    layers = f"lowerdir={image.absolute()},upperdir={directory / 'changes'},workdir={directory / 'work'}"
+    run(["mount", "-t", "overlay", "-o", layers, "overlay", directory / "tree"])
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes the tree of a node that has ended from the node's directory. Raises CommandFailed."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    if (directory / "tree").is_mount() and not (directory / "tree").is_symlink():
+        run(["umount", "--recursive", directory / "tree"])
+    for name in ("tree", "changes", "work"):
+        remove_place(directory / name)
+
+
+def nspawn_command(namespace: str, tree: Path) -> list[str]:
+    """The command that boots a tree in a network namespace.
+
+    nsenter, because --network-namespace-path= shows the host's interfaces in the container's /sys (cloud-init then does
+    not find its MAC), and `ip netns exec` remounts /sys and hides the control groups. /dev/kvm is not bound: it would
+    bear the host's group number. Trees are thrown away, so that syncing them to the disk is left out.
+    """
+    return [
+        *("nsenter", f"--net={NAMESPACES / namespace}", "systemd-nspawn", "--quiet", "--boot"),
+        *("--directory", os.fspath(tree), "--machine", namespace, "--hostname=localhost"),
+        *("--register=no", "--keep-unit", "--capability=CAP_NET_ADMIN,CAP_NET_RAW", "--suppress-sync=yes"),
+        *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--setenv=SYSTEMD_COLORS=0"),
+    ]
+
+
+def enter_command(leader: int) -> list[str]:
+    """The command prefix that runs something inside the container of that init."""
+    return ["nsenter", f"--target={leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
+
+
+def find_init(ancestor: int, proc: Path = Path("/proc")) -> int | None:
+    """The pid of the container's init: the descendant that is process 1 of a pid namespace of its own. None: none."""
+    try:
+        if re.search(r"^NSpid:\t\d+(\t\d+)*\t1$", (proc / f"{ancestor}/status").read_text(), re.MULTILINE):
+            return ancestor
+        children = (proc / f"{ancestor}/task/{ancestor}/children").read_text().split()
+    except OSError:  # ended meanwhile
+        return None
+    return next((init for child in children if (init := find_init(int(child), proc)) is not None), None)
+
+
+def control_group_mounts(mountinfo: str) -> list[Path]:
+    """Where systemd's control groups are mounted: v2, v1's name=systemd too on a hybrid host. Source: proc(5)."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and "name=systemd" in options.split(",")):
+            mounts.append(Path(head.split(" ")[4]))
+    return mounts
+
+
+def read_control_group_mounts() -> list[Path]:
+    """control_group_mounts of this process."""
+    return control_group_mounts(Path("/proc/self/mountinfo").read_text())
+
+
+def make_control_groups(name: str) -> list[Path]:
+    """A control group of that name in every hierarchy. Raises CommandFailed.
+
+    With --keep-unit two containers would else share the group `/payload`, and one's systemd end the other's services.
+    """
+    groups = [mount / name for mount in read_control_group_mounts()]
+    try:
+        for group in groups:
+            for part in ("loop", "machine"):
+                (group / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(
+            f"no control group {error.filename}: {error.strerror}; cgroup v2 must be writable here"
+        ) from error
+    return groups
+
+
+def end_run(name: str) -> None:
+    """Ends all processes of a run, removes its control groups and namespaces. Raises CommandFailed if any survives."""
+    end_groups([group for mount in read_control_group_mounts() for group in mount.glob(f"{name}-n*")])
+    for namespace in NAMESPACES.glob(f"{name}-*"):
+        run(["ip", "netns", "delete", namespace.name])
+    for left in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*"):
+        left.rmdir()
+
+
+def end_groups(groups: Sequence[Path]) -> None:
+    """Ends the machines in these control groups, and removes the groups: in one that was killed a kernel may go on to
+    kill what systemd starts later. Raises CommandFailed.
+    """
+    # The payload first: systemd-nspawn then sees its init's end and removes its own lock files.
+    kill_groups([group / "machine/payload" for group in groups], 10)
+    kill_groups(groups, 10)
+    for group in groups:
+        for directory in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+            directory.rmdir()
+        group.rmdir()
+
+
+def kill_groups(groups: Sequence[Path], seconds: float) -> None:
+    """Kills what is in and below these groups (cgroup v2's cgroup.kill) and waits until they are empty.
+
+    Raises CommandFailed when something is left after so many seconds.
+    """
+    groups = [group for group in groups if (group / "cgroup.kill").exists()]
+    for group in groups:
+        (group / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + seconds
+    while busy := [group for group in groups if "populated 1" in (group / "cgroup.events").read_text()]:
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"processes in {', '.join(map(str, busy))} do not end although they were killed")
+        time.sleep(0.05)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes the machines, namespaces and trees that an earlier run with this directory left. Raises CommandFailed."""
+    state = directory / STATE
+    try:
+        name = json.loads(read_file(state))["run"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = ""
+    if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{6}", name):
+        end_run(name)
+    for tree in directory.glob("*/tree"):
+        remove_tree(tree.parent)
+    remove_place(state)

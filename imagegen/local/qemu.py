@@ -1,0 +1,504 @@
+"""The QEMU backend: nodes as virtual machines that boot the disk image with their seed's ISO, each with the seed's NIC.
+
+The network is a switch that every NIC is connected to. As well as the nodes there is a QEMU without a machine: its user
+network answers as the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import select
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from socket import AF_INET, SOCK_STREAM, create_connection, socket
+from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
+from uuid import uuid5
+
+from imagegen.base.commands import Completed, Process, require_tools, run, start
+from imagegen.base.console import newest_document, plain_lines, read_tail
+from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks
+from imagegen.base.handles import create_file, make_fresh, open_directory, read_file, remove_place
+from imagegen.base.resources import PACKAGE
+from imagegen.base.tree import Tree, text, write_file
+from imagegen.inputs.device_hints import parse_hint
+from imagegen.local.lan import remove_lan
+from imagegen.model.cluster import NAMESPACE, Cluster, Node, Role
+from imagegen.seeds.iso import write_seed_iso
+
+STATE = "qemu.json"
+KEY = "ssh_key"
+SERVED = ".serve"  # what `imagegen serve` keeps in a network boot; no node can have that name
+NODE_FILES = ("disk.qcow2", "seed.iso", "qmp", "ssh")  # of a machine, beside its logs
+GROWTH = "16G"  # what a node's disk has beyond its image; sparse
+OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
+ANY = range(-64, 256)  # every way a process can end
+NETWORK_SECONDS = 20.0  # until switch and gateway answer
+LOGIN_SECONDS = 120.0  # until ssh is through; under TCG that takes several seconds
+
+# A process of its own, because kept machines outlive the command. Isolated, with this very package on its path.
+SWITCH = "import sys; sys.path.append(sys.argv[1]); from imagegen.switch import run_switch; run_switch(sys.argv[2])"
+
+
+class Firmware(StrEnum):
+    """What the machines boot with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The user network's own addresses, and whether it keeps the nodes from everything outside."""
+
+    gateway: IPv4Address
+    dns: IPv4Address
+    dhcp: IPv4Address
+    restrict: bool
+
+
+class Qemu:
+    """One run's network and machines. Every process bears the run's name, so a later run finds and ends it."""
+
+    tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
+    memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
+
+    def __init__(self, cluster: Cluster, directory: Path, *, firmware: Firmware = Firmware.BIOS) -> None:
+        """`directory` (out/boot) gets one directory per node. Raises MachineLacks, and BadUsage for a tiny network."""
+        require_tools(*self.tools)
+        self.cluster = cluster
+        self.directory = directory.absolute()
+        self.name = f"imagegen-{secrets.token_hex(4)}"
+        self.accelerated = can_accelerate(Path("/proc/cpuinfo").read_text(), os.access("/dev/kvm", os.R_OK | os.W_OK))
+        self.timeout = (20 if self.accelerated else 60) * 60.0  # seconds until ready
+        self.outside = plan_outside(cluster)
+        self.firmware = find_ovmf() if firmware is Firmware.UEFI else None
+        self.machines: list[QemuMachine] = []
+        self._public_key = ""
+        self._processes: list[Process] = []
+        self._kept = False
+
+    @property
+    def prefix(self) -> list[str]:
+        """The prefix of the command of each machine and each ssh."""
+        return []
+
+    def __enter__(self) -> Self:
+        """Ends what an earlier run left and makes this run's ssh key. Raises CommandFailed."""
+        with open_directory(self.directory, make=True):
+            remove_leftovers(self.directory)
+        write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
+        key = self.directory / KEY
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key])
+        self._public_key = read_file(key.with_suffix(".pub")).decode().strip()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def needs(self, node: Node, image: Path) -> tuple[int, int]:
+        """The bytes of memory and of disk that a machine takes: the disk holds only what the node writes."""
+        return self.memory[node.role], 4 << 30
+
+    def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
+        """A machine for that node, not yet started: an overlay on `image` (qcow2 or raw) and a copy of the seed.
+
+        All machines are added before the first one starts. Raises BadUsage, CommandFailed.
+        """
+        if self._processes:
+            raise BadUsage(
+                f"{node.name} cannot join a network that is already running", "add every node before one starts"
+            )
+        machine = QemuMachine(self, node, image)
+        self.machines.append(machine)
+        machine.prepare(image, self.complete_seed(seed))
+        return machine
+
+    def complete_seed(self, seed: Tree) -> Tree:
+        """The seed with vendor-data that lets `boot` log in."""
+        return {**seed, "vendor-data": text(vendor_data(self._public_key, slow=not self.accelerated), 0o600)}
+
+    def connect(self) -> None:
+        """Starts the network unless it runs, and waits until it does. Raises CommandFailed."""
+        if self._processes:
+            return
+        ports = {machine.node: machine.port for machine in self.machines}
+        lan = self.directory / lan_socket(self.name)
+        self._serve(switch_command(self.name), "switch.log", lan.exists)
+        gateway = gateway_command(self.name, self.cluster, self.outside, ports)
+        self._serve(gateway, "gateway.log", lambda: all(answers(port) for port in ports.values()))
+
+    def _serve(self, argv: Sequence[str], log: str, ready: Callable[[], bool]) -> None:
+        path = self.directory / log
+        with create_file(path) as output:
+            self._await_process(start(argv, cwd=self.directory, stdout=output.fileno()), path, ready)
+
+    def _await_process(self, process: Process, log: Path, ready: Callable[[], bool]) -> None:
+        """From now on the process is the network's. Raises CommandFailed when it does not become ready."""
+        self._processes.append(process)
+        if not wait_until(ready, process, NETWORK_SECONDS):
+            raise CommandFailed(
+                "the network of the nodes did not start", log=log, last_lines=plain_lines(read_tail(log))[-5:]
+            )
+
+    def keep(self) -> None:
+        """From now on close() leaves the machines running; the next run with the same directory ends them."""
+        self._kept = True
+
+    def close(self) -> None:
+        """Ends every machine and removes disks, seeds and the key; consoles stay. After keep() all that stays."""
+        end_processes([m.tunnel for m in self.machines if m.tunnel is not None])
+        if self._kept:
+            return
+        end_processes([*(m.process for m in self.machines if m.process is not None), *self._processes])
+        remove_leftovers(self.directory)  # also what was started and not noted down yet, and the LAN of a network boot
+
+
+class QemuMachine:
+    """One node in a virtual machine. The network ends `process` and `tunnel`, the ssh connection of all commands."""
+
+    def __init__(self, network: Qemu, node: Node, image: Path) -> None:
+        self.node = node
+        self.image = image.name
+        self.directory = network.directory / node.name
+        self.host, self.port = "127.0.0.1", free_port()  # of its ssh
+        self.process: Process | None = None
+        self.tunnel: Process | None = None
+        self._network = network
+
+    def prepare(self, image: Path, seed: Tree) -> None:
+        """Makes the node's directory afresh: disk and seed. Raises CommandFailed."""
+        make_fresh(self.directory, 0o700)
+        kind = "raw" if image.suffix == ".raw" else "qcow2"
+        disk = self.directory / "disk.qcow2"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", kind, "-b", image.absolute(), disk])
+        run(["qemu-img", "resize", "-q", disk, f"+{GROWTH}"])
+        write_seed_iso(seed, self.directory / "seed.iso")
+
+    def start(self) -> None:
+        """Switches the node on, again after it ended too; console and status go to files. Raises CommandFailed."""
+        network = self._network
+        network.connect()
+        with create_file(self.directory / "qemu.log") as output:
+            self.process = start([*network.prefix, *self.command()], cwd=network.directory, stdout=output.fileno())
+
+    def command(self) -> list[str]:
+        """The QEMU that is this machine."""
+        network = self._network
+        return node_command(
+            network.name,
+            self.node,
+            memory=network.memory[self.node.role],
+            accelerated=network.accelerated,
+            firmware=network.firmware,
+        )
+
+    def alive(self) -> bool:
+        """Whether the machine runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def status(self) -> dict[str, Any] | None:
+        """The agent's newest status document. None: none yet."""
+        return newest_document(read_tail(self.directory / "status.jsonl"))
+
+    def console(self, lines: int = 20) -> list[str]:
+        """The last lines of the console and, when the machine ended, of QEMU itself; no control sequences."""
+        said = plain_lines(read_tail(self.directory / "console.log"))
+        if not self.alive():
+            said += plain_lines(read_tail(self.directory / "qemu.log"))
+        return said[-lines:]
+
+    def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
+        """Runs a command inside as root, whatever its return code. Raises CommandFailed when ssh cannot."""
+        tunnel = self._open_tunnel(LOGIN_SECONDS if timeout is None else min(timeout, LOGIN_SECONDS))
+        # Relative, in the directory: a socket's path must be short.
+        done = run(
+            [*self._ssh("-o", "ControlMaster=no", "-S", self._socket), shlex.join(argv)],
+            input=input,
+            cwd=self._network.directory,
+            ok=ANY,
+            timeout=timeout,
+        )
+        if done.returncode == 255 and tunnel.poll() is not None:
+            raise CommandFailed(f"the ssh connection to {self.node.name} broke", last_lines=self.console())
+        return done
+
+    @property
+    def login(self) -> str:
+        """The command that gives a root shell on the node."""
+        return shlex.join(self._ssh())
+
+    @property
+    def _socket(self) -> str:
+        return f"{self.node.name}/ssh"
+
+    def _ssh(self, *options: str) -> list[str]:
+        own = ssh_options(self._network.directory / KEY, self.port)
+        return [*self._network.prefix, "ssh", *own, *options, f"root@{self.host}"]
+
+    def _open_tunnel(self, seconds: float) -> Process:
+        """The connection that all commands share: a handshake takes seconds under TCG. Raises CommandFailed."""
+        if self.tunnel is not None and self.tunnel.poll() is None:
+            return self.tunnel
+        path, log = self._network.directory / self._socket, self.directory / "ssh.log"
+        remove_place(path)
+        # Not by ControlPersist: such a process would belong to nobody.
+        argv = self._ssh("-N", "-o", "ControlMaster=yes", "-S", self._socket)
+        with create_file(log) as output:
+            self.tunnel = start(argv, cwd=self._network.directory, stdout=output.fileno())
+        if not wait_until(path.exists, self.tunnel, seconds):
+            end_processes([self.tunnel])
+            raise CommandFailed(
+                f"ssh cannot reach {self.node.name}", log=log, last_lines=plain_lines(read_tail(log))[-5:]
+            )
+        return self.tunnel
+
+
+def lan_socket(name: str) -> str:
+    """The switch's socket, in the run's directory. Relative, as all sockets here: their paths must be short."""
+    return f"{name}-lan"
+
+
+def switch_command(name: str) -> list[str]:
+    """The process that joins the nodes and the gateway: see Switch."""
+    return [sys.executable, "-I", "-c", SWITCH, str(PACKAGE.parent), lan_socket(name)]
+
+
+def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mapping[Node, int]) -> list[str]:
+    """The QEMU that is the gateway. `ports` are those of 127.0.0.1 that lead to the nodes' ssh."""
+    user = [
+        f"user,id=outside,ipv6=off,restrict={'on' if outside.restrict else 'off'}",
+        f"net={cluster.network.cidr},host={outside.gateway},dns={outside.dns},dhcpstart={outside.dhcp}",
+        *(f"hostfwd=tcp:127.0.0.1:{port}-{node.address}:22" for node, port in ports.items()),
+    ]
+    return [
+        *("qemu-system-x86_64", "-name", f"{name}-gateway", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "none", "-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"),
+        *("-netdev", "hubport,id=inner,hubid=0,netdev=lan", "-netdev", ",".join(user)),
+        *("-netdev", "hubport,id=outer,hubid=0,netdev=outside"),
+    ]
+
+
+def node_command(
+    name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None, tap: str = "", blank: bool = False
+) -> list[str]:
+    """The QEMU that is a node; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
+
+    Its port of the LAN is a tap, else the switch. `blank`: it boots over the network first, and has no seed's medium.
+    By BIOS it then has QEMU's own iPXE, by UEFI the firmware's PXE, which loads iPXE by TFTP.
+    Without KVM cx16=off: cmpxchg16b of QEMU before 8.0 leaves other instructions' results in the flags, and a kernel
+    that uses it for each allocation (6.12) dies of a double fault within a minute.
+    """
+    here = node.name
+    netdev = f"tap,id=lan,ifname={tap},script=no,downscript=no"
+    if not tap:
+        netdev = f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"
+    rom = "" if blank and not firmware else ",romfile="
+    first, second = (",bootindex=1", "") if not blank else (",bootindex=2", ",bootindex=1")
+    serial = parse_hint("serial", node.root_device.get("serial", node.name)).values[0][:20]  # for root_device's hint
+    seed = [
+        *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=seed"),
+    ]
+    engine = (
+        ["-accel", "kvm", "-cpu", "host"] if accelerated else ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
+    )
+    return [
+        *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", "2" if node.role is Role.CONTROLLER else "1"),
+        # What a node knows its machine by; without it all machines have the same, of zeros.
+        *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
+        *(("-bios", str(firmware)) if firmware else ()),
+        # A node's disk is thrown away: no need to wait for it.
+        *("-drive", f"if=none,id=root,file={here}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
+        *("-device", f"virtio-blk-pci,drive=root,serial={serial}{first}"),
+        *([] if blank else seed),
+        *("-netdev", netdev, "-device", f"virtio-net-pci,netdev=lan,mac={node.mac}{rom}{second}"),
+        *("-chardev", f"file,id=console,path={here}/console.log,append=on", "-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci", "-chardev", f"file,id=status,path={here}/status.jsonl,append=on"),
+        *("-device", "virtserialport,chardev=status,name=org.imagegen.status"),
+        *("-device", "virtio-rng-pci", "-qmp", f"unix:{here}/qmp,server=on,wait=off"),
+    ]
+
+
+def ssh_options(key: Path, port: int) -> list[str]:
+    """How ssh reaches a node. The host key is new and the way is this machine's loopback: there is nothing to check."""
+    options = ["BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
+    options += ["LogLevel=ERROR", f"ConnectTimeout={LOGIN_SECONDS:.0f}"]
+    return ["-F", "none", "-i", str(key), "-p", str(port), *(word for option in options for word in ("-o", option))]
+
+
+def vendor_data(public_key: str, *, slow: bool) -> str:
+    """The vendor-data that `boot` adds to a copy of the seed: root's key and, on a slow machine, patience for Nova
+    and one worker a service: importing Nova is what takes the time.
+
+    By bootcmd, which no seed has: a key of user-data replaces the same key of vendor-data, they are not joined.
+    """
+    key = shlex.quote(public_key)
+    script = f"""set -eu
+umask 077
+mkdir -p /root/.ssh
+grep -qsxF {key} /root/.ssh/authorized_keys || echo {key} >>/root/.ssh/authorized_keys
+"""
+    if slow:
+        script += f"""umask 022
+mkdir -p /etc/imagegen
+echo 1 >/etc/imagegen/workers
+if [ -d /etc/nova ]; then
+    mkdir -p /etc/nova/nova.conf.d
+    printf %s {shlex.quote(SLOW_NOVA)} >/etc/nova/nova.conf.d/60-slow-machine.conf
+fi
+"""
+    return "#cloud-config\n" + json.dumps({"bootcmd": [["sh", "-c", script]]}, indent=1) + "\n"
+
+
+# Nova's defaults times ten (report_interval 10, service_down_time 60, rpc_response_timeout 60, heartbeat 60 seconds).
+SLOW_NOVA = """\
+# Written by `imagegen boot`: this machine emulates its processor.
+[DEFAULT]
+report_interval = 100
+service_down_time = 600
+rpc_response_timeout = 600
+
+[oslo_messaging_rabbit]
+heartbeat_timeout_threshold = 600
+"""
+
+
+def plan_outside(cluster: Cluster) -> Outside:
+    """The user network's addresses: the gateway, and free ones for what it insists on serving. Raises BadUsage."""
+    network = cluster.network
+    taken = {network.gateway, *(node.address for node in cluster.nodes)}
+    free = []
+    for number in range(int(network.cidr.broadcast_address) - 1, int(network.cidr.network_address), -1):
+        if (address := IPv4Address(number)) not in taken:
+            free.append(address)
+        if len(free) == 3:
+            return Outside(network.gateway or free[2], free[0], free[1], not needs_outside(cluster))
+    raise BadUsage(f"QEMU's user network needs three free addresses in {network.cidr}", "use a larger network")
+
+
+def needs_outside(cluster: Cluster) -> bool:
+    """Whether the nodes use something outside their network."""
+    services = cluster.services
+    places = [services.database, services.messaging, services.cache, services.identity]
+    hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
+    hosts.append(urlsplit(services.image_endpoint).hostname or "")
+
+    def inside(host: str) -> bool:
+        try:
+            return ip_address(host) in cluster.network.cidr
+        except ValueError:
+            return False
+
+    return not all(inside(host) for host in hosts)
+
+
+def can_accelerate(cpuinfo: str, access: bool) -> bool:
+    """Whether KVM works: the processor has it, not only the device, which opens and hangs in some containers."""
+    return access and re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpuinfo, re.MULTILINE) is not None
+
+
+def find_ovmf() -> Path:
+    """The UEFI firmware. Raises MachineLacks."""
+    for path in OVMF:
+        if path.is_file():
+            return path
+    raise MachineLacks("there is no UEFI firmware for QEMU: install the package ovmf")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket(AF_INET, SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(port: int) -> bool:
+    """Whether something listens at that TCP port of 127.0.0.1."""
+    try:
+        create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(done: Callable[[], bool], process: Process, seconds: float) -> bool:
+    """Whether `done` came true before the process ended or the time was over."""
+    end = time.monotonic() + seconds
+    while not done():
+        if process.poll() is not None or time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def end_processes(processes: Sequence[Process], seconds: float = 10.0) -> None:
+    """Ends processes for certain: asks all, kills what is left after that many seconds, and collects them."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
+    """Ends the machines that a run in the directory left, by --keep or because it was killed itself, and removes their
+    disks and seeds, the key and the state. Logs stay. Does nothing when no run left its state.
+    """
+    try:
+        name = json.loads(read_file(directory / STATE))["run"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = ""
+    # It is looked for in processes' arguments: an empty or short one would be found in those of others.
+    if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{8}", name):
+        for entry in sorted(proc.iterdir()):
+            if entry.name.isdecimal() and bears_name(entry, name):
+                kill_process(int(entry.name), partial(bears_name, entry, name))
+        remove_lan(name)
+        remove_place(directory / lan_socket(name))
+    for node in [place for place in directory.iterdir() if place.is_dir() and not place.is_symlink()]:
+        for left in NODE_FILES:
+            remove_place(node / left)
+    for left in (SERVED, KEY, f"{KEY}.pub", STATE):
+        remove_place(directory / left)
+
+
+def bears_name(entry: Path, name: str) -> bool:
+    """Whether the process below /proc is a QEMU, the switch or a dnsmasq of the run with that name."""
+    try:
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile
+        return False
+    ours = words[0].startswith((b"qemu-system-", b"dnsmasq")) or SWITCH.encode() in words
+    return ours and any(word.rpartition(b"/")[2].startswith(f"{name}-".encode()) for word in words)
+
+
+def kill_process(number: int, check: Callable[[], bool]) -> None:
+    """Kills a process and waits until it is gone; not another that got its number meanwhile, which `check` tells."""
+    with suppress(ProcessLookupError):
+        handle = os.pidfd_open(number)
+        try:
+            if check():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [], 10)
+        finally:
+            os.close(handle)

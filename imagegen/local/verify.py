@@ -1,0 +1,244 @@
+"""What is checked from outside once all nodes say that they are ready: Nova's cells, services, hosts and endpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from imagegen.base.commands import Completed
+from imagegen.base.errors import CommandFailed
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.seeds.seed import node_files
+
+INTERFACES = ("admin", "internal", "public")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that is not as it must be: of what, and what is wrong. Never holds a password."""
+
+    subject: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What nova-manage and the APIs say. Rows of `cells` and `hosts` have nova-manage's column titles as keys."""
+
+    cells: Sequence[Row]
+    hosts: Sequence[Row]
+    services: Sequence[Row]
+    endpoints: Sequence[Row]
+    compute_services: Sequence[Row]
+    hypervisors: Sequence[Row]
+    errors: Sequence[str] = ()
+
+
+class Executor(Protocol):
+    """The part of a machine that is needed here."""
+
+    def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
+
+
+def verify_cluster(
+    cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], controller: Executor, timeout: float
+) -> list[Finding]:
+    """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
+    node = next(node for node in nodes if node.role is Role.CONTROLLER)
+    return check_facts(
+        cluster, nodes, expected_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
+    )
+
+
+def expected_document(cluster: Cluster, controller: Node, secrets: Secrets) -> dict[str, Any]:
+    """What the seed tells a controller (node.json): the cells' URLs and the endpoints that must be there."""
+    file = next(file for file in node_files(cluster, controller, secrets) if file.path == "/etc/imagegen/node.json")
+    document: dict[str, Any] = json.loads(file.content)
+    return document
+
+
+def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeout: float) -> Facts:
+    """Asks nova-manage and the APIs, on the controller. What cannot be read is in `errors`."""
+    errors: list[str] = []
+
+    def ask(what: str, argv: Sequence[str], input: bytes | None = None) -> str:
+        try:
+            done = controller.execute(argv, input=input, timeout=timeout)
+        except CommandFailed as error:
+            errors.append(f"{what} failed: {error.message}")
+            return ""
+        if done.returncode:
+            # The last line only: a traceback's other lines are long and may show a URL.
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            errors.append(" ".join([f"{what} ended with {done.returncode}:", *reason]))
+            return ""
+        return done.stdout.decode(errors="replace")
+
+    manage = ["runuser", "-u", "nova", "--", "nova-manage", "cell_v2"]
+    cells = ask("nova-manage cell_v2 list_cells", [*manage, "list_cells", "--verbose"])
+    hosts = ask("nova-manage cell_v2 list_hosts", [*manage, "list_hosts"])
+    said = ask("reading the APIs", ["python3", "-"], observe_program(cluster, secrets))
+    try:
+        document = json.loads(said) if said else {}
+    except ValueError:
+        document = {"errors": ["the answer about the APIs is not JSON"]}
+    read = {name: document.get(name, []) for name in ("services", "endpoints", "compute_services", "hypervisors")}
+    return Facts(parse_table(cells), parse_table(hosts), **read, errors=[*errors, *document.get("errors", [])])
+
+
+def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
+    """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
+    compute_url = f"http://{cluster.controllers[0].address}:8774/v2.1"
+    # As Nova's own user: it may read all of this, also where no administrator's password is known.
+    call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
+    source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
+    return f"{source}\n\nmain(*{call!r})\n".encode()
+
+
+def parse_table(text: str) -> list[Row]:
+    """The rows of a table that nova-manage prints (prettytable), by exact column; the first row holds the titles.
+
+    No cell of these tables can hold a `|`: names are checked, and URLs are percent-encoded.
+    """
+    lines = [
+        [cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:] if len(line) == len(lines[0])]
+
+
+def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any], facts: Facts) -> list[Finding]:
+    """Every difference between what must be and what is. `expected`: a controller's node.json, `nodes`: the booted."""
+    computes = [node for node in nodes if node.role is Role.COMPUTE]
+    return sorted(
+        {
+            *(Finding("cluster", error) for error in facts.errors),
+            *_check_cells(expected["cells"], facts.cells),
+            *_check_compute_services(nodes, len(cluster.cells), facts.compute_services),
+            *_check_hosts(computes, facts.hosts),
+            *_check_hypervisors(computes, facts.hypervisors),
+            *_check_endpoints(cluster.region, expected["identity"]["services"], facts),
+        }
+    )
+
+
+def _check_cells(expected: Sequence[Row], rows: Sequence[Row]) -> list[Finding]:
+    """Each cell exactly once, with its uuid and both URLs, enabled; and no other."""
+    found = []
+    for cell in expected:
+        subject, mine = f"cell {cell['name']}", [row for row in rows if row["Name"] == cell["name"]]
+        if len(mine) != 1:
+            found.append(Finding(subject, f"is listed {len(mine)} times, not once"))
+            continue
+        if mine[0]["UUID"] != cell["uuid"]:
+            found.append(Finding(subject, f"has the uuid {mine[0]['UUID']}, not {cell['uuid']}"))
+        if mine[0].get("Disabled", "False") != "False":
+            found.append(Finding(subject, "is disabled"))
+        for title, key in (("Transport URL", "transport_url"), ("Database Connection", "database_connection")):
+            if parts := compare_urls(cell[key], mine[0][title]):
+                found.append(Finding(subject, f"its {title} is not the seed's: {', '.join(parts)} differ(s)"))
+    names = {cell["name"] for cell in expected}
+    return found + [
+        Finding(f"cell {row['Name']}", "is not in the cluster file") for row in rows if row["Name"] not in names
+    ]
+
+
+def compare_urls(wanted: str, seen: str) -> list[str]:
+    """The names of the parts in which two URLs differ, passwords included; their values are never shown."""
+    if wanted == seen:
+        return []
+    try:
+        left, right = urlsplit(wanted), urlsplit(seen)
+        parts = {
+            "scheme": left.scheme == right.scheme,
+            "user": left.username == right.username,
+            "password": left.password == right.password,
+            "host": left.hostname == right.hostname,
+            "port": left.port == right.port,
+            "path": left.path == right.path,
+            "query": left.query == right.query,
+        }
+    except ValueError:
+        return ["form"]
+    return [name for name, same in parts.items() if not same] or ["spelling"]
+
+
+def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Row]) -> list[Finding]:
+    """Every controller's scheduler once and its conductor once per cell, every compute once: up, enabled, reporting.
+
+    Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
+    updated_at counts as well (nova/servicegroup/drivers/db.py, is_up).
+    """
+    binaries = {Role.CONTROLLER: ("nova-conductor", "nova-scheduler"), Role.COMPUTE: ("nova-compute",)}
+    found = []
+    for node in nodes:
+        for binary in binaries[node.role]:
+            mine = [row for row in rows if row["binary"] == binary and row["host"] == node.name]
+            found += _check_up(node.name, binary, mine, cells if binary == "nova-conductor" else 1) or [
+                Finding(node.name, f"{binary} has never reported since it was registered")
+                for row in mine
+                if not row["updated_at"]
+            ]
+    return found
+
+
+def _check_up(subject: str, what: str, rows: Sequence[Row], times: int = 1) -> list[Finding]:
+    """So many rows, all up and enabled."""
+    if len(rows) != times:
+        wanted = "once" if times == 1 else f"{times} times"
+        return [Finding(subject, f"{what} is listed {len(rows)} times, not {wanted}")]
+    states = {(row["state"], row["status"]) for row in rows} - {("up", "enabled")}
+    return [Finding(subject, f"{what} is {state} and {status}, not up and enabled") for state, status in sorted(states)]
+
+
+def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
+    """Every compute mapped once, to its own cell."""
+    found = []
+    for node in computes:
+        cells = [row["Cell Name"] for row in rows if row["Hostname"] == node.name]
+        if cells != [node.cell]:
+            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not once to {node.cell}"))
+    return found
+
+
+def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
+    """Every compute's hypervisor listed once, up and enabled."""
+    found = []
+    for node in computes:
+        found += _check_up(node.name, "its hypervisor", [row for row in rows if row["service"]["host"] == node.name])
+    return found
+
+
+def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Finding]:
+    """Each service registered once, with one enabled endpoint per interface in the region, at the right URL."""
+    found = []
+    for service in expected:
+        subject = f"service {service['name']}"
+        mine = [
+            row["id"] for row in facts.services if row["type"] == service["type"] and row["name"] == service["name"]
+        ]
+        if len(mine) != 1:
+            found.append(Finding(subject, f"of type {service['type']} is registered {len(mine)} times, not once"))
+            continue
+        for interface in INTERFACES:
+            urls = [
+                row["url"]
+                for row in facts.endpoints
+                if (row["service_id"], row["interface"], row["region"], row["enabled"])
+                == (mine[0], interface, region, True)
+            ]
+            if urls != [service["url"]]:
+                seen = ", ".join(urls) or "nowhere"
+                found.append(
+                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not once {service['url']}")
+                )
+    return found

@@ -1,0 +1,217 @@
+"""What a machine's network boot takes: iPXE scripts, the images' files, and configurations of dnsmasq and nginx.
+
+Nothing here is secret, and nothing of ours has to run: any web server and any TFTP server can give it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from imagegen.base.errors import BadUsage
+from imagegen.base.handles import is_file
+from imagegen.base.templates import render_template
+from imagegen.base.tree import Tree, text
+from imagegen.images.disk import KERNEL_WORDS
+from imagegen.images.manifest import checksums, read_manifest
+from imagegen.inputs.device_hints import hint_text
+from imagegen.model.cluster import Cluster, Hosted, Node, Role
+
+PORT = 8080
+MOST_COMMAND_LINE = 2000  # bytes; Linux on x86 cuts off what is beyond 2,047 (COMMAND_LINE_SIZE)
+MOST_CONFIG_LINE = 1000  # bytes; dnsmasq reads a longer line as two (MAXDNAME)
+MOST_SPARE = 200  # addresses for machines that boot by an interface which is in no cluster file
+LOADERS = ("undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe-arm64.efi")
+"""iPXE's own files, for firmware that is no iPXE; the last is not in every distro's package."""
+
+SUFFIXES = {"deploy": ("raw", "vmlinuz", "initrd", "raw.zst"), "live": ("raw", "vmlinuz", "initrd", "squashfs")}
+"""Which built files the tree has of a role, by the modes of its nodes. The raw image is for Ironic and Metal3; what
+fills the disk or the memory is last."""
+
+
+@dataclass(frozen=True)
+class NetbootImage:
+    """A built image: where its files are, and of each its sha256 and size in bytes."""
+
+    name: str  # ROLE-ID
+    directory: Path
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def id(self) -> str:
+        return self.name.rpartition("-")[2]
+
+    def file_name(self, suffix: str) -> str:
+        return f"{self.name}.{suffix}"
+
+
+def choose_url(cluster: Cluster) -> str:
+    """Where the nodes find the tree, without a slash at its end. Raises BadUsage when the cluster file does not say."""
+    if cluster.pxe_url:
+        return cluster.pxe_url
+    if cluster.network.gateway is None:
+        raise BadUsage(
+            "the cluster file does not say where the nodes find what they boot",
+            "add `pxe: {url: http://ADDRESS:8080}`, with this machine's address in the nodes' network",
+        )
+    return f"http://{cluster.network.gateway}:{PORT}"
+
+
+def find_images(
+    cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str]] = SUFFIXES
+) -> dict[Role, NetbootImage]:
+    """The current image of each role, which has the files that its nodes' modes need: `suffixes`.
+
+    Raises BadUsage that names `build` for what is missing.
+    """
+    found, missing = {}, []
+    for role in cluster.roles:
+        directory = out / "images" / role
+        manifest = read_manifest(directory)
+        image = NetbootImage(f"{role}-{manifest.get('id', '')}", directory, manifest.get("files", {}))
+        modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
+        wanted = {suffix for mode in modes for suffix in suffixes[mode]}
+        if lacking := sorted(s for s in wanted if not is_file(directory / image.file_name(s))):
+            missing.append(f"{role} ({', '.join(lacking)})")
+        found[role] = image
+    if missing:
+        raise BadUsage(f"{out / 'images'} lacks images: {'; '.join(missing)}", "run imagegen build")
+    return found
+
+
+def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
+    """Path in the tree -> built file that belongs there."""
+    suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
+    return {
+        f"images/{image.file_name(suffix)}": image.directory / image.file_name(suffix)
+        for image in images
+        for suffix in suffixes
+        if image.file_name(suffix) in image.files
+    }
+
+
+def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) -> Tree:
+    """Every text of the tree that lies at `root`, by path. Same input, same bytes. Raises BadUsage."""
+    base = choose_url(cluster)
+    if "$" in str(root) or not str(root).isprintable():
+        raise BadUsage(
+            f"{root} holds a dollar sign or a control character, which nginx and dnsmasq misread",
+            "give another directory with -o",
+        )
+    url = urlsplit(base)
+    network = cluster.network
+    values: dict[str, object] = {
+        "cluster": cluster.name,
+        "base": base,
+        "root": root,
+        "host": url.hostname,
+        "port": url.port or 80,
+        "network": network.cidr.network_address,
+        "netmask": network.cidr.netmask,
+        "gateway": network.gateway,
+        "dns": network.dns,
+        "nodes": cluster.nodes,
+        "spare": find_spare(cluster) if any(node.serial for node in cluster.nodes) else None,
+    }
+    names = ("boot.ipxe", "dnsmasq.conf", "dnsmasq-proxy.conf", "nginx.conf")
+    tree = {name: text(render_template(f"{name}.j2", values)) for name in names}
+    if any(len(line) > MOST_CONFIG_LINE for file in tree.values() for line in file.data.splitlines()):
+        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "give a shorter one with -o")
+    for node in cluster.nodes:
+        chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
+        tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
+        if node.serial:
+            tree[f"serial/{node.serial}.ipxe"] = chain  # a slash makes a directory: servers decode iPXE's %2F
+        tree[f"nodes/{node.name}.ipxe"] = text(node_script(cluster, node, images[node.role]))
+    files = {path.name: image.files[path.name] for image in images.values() for path in link_files([image]).values()}
+    tree["images/SHA256SUMS"] = text(checksums(files))
+    return dict(sorted(tree.items()))
+
+
+def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """The iPXE script of one node. Raises BadUsage when the kernel would not get the whole of its command line."""
+    base = choose_url(cluster)
+    if fault := _explain_length(cluster, node, image):
+        raise BadUsage(fault)
+    values = {"base": base, "node": node.name, "role": node.role, "mode": node.deploy.mode, "image": image.name}
+    return render_template("node.ipxe.j2", {**values, "arguments": kernel_arguments(cluster, node, image)})
+
+
+def find_spare(cluster: Cluster) -> tuple[IPv4Address, IPv4Address] | None:
+    """First and last of the longest run of addresses that nothing in the cluster file has; of a long run, its end."""
+    cidr, places = cluster.network.cidr, (getattr(cluster.services, service) for service in Hosted)
+    urls = (choose_url(cluster), cluster.status_url, cluster.services.image_endpoint)
+    named = [*(place.host for place in places if place), *(urlsplit(url or "").hostname or "" for url in urls)]
+    addresses = (*(node.address for node in cluster.nodes), cluster.network.gateway, *cluster.network.dns)
+    named += [*map(str, addresses), *cluster.network.ntp]
+    inside = {int(address) for address in map(_address, named) if address and address in cidr}
+    taken = sorted(inside | {int(cidr.network_address), int(cidr.broadcast_address)})
+    free, last = max((after - before - 1, after - 1) for before, after in pairwise(taken))
+    return (IPv4Address(last - min(free, MOST_SPARE) + 1), IPv4Address(last)) if free else None
+
+
+def _address(host: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(host)
+    except ValueError:
+        return None
+
+
+def find_long_lines(cluster: Cluster) -> list[tuple[str, str]]:
+    """(path, message) of each node whose kernel's command line would be too long, before there is any image."""
+    if cluster.pxe_url is None and cluster.network.gateway is None:
+        return []  # not to be booted over the network
+    found = []
+    for i, node in enumerate(cluster.nodes):
+        name = f"{node.role}-{'0' * 12}"
+        facts = {"sha256": "0" * 64, "size": 10**12}
+        image = NetbootImage(name, Path(), {f"{name}.{suffix}": facts for suffix in SUFFIXES[node.deploy.mode]})
+        if fault := _explain_length(cluster, node, image):
+            found.append((f"nodes[{i}].root_device" if node.root_device else f"nodes[{i}]", fault))
+    return found
+
+
+def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """What is wrong with the length of the kernel's command line, `imagegen serve`'s part included; else nothing."""
+    base = choose_url(cluster)
+    served = [f"imagegen.seed=https://{urlsplit(base).hostname}:65535/seed/{node.name}/{'0' * 32}"]
+    served += [f"imagegen.ca={'0' * 64}", *([] if cluster.status_url else [f"imagegen.status={base}/status"])]
+    length = len(" ".join([kernel_arguments(cluster, node, image), *served]))
+    if length <= MOST_COMMAND_LINE:
+        return ""
+    return (
+        f"the kernel's command line of {node.name} would have {length} bytes, but it gets at most {MOST_COMMAND_LINE};"
+        " shorten the node's root_device hints, or status.url"
+    )
+
+
+def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+    """The kernel's command line, as the initramfs of the image reads it (elements/imagegen-deploy)."""
+    base = choose_url(cluster)
+    name = image.file_name(SUFFIXES[node.deploy.mode][-1])
+    given = {
+        "mode": node.deploy.mode,
+        "node": node.name,
+        "role": node.role,
+        "mac": node.mac,
+        "address": f"{node.address}/{cluster.network.cidr.prefixlen}",
+        "gateway": cluster.network.gateway,
+        "url": base,
+        "image": f"{base}/images/{name}",
+        "sha256": image.files[name]["sha256"],
+        "size": image.files[image.file_name("raw")]["size"],
+        "id": image.id,
+        **{f"root_device.{hint}": hint_text(value) for hint, value in sorted(node.root_device.items())},
+        "wipe": "1" if node.deploy.wipe else None,
+        "status": cluster.status_url,
+    }
+    words = [f"imagegen.{key}={quote(str(value), safe=_SAFE)}" for key, value in given.items() if value is not None]
+    return " ".join(["initrd=initrd.img", "boot=imagegen", KERNEL_WORDS, *words])
+
+
+_SAFE = "/:.,_-+@"  # neither blanks, which end a word, nor what iPXE or the kernel would take for its own

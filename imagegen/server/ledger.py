@@ -1,0 +1,471 @@
+"""What `imagegen serve` must not forget: each node's status and timeline, who may claim a seed, and who tried to.
+
+One SQLite file; a restart continues with it, and a second process may open windows in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from imagegen.base.console import printable, read_steps
+from imagegen.base.errors import MachineLacks
+from imagegen.server.evidence import (
+    SCHEMA,
+    Reason,
+    note_grant,
+    note_malformed,
+    note_refusal,
+    read_grants,
+    read_refusals,
+    take_over,
+)
+
+STATES = ("waiting", "working", "ready", "failed")
+BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
+READY_BEAT = 300.0  # the same for one that is ready
+MISSED = 3  # reports in a row that make a node lost
+DEGRADED = "degraded: "  # how the detail of a ready node that does not do all its work begins (decision 35)
+LISTENING = 10.0  # seconds; how exactly it is known until when the server listened
+BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
+MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
+MOST_REPORTS = 100  # that are told; the ledger keeps them all
+VERSION = 2  # of the tables, as PRAGMA user_version; before, that was 0 or 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS node (
+    name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
+    detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
+    revision INTEGER NOT NULL DEFAULT 0, boot INTEGER NOT NULL DEFAULT 0, heard REAL);
+CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
+CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
+    step TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
+CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS used (digest TEXT PRIMARY KEY, node TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS settled (node TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
+"""
+_ADDED = ("boot INTEGER NOT NULL DEFAULT 0", "heard REAL")  # columns of node that version 1 has not
+# Of a ledger of version 1, what says that a node claimed its seed or was ready.
+_SETTLED_BEFORE = """
+SELECT name FROM node WHERE state = 'ready' OR ended IS NOT NULL UNION SELECT node FROM event WHERE state = 'ready'
+UNION SELECT node FROM window WHERE used > 0 UNION SELECT node FROM token WHERE fate = 'used'
+"""
+_NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
+
+
+Unusable = sqlite3.DatabaseError
+"""The file cannot be used: it is another user's, its disk is full, or it is damaged. explain_unusable() says which."""
+
+
+class _Newer(Unusable):
+    """A later imagegen made it."""
+
+
+def explain_unusable(path: Path, error: Exception) -> MachineLacks:
+    """What is wrong with the ledger at that path, and the cure."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
+    if isinstance(error, _Newer):
+        return MachineLacks(f"{path} was written by a newer imagegen", "use that one, or move the file away")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return MachineLacks(
+            f"{path} is damaged ({error})",
+            f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
+            "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
+    if code == sqlite3.SQLITE_BUSY:
+        return MachineLacks(f"{path} is held by another process", "end that one, then run this again")
+    return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
+
+
+class Unclaimable(Exception):
+    """The seed is not given out; the text says why, to the node and to the operator."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Ledger:
+    """The file. Times are seconds since 1970 by this machine's clock. Every method raises Unusable."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self.path, self._now = path, now
+        self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        try:
+            # Survives the process at any moment. Only claims must survive the machine too: see claim().
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._make_tables()
+        except Unusable:
+            self._db.close()
+            raise
+
+    def _make_tables(self) -> None:
+        """Makes the tables, or takes over those of version 1."""
+        if (version := self._version()) >= VERSION:
+            if version > VERSION:
+                raise _Newer(f"version {version}")
+            return
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if (gives_seeds := self._version()) >= VERSION:  # another process was quicker
+                return
+            old = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'report'").fetchone()
+            if old:
+                for column in _ADDED:
+                    self._db.execute(f"ALTER TABLE node ADD COLUMN {column}")
+            for statement in f"{_SCHEMA};{SCHEMA}".split(";"):
+                self._db.execute(statement)
+            if old:
+                self._db.execute(f"INSERT INTO settled SELECT name, ? FROM ({_SETTLED_BEFORE})", (self._now(),))  # noqa: S608
+                self._db.execute("UPDATE node SET heard = changed")
+                take_over(self._db, self._db.execute("SELECT * FROM report ORDER BY at").fetchall())
+                self._db.execute("DROP TABLE report")
+                self._db.execute("DROP TABLE token")
+                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (gives_seeds,))
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+    def close(self) -> None:
+        self._db.close()
+
+    def reopen(self) -> Ledger:
+        """The same file once more, for another thread."""
+        return Ledger(self.path, self._now)
+
+    def enter_nodes(self, roles: Mapping[str, str]) -> None:
+        """Makes the ledger's nodes these, by name and role; of those that it had, it keeps what it knows."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for row in self._db.execute("SELECT name FROM node").fetchall():
+                if row["name"] not in roles:
+                    for table, column in (("node", "name"), ("event", "node"), ("window", "node"), ("used", "node")):
+                        self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row["name"],))  # noqa: S608
+            for name, role in roles.items():
+                self._db.execute(
+                    f"INSERT INTO node (name, role, boot, revision) VALUES (?, ?, ?, {_NEXT})"  # noqa: S608
+                    " ON CONFLICT (name) DO UPDATE SET role = excluded.role",
+                    # Anything but what it was before: no token of a ledger that is lost becomes good again.
+                    (name, role, secrets.randbits(31)),
+                )
+
+    # who may claim a seed
+
+    def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
+        """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
+
+        With `new_only` a window that is open stays as it is, claims that were used included, and none is opened for a
+        node that has claimed before or was ready. Returns those that may claim nothing for that reason.
+        """
+        now, left_out = self._now(), []
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            settled = {row["node"] for row in self._db.execute("SELECT node FROM settled")}
+            for name in names:
+                row = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
+                if new_only and row and row["closes"] > now and row["used"] < row["claims"]:
+                    continue
+                if new_only and name in settled:
+                    left_out.append(name)
+                    continue
+                self._db.execute(
+                    "INSERT INTO window (node, closes, claims) VALUES (?, ?, ?) ON CONFLICT (node)"
+                    " DO UPDATE SET closes = excluded.closes, claims = excluded.claims, used = 0",
+                    (name, now + seconds, claims),
+                )
+                self._touch(name)
+        return left_out
+
+    def close_windows(self) -> None:
+        """From now on no seed is given out."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for row in self._db.execute("SELECT node FROM window").fetchall():
+                self._touch(row["node"])
+            self._db.execute("DELETE FROM window")
+
+    def find_boot(self, name: str) -> int:
+        """Which boot of the node this is: a token is made for one."""
+        boot: int = self._db.execute("SELECT boot FROM node WHERE name = ?", (name,)).fetchone()["boot"]
+        return boot
+
+    def claim(self, name: str, address: str, token: str, boot: int) -> None:
+        """Uses a genuine token of that boot and one claim of the node's window, on the disk for certain.
+
+        Raises Unclaimable.
+        """
+        self._db.execute("PRAGMA synchronous=FULL")
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._check_claim(name, token, boot)
+                self._db.execute("INSERT INTO used (digest, node) VALUES (?, ?)", (_digest(token), name))
+                self._db.execute("UPDATE window SET used = used + 1 WHERE node = ?", (name,))
+                note_grant(self._db, name, address, self._now())
+                self._settle(name)
+                self._touch(name)
+        finally:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _check_claim(self, name: str, token: str, boot: int) -> None:
+        if self._db.execute("SELECT 1 FROM used WHERE digest = ?", (_digest(token),)).fetchone():
+            raise Unclaimable(Reason.GIVEN, f"the seed of {name} was already given out for this token")
+        if boot != self.find_boot(name):
+            raise Unclaimable(Reason.VOID, f"this token is void: {name} has booted since")
+        window = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
+        if window is None:
+            raise Unclaimable(Reason.CLOSED, f"no window is open for {name}")
+        if window["closes"] <= self._now():
+            ago = self._now() - window["closes"]
+            raise Unclaimable(Reason.CLOSED, f"the window of {name} closed {ago:.0f} seconds ago")
+        if window["used"] >= window["claims"]:
+            raise Unclaimable(Reason.USED_UP, f"{name} has claimed its seed as often as it may ({window['claims']})")
+
+    def _settle(self, name: str) -> None:
+        """The node has a seed by now: no server that starts opens its window unasked."""
+        self._db.execute("INSERT OR IGNORE INTO settled (node, at) VALUES (?, ?)", (name, self._now()))
+
+    # what happens
+
+    def begin_boot(self, name: str, step: str, detail: str, *, reports_here: bool = True) -> None:
+        """A machine booted as that node: its timeline starts again. One that reports elsewhere is not waited for."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._restart(name)
+            self._enter(name, "working", step, detail, [])
+            if not reports_here:
+                self._db.execute("UPDATE node SET heard = NULL WHERE name = ?", (name,))
+
+    def record(self, document: Mapping[str, Any]) -> bool:
+        """Takes a checked status document of a known node; returns whether something changed."""
+        name, state, step = document["node"], document["state"], document["step"]
+        steps = document["steps"]
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            row = self._db.execute("SELECT * FROM node WHERE name = ?", (name,)).fetchone()
+            if (row["state"], row["step"], row["detail"]) == (state, step, document["detail"]):
+                # No new revision: whoever reads what changed would get the whole fleet once a minute.
+                self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
+                return False
+            # A node that was ready and goes through its steps once more has booted again.
+            again = row["state"] == "ready" and state != "ready" and len(steps) < len(json.loads(row["steps"]))
+            if row["began"] is None or again:
+                self._restart(name)
+            self._enter(name, state, step, document["detail"], steps)
+            if step == BOOTED or state == "ready":
+                self._end_tokens(name)
+            if state == "ready":
+                self._settle(name)
+        return True
+
+    def refuse(self, name: str, reason: Reason, address: str, text: str, own: str = "") -> None:
+        """Writes down what was refused; `own` is the address of the node, if it is one."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            note_refusal(self._db, name, reason, address, text, self._now(), own)
+
+    def refuse_malformed(self, address: str) -> None:
+        """Writes down that a status was none."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            note_malformed(self._db, address, self._now())
+
+    def _end_tokens(self, name: str) -> None:
+        """Those that were made until now are void."""
+        self._db.execute("UPDATE node SET boot = boot + 1 WHERE name = ?", (name,))
+        self._db.execute("DELETE FROM used WHERE node = ?", (name,))
+
+    def _restart(self, name: str) -> None:
+        self._db.execute("DELETE FROM event WHERE node = ?", (name,))
+        self._db.execute("UPDATE node SET began = ?, ended = NULL WHERE name = ?", (self._now(), name))
+
+    def _enter(self, name: str, state: str, step: str, detail: str, steps: Sequence[Any]) -> None:
+        now = self._now()
+        last = self._db.execute(
+            "SELECT state, step FROM event WHERE node = ? ORDER BY id DESC LIMIT 1", (name,)
+        ).fetchone()
+        if last is None or (last["state"], last["step"]) != (state, step):
+            self._db.execute("INSERT INTO event (node, at, state, step) VALUES (?, ?, ?, ?)", (name, now, state, step))
+            self._db.execute(
+                "DELETE FROM event WHERE node = ? AND id NOT IN"
+                " (SELECT id FROM event WHERE node = ? ORDER BY id DESC LIMIT ?)",
+                (name, name, MOST_EVENTS),
+            )
+        self._db.execute(
+            "UPDATE node SET step = :step, detail = :detail, steps = :steps, changed = :now, heard = :now,"
+            # Its clock stops at the first word that it is ready or has failed.
+            " ended = CASE WHEN :state NOT IN ('ready', 'failed') THEN NULL"
+            " WHEN state = :state THEN coalesce(ended, :now) ELSE :now END, state = :state WHERE name = :name",
+            {"name": name, "state": state, "step": step, "detail": detail, "steps": json.dumps(steps), "now": now},
+        )
+        self._touch(name)
+
+    def _touch(self, name: str) -> None:
+        self._db.execute(f"UPDATE node SET revision = {_NEXT} WHERE name = ?", (name,))  # noqa: S608
+
+    # whether somebody listens: what was said meanwhile cannot have been missed
+
+    def begin_listening(self) -> None:
+        """From now on nodes are heard."""
+        now = self._now()
+        self._db.execute("INSERT OR REPLACE INTO listening (id, since, until) VALUES (1, ?, ?)", (now, now))
+
+    def keep_listening(self) -> None:
+        """They are heard still; to be said every LISTENING seconds. What a full disk does not take is not known."""
+        with suppress(Unusable):
+            self._db.execute("UPDATE listening SET until = ?", (self._now(),))
+
+    # what is told
+
+    def find_document(self, name: str) -> dict[str, Any] | None:
+        """`{state, step, detail, steps}` of a node's newest status document; None: it said nothing yet."""
+        row = self._db.execute("SELECT state, step, detail, steps FROM node WHERE name = ?", (name,)).fetchone()
+        return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
+
+    def read(self, since: int = 0) -> dict[str, Any]:
+        """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
+        got a seed, who was refused what, and how many rows of refusals there are besides.
+
+        `listened` is until when the server heard what nodes say: now, while it works. `heard` has of every node that
+        ever spoke `{heard, due}`: when it was last heard, and after what time it is lost.
+        """
+        with self._db:
+            self._db.execute("BEGIN")  # one state of the file for all that follows
+            rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
+            changed = "WHERE node IN (SELECT name FROM node WHERE revision > ?)"
+            events = self._db.execute(
+                f"SELECT node, at, state, step FROM event {changed} ORDER BY id",  # noqa: S608
+                (since,),
+            ).fetchall()
+            windows = self._db.execute(
+                f"SELECT node, closes, claims, used FROM window {changed}",  # noqa: S608
+                (since,),
+            ).fetchall()
+            revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
+            grants = read_grants(self._db)
+            reports, more = read_refusals(self._db, MOST_REPORTS)
+            beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
+            listening = self._db.execute("SELECT since, until FROM listening").fetchone()
+        now = self._now()
+        listens_since, listened = listening or (0.0, now)
+        if now - listened < 2 * LISTENING:
+            listened = now
+        keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
+        nodes = {
+            row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None, "claimed": []}
+            for row in rows
+        }
+        for event in events:
+            nodes[event["node"]]["timeline"].append({key: event[key] for key in ("at", "state", "step")})
+        for window in windows:
+            nodes[window["node"]]["seed"] = {key: window[key] for key in ("closes", "claims", "used")}
+        heard = {
+            row["name"]: {"heard": row["heard"], "due": find_due(row["state"], row["heard"], listens_since)}
+            for row in beats
+        }
+        for name, node in nodes.items():
+            node |= heard.get(name, {"heard": None, "due": None})
+        for grant in grants:
+            if grant["node"] in nodes:
+                nodes[grant["node"]]["claimed"].append({key: grant[key] for key in ("address", "at", "times")})
+        return {
+            "now": now,
+            "listened": listened,
+            "heard": heard,
+            "revision": revision,
+            "nodes": list(nodes.values()),
+            "grants": grants,
+            "reports": reports,
+            "more": more,
+        }
+
+    # whether seeds are given out at all, for who wants to open a window beside the server
+
+    @property
+    def gives_seeds(self) -> bool:
+        row = self._db.execute("SELECT value FROM setting WHERE name = 'gives_seeds'").fetchone()
+        return bool(row and row["value"])
+
+    def set_gives_seeds(self, value: bool) -> None:
+        self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
+
+    def find_unknown(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are not nodes of the ledger."""
+        known = {row["name"] for row in self._db.execute("SELECT name FROM node")}
+        return [name for name in names if name not in known]
+
+
+def find_due(state: str, heard: float, since: float) -> float:
+    """After what time a node in that state is lost that was last heard then, by a server that listens since then."""
+    return max(heard, since) + MISSED * (READY_BEAT if state == "ready" else BEAT)
+
+
+def show_state(node: Mapping[str, Any], at: float) -> str:
+    """The state of a node of Ledger.read() at that time as it is shown: also lost or degraded.
+
+    One that has failed and then falls silent has failed: somebody has to go there anyway.
+    """
+    if node["state"] != "failed" and node["due"] is not None and at > node["due"]:
+        return "lost"
+    if node["state"] == "ready" and node["detail"].startswith(DEGRADED):
+        return "degraded"
+    return str(node["state"])
+
+
+def _describe_report(row: sqlite3.Row) -> dict[str, Any]:
+    times = f" ({row['times']} times)" if row["times"] > 1 else ""
+    return {"at": row["at"], "node": row["node"], "address": row["address"], "text": row["text"] + times}
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+MOST_STEPS = 200
+LONGEST = {"node": 63, "role": 63, "step": 100, "detail": 1000}  # characters
+
+
+def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
+    """The status document (version 1 of the design) in a POST's body. Raises ValueError that says what is wrong."""
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(document, dict) or document.get("version") != 1:
+        raise ValueError("not a status document of version 1")
+    for key, longest in LONGEST.items():
+        if not isinstance(document.get(key), str) or len(document[key]) > longest:
+            raise ValueError(f"{key} must be text of at most {longest} characters")
+        document[key].encode()  # half a surrogate pair is no text
+    if document.get("state") not in STATES:
+        raise ValueError(f"state must be one of {', '.join(STATES)}")
+    steps: Sequence[Any] = document.get("steps", ())
+    if not isinstance(steps, list) or len(steps) > MOST_STEPS or len(read_steps(document)) < len(steps):
+        raise ValueError(f"steps must be a list of at most {MOST_STEPS} mappings, each with a name")
+    if document["node"] not in roles:
+        raise ValueError("not a node of this cluster")
+    if document["role"] not in ("", roles[document["node"]]):
+        raise ValueError("not the node's role")
+    return {
+        **document,
+        "step": printable(document["step"]),
+        "detail": printable(document["detail"]),
+        "steps": read_steps(document),
+    }
