@@ -31,10 +31,10 @@ set-up-test: ## what the tests need besides
 	$(TIER) set-up .ci/set-up test
 
 lint: set-up-test ## ruff, mypy, shellcheck and dib-lint
-	$(TIER) lint $(PYTEST) tests/unit/test_linters.py
+	$(TIER) lint $(PYTEST) tests/unit/project/test_linters.py
 
 unit: set-up-test ## the pure parts, without root, network or images
-	$(TIER) unit $(PYTEST) -n auto tests/unit --ignore=tests/unit/test_linters.py
+	$(TIER) unit $(PYTEST) -n auto tests/unit --ignore=tests/unit/project/test_linters.py
 
 serve: set-up-test ## `imagegen serve` on the loopback: claims, slow and rude clients, a thousand nodes, the page in Chromium
 	$(TIER) serve $(PYTEST) tests/serve
@@ -50,7 +50,7 @@ cluster: set-up-test images ## the built trees booted with systemd-nspawn, the p
 
 model: set-up-test ## the protocol's model test with new random schedules, for MINUTES; what failed is kept
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
-	    CI= MODEL_EXAMPLES=500 $(PYTEST) -q tests/unit/test_model.py -k TestCluster || exit 1; done
+	    CI= MODEL_EXAMPLES=500 $(PYTEST) -q tests/unit/agent/test_protocol.py -k TestCluster || exit 1; done
 
 test-faults: set-up-test images ## the part of the fault matrix that CI runs; needs root
 	$(TIER) faults .venv/bin/python tests/faults/run_faults.py --fixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -56,3 +57,13 @@ def read_modules() -> dict[str, str]:
     }
     assert len(modules) > 50
     return modules
+
+
+def find_imports(tree: ast.AST, package: str = "imagegen") -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that is imported, at the top, inside functions and for types alike."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (package if node.level else "", node.module)))
+            yield from ((node.lineno, f"{base}.{name.name}") for name in node.names)

@@ -1,8 +1,9 @@
 """What ironic-python-agent's own matching says: JSON cases on stdin, their answers on stdout.
 
 A case is [hint, expression, fact]; the answer is whether a device with that fact fits, or "refused". It needs a Python
-that has oslo.utils and oslo.log, and ironic-python-agent's device_hints.py as its argument. tests/unit/test_hints.py
-reads tests/data/hints.json, whose rows are cases with their answers; test_hints.py beside this file asks anew.
+that has oslo.utils and oslo.log, and ironic-python-agent's device_hints.py as its argument.
+tests/unit/inputs/test_device_hints.py reads tests/data/hints.json: cases with their answers; test_hints.py
+beside this file asks again.
 
     .venv-ironic/bin/python tests/ironic/peer_hints.py DEVICE_HINTS.py < cases.json > answers.json
 """

@@ -17,7 +17,7 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.device_hints import hint_text
 
 # [hint, expression, what the device says, whether it fits by ironic-python-agent 10.2: tests/ironic/peer_hints.py]
-RECORDED = json.loads((Path(__file__).parents[1] / "data/hints.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[2] / "data/hints.json").read_text())
 
 # What Ironic takes and we refuse, because it is not what it looks like.
 STRICTER = [

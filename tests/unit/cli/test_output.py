@@ -15,13 +15,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fakes.booted import FakeNetwork, document
+from fakes.builder import FakeMachine, machine
+from fakes.command_line import COMMANDS, Output, files_below, keep_ledger, serve_nothing
 from hypothesis import given
 from hypothesis import strategies as st
 from netboot_images import make_loaders
 from repository import read_modules
-from test_boot import FakeNetwork, document
-from test_build import FakeMachine, machine
-from test_cli import COMMANDS, Output, files_below, fixed_directory, keep_ledger, output, serve_nothing
 
 from imagegen.base import streams
 from imagegen.base.errors import CommandFailed, ExitCode, Problem
@@ -31,7 +31,7 @@ from imagegen.local import boot
 from imagegen.server import provisioning
 from imagegen.server.evidence import Reason
 
-__all__ = ["fixed_directory", "machine", "output"]  # fixtures
+__all__ = ["machine"]  # a fixture
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
 READY = [{}, document("ready")]

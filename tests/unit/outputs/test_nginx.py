@@ -13,7 +13,7 @@ from netboot_images import make_images
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.outputs import pxe
 
-AROUND = Path(__file__).parents[1] / "data/nginx.conf"
+AROUND = Path(__file__).parents[2] / "data/nginx.conf"
 URL = "http://127.0.0.1:8080"  # `nginx -t` binds: another machine's address is refused, a port that is in use is not
 
 

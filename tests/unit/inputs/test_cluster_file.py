@@ -21,7 +21,7 @@ from imagegen.inputs.yaml_file import MAX_BYTES, Findings, Value, check_shape, l
 from imagegen.model.cluster import Cluster, Hosted, Place, Role
 from imagegen.model.logins import OF_COMPUTES, database_schemas, typed_secrets
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 GOOD = sorted((CASES / "good").glob("*.yaml"))
 BAD = sorted((CASES / "bad").glob("*.yaml"))
 

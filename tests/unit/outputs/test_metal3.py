@@ -24,7 +24,7 @@ from imagegen.outputs.baremetal import METAL3_HINTS, metal3_hints, metal3_tree
 from imagegen.outputs.pxe import find_images
 from imagegen.seeds.seed import seed_trees
 
-SCHEMA = json.loads((Path(__file__).parents[1] / "data/baremetalhost.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[2] / "data/baremetalhost.schema.json").read_text())
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 RESOURCE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 SECRET_BYTES = 1 << 20  # the most that Kubernetes keeps in one

@@ -8,17 +8,14 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
 import jsonschema
 import pytest
-from repository import read_modules
-from test_layers import find_imports
+from fakes.command_line import COMMANDS, Output, files_below, keep_ledger, serve_nothing
+from repository import find_imports, read_modules
 
 from imagegen.base.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
 from imagegen.base.resources import PACKAGE
@@ -32,18 +29,7 @@ from imagegen.server.evidence import Reason
 from imagegen.server.ledger import Ledger
 
 SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
-COMMANDS = (
-    *("init", "validate", "generate", "build", "seed", "boot"),
-    *("pxe", "serve", "status", "baremetal", "schema", "help"),
-)
 CANARY = "Canary-p@ss/w:r%d"
-
-
-@pytest.fixture(autouse=True)
-def fixed_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts in an empty directory, without colours that a terminal of the tester would bring."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_COLOR", "1")
 
 
 @pytest.fixture
@@ -84,19 +70,6 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr("imagegen.cli.inputs.read_cluster", read_cluster)
-
-
-Output = Callable[[], tuple[str, str]]
-
-
-@pytest.fixture
-def output(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Takes what was printed so far: stdout, stderr."""
-    return lambda: tuple(capsys.readouterr())  # type: ignore[return-value]
-
-
-def files_below(directory: Path) -> list[str]:
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
 
 
 def test_init_writes_a_cluster_that_is_valid(output: Output) -> None:
@@ -341,29 +314,6 @@ def test_a_boot_that_failed_still_ends_with_the_verdict(monkeypatch: pytest.Monk
     jsonschema.validate(document, SCHEMA)
     assert (document["ok"], document["nodes"][1]["rc"]) == (False, 3)
     assert document["problems"][0]["hint"] == "look at its console"
-
-
-@contextmanager
-def serve_nothing(*_: Any, **__: Any) -> Iterator[Any]:
-    """A server that is interrupted as soon as it serves."""
-
-    def wait(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    ledger = SimpleNamespace(read=lambda: {"now": 0.0, "nodes": []})
-    serving = SimpleNamespace(wait=wait)
-    yield SimpleNamespace(url="http://x", seed_url="https://x", serving=serving, ledger=ledger, left_out=())
-
-
-def keep_ledger(states: dict[str, str]) -> None:
-    """What a server would have left in ./out, with each node's state; empty: never heard of."""
-    Path("out/serve").mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(Path("out/serve/ledger.sqlite"))
-    ledger.enter_nodes({name: "compute" for name in states})
-    for name, state in states.items():
-        if state:
-            ledger.record({"node": name, "state": state, "step": "disk", "detail": "no disk fits", "steps": []})
-    ledger.close()
 
 
 def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:

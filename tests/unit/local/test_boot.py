@@ -8,56 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
+from fakes.booted import READY, FakeMachine, FakeNetwork, document
 
 from imagegen.base.commands import Completed
 from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
-from imagegen.base.tree import Tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import boot
 from imagegen.local.verify import Finding
-from imagegen.model.cluster import Node, Place, Role
+from imagegen.model.cluster import Place, Role
 
 CLUSTER = load_cluster(None)
 SECRETS = Secrets(*["x"] * 12)
-
-
-def document(state: str, step: str = "", detail: str = "", *steps: dict[str, Any]) -> dict[str, Any]:
-    """A status document as the agent writes it."""
-    return {"version": 1, "state": state, "step": step, "detail": detail, "steps": list(steps)}
-
-
-class FakeMachine:
-    """Says one document of its script at each look; None ends it."""
-
-    def __init__(self, node: Node, script: Sequence[dict[str, Any] | None] = ()) -> None:
-        self.node, self.image, self.login = node, f"{node.role}.tar", f"enter {node.name}"
-        self.script, self.looks, self.started = list(script), 0, False
-        self.journal: Completed | Exception = Completed([], 0, b"", b"")
-
-    def start(self) -> None:
-        self.started = True
-
-    def _now(self) -> dict[str, Any] | None:
-        return self.script[min(self.looks, len(self.script)) - 1]
-
-    def alive(self) -> bool:
-        self.looks += 1
-        return self._now() is not None
-
-    def status(self) -> dict[str, Any] | None:
-        return self._now() or None
-
-    def console(self, lines: int = 20) -> list[str]:
-        return ["login:"][:lines]
-
-    def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
-        if isinstance(self.journal, Exception):
-            raise self.journal
-        return self.journal
 
 
 def watch(machines: Sequence[FakeMachine], timeout: float = 100) -> tuple[list[boot.NodeResult], list[str]]:
@@ -199,34 +164,6 @@ def test_a_node_without_a_log_shows_its_console(journal: Completed | Exception) 
 # The whole of boot_cluster, on a network that plays.
 
 
-class FakeNetwork:
-    """Remembers what was done with it."""
-
-    timeout = 100.0
-
-    def __init__(self, scripts: Sequence[Sequence[dict[str, Any] | None]], needs: tuple[int, int] = (0, 0)) -> None:
-        self.scripts, self.need, self.machines = list(scripts), needs, []
-        self.log: list[str] = []
-
-    def __enter__(self) -> Self:
-        self.log.append("enter")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.log.append("close")
-
-    def keep(self) -> None:
-        self.log.append("keep")
-
-    def needs(self, node: Node, image: Path) -> tuple[int, int]:
-        return self.need
-
-    def add(self, node: Node, image: Path, seed: Tree) -> FakeMachine:
-        assert {"user-data", "meta-data", "network-config"} <= set(seed)
-        self.machines.append(FakeMachine(node, self.scripts[len(self.machines)]))
-        return self.machines[-1]
-
-
 Run = Callable[..., list[boot.NodeResult]]
 
 
@@ -253,9 +190,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         )
 
     return run
-
-
-READY = [document("ready")]
 
 
 def test_ready_and_verified_is_success(run: Run) -> None:

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from repository import AGENT, NETWORK_BOOT, ROOT, read_modules
+from repository import AGENT, NETWORK_BOOT, ROOT, find_imports, read_modules
 
 # The way of the data, and what all of it stands on: a package imports from itself and from those before it.
 PACKAGES = ("base", "model", "inputs", "seeds", "images", "outputs", "server", "local", "cli")
@@ -57,16 +57,6 @@ WRITING_CALLS = {
 }
 DEVICE_WRITERS = {"status", "seed"}
 DISK_WRITERS = {"deploy", "live"}
-
-
-def find_imports(tree: ast.AST, package: str = "imagegen") -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of everything that is imported, at the top, inside functions and for types alike."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, name.name) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, (package if node.level else "", node.module)))
-            yield from ((node.lineno, f"{base}.{name.name}") for name in node.names)
 
 
 def find_module_faults(module: str, source: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Seeds: the whole trees of the default cluster, and what holds for the seed of any cluster.
 
 The golden trees are written anew, and the run then fails so that somebody reads the difference, by
-    IMAGEGEN_WRITE_GOLDEN=1 pytest tests/unit/test_seeds.py
+    IMAGEGEN_WRITE_GOLDEN=1 pytest tests/unit/seeds/test_seed.py
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from imagegen.model.cluster import Cluster, Distro, Node, Place, Role
 from imagegen.model.logins import OF_COMPUTES, database_schemas
 from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree, seed_trees
 
-GOLDEN = Path(__file__).parent / "golden" / "seeds"
+GOLDEN = Path(__file__).parents[1] / "golden" / "seeds"
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40)
 PASSWORDS = PRINTABLE.filter(lambda text: text == text.strip(" "))
 NASTY = r"""p@ss/w:r%d"$#{}\'x $$ \$ ${region} %(a)s;&"""
