@@ -53,10 +53,15 @@ class BootedCluster:
 
     def execute(self, node: str, command: str, input: str = "") -> str:
         """The stdout of a shell command on a node, which must succeed."""
-        argv = [*self.logins[node], command]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
-        assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return execute(node, self.logins[node], command, input)
+
+
+def execute(node: str, login: Sequence[str], command: str, input: str = "") -> str:
+    """The stdout of a shell command on the node to which `login` leads; it must succeed."""
+    argv = [*login, command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
+    assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def write_inputs(directory: Path) -> Path:
