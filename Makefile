@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit serve images canary cluster test-faults model faults ironic pxe-full elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit serve images canary cluster test-faults model faults ironic vm-full pxe-full elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -19,7 +19,8 @@ help: ## list the targets
 image: set-up ## set-up, then a bootable image of the controller
 	$(IMAGEGEN) -o $(OUT) build --role controller
 
-test: lint unit serve cluster ## set-up, lint, unit, serve and cluster tiers; needs root, builds images that are missing
+test: set-up-test ## set-up, lint, unit, serve and cluster tiers; needs root, builds images that are missing
+	.ci/test
 
 test-vm: set-up-test images ## controller and compute as virtual machines, from disk images and seed ISOs
 	$(TIER) vm $(PYTEST) tests/vm
@@ -61,6 +62,9 @@ faults: set-up-test images ## the whole fault matrix, 75 minutes at most; goes o
 ironic: set-up-test ## Ironic itself takes what `imagegen baremetal` writes; installs it into .venv-ironic
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
+
+vm-full: set-up-test images ## test-vm with a live compute besides, whose state is on a disk of its own
+	$(TIER) vm-full $(PYTEST) tests/vm --live
 
 pxe-full: set-up-test images ## network boots of all kinds: controllers too, BIOS and UEFI, full and proxy DHCP; an hour without KVM
 	$(TIER) pxe-full $(PYTEST) tests/pxe

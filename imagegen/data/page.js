@@ -48,7 +48,7 @@ function age(seconds) {
   return `${Math.max(0, Math.floor(seconds))} s`;
 }
 
-// As imagegen/ledger.py, show_state: who said nothing for so long is lost, unless it has failed anyway.
+// As imagegen/server/ledger.py, show_state: who said nothing for so long is lost, unless it has failed anyway.
 function shownState(data) {
   if (data.state !== "failed" && data.due !== null && serverNow() > data.due) return "lost";
   return data.state === "ready" && data.detail.startsWith("degraded: ") ? "degraded" : data.state;

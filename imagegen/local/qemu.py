@@ -49,7 +49,9 @@ NETWORK_SECONDS = 20.0  # until switch and gateway answer
 LOGIN_SECONDS = 120.0  # until ssh is through; under TCG that takes several seconds
 
 # A process of its own, because kept machines outlive the command. Isolated, with this very package on its path.
-SWITCH = "import sys; sys.path.append(sys.argv[1]); from imagegen.switch import run_switch; run_switch(sys.argv[2])"
+SWITCH = (
+    "import sys; sys.path.append(sys.argv[1]); from imagegen.local.switch import run_switch; run_switch(sys.argv[2])"
+)
 
 
 class Firmware(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import fakes  # noqa: F401 - makes the agent importable
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 from guards import pytest_itemcollected, pytest_runtest_protocol
 
 __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
+
+# Under nohup a process ignores it, and so would what is tested.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How fast a machine is proves nothing about the code. The rest is hypothesis' default, which knows CI.
 hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)

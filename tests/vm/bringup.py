@@ -31,12 +31,14 @@ secrets: secrets.yaml
 nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}}
   - {{name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}}
+"""
+LIVE_NODE = """\
   - name: attic-c2
     role: compute
     mac: "525400aa0003"
     address: 10.20.30.3
-    deploy: {{mode: live}}
-    root_device: {{serial: attic-data}}
+    deploy: {mode: live}
+    root_device: {serial: attic-data}
 """
 
 
@@ -53,20 +55,29 @@ class BootedCluster:
 
     def execute(self, node: str, command: str, input: str = "") -> str:
         """The stdout of a shell command on a node, which must succeed."""
-        argv = [*self.logins[node], command]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
-        assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return execute(node, self.logins[node], command, input)
 
 
-def write_inputs(directory: Path) -> Path:
-    """Puts a cluster file unlike the default one, its secrets and its CA there, with canaries in them."""
+def execute(node: str, login: Sequence[str], command: str, input: str = "") -> str:
+    """The stdout of a shell command on the node to which `login` leads; it must succeed."""
+    argv = [*login, command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=input)
+    assert done.returncode == 0, f"{command!r} on {node} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def write_inputs(directory: Path, live: bool = False) -> Path:
+    """Puts a cluster file unlike the default one, its secrets and its CA there, with canaries in them.
+
+    With `live` one node more, which runs from memory.
+    """
     run_imagegen(["init", str(directory / "init")])
     for name in ("secrets.yaml", "ca.pem", "ca.key"):
         (directory / "init" / name).rename(directory / name)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
     key = (directory / "id.pub").read_text().strip()
-    (directory / "cluster.yaml").write_text(CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE))
+    document = CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE)
+    (directory / "cluster.yaml").write_text(document + LIVE_NODE if live else document)
     return directory
 
 

@@ -1,5 +1,5 @@
 """One bring-up for the whole tier: a controller from disk image and seed ISO under BIOS, and over the network, under
-UEFI, a compute that is deployed to a blank disk and one that runs live.
+UEFI, a compute that is deployed to a blank disk; with --live one more that runs live.
 
 On a bad day: see bad_day.py.
 """
@@ -21,10 +21,25 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import qemu
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--live", action="store_true", help="a live compute, too: a third machine for two cores")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "live: of the live compute, which is there with --live only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("live"):
+        left_out = [item for item in items if item.get_closest_marker("live")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
-def cluster_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tier's cluster file and secrets, and the images that the build left in out/."""
-    directory = write_inputs(tmp_path_factory.mktemp("vm"))
+    directory = write_inputs(tmp_path_factory.mktemp("vm"), live=request.config.getoption("live"))
     share_images(IMAGES, directory / "out")
     return directory
 

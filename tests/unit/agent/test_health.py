@@ -102,7 +102,7 @@ def test_a_compute_that_stops_working_says_why(compute: World, name: str) -> Non
 CONTROLLER_TROUBLES: dict[str, tuple[Change, str]] = {
     "conductor": (fail_unit("nova-conductor.service"), "nova-conductor.service is failed (failed)"),
     "keystone": (fail_unit("keystone.service"), "keystone.service is failed (failed)"),
-    "database": (lambda world: setattr(world.server, "up", False), "waiting for database"),
+    "database": (lambda world: setattr(world.server, "up", False), "database nova at 192.168.56.11:3306"),
     "deaf": (lambda world: world.deaf.add("scheduler"), "waiting for a reader of the queue scheduler.linux-node1"),
     "port": (fail_unit("nova-novncproxy.service"), "noVNC proxy of cell1 at 192.168.56.11:6080"),
     "disk": (fill("/", f_bavail=1), " is nearly full: 1 of"),
@@ -148,7 +148,7 @@ def test_a_restart_by_hand_is_no_trouble(compute: World) -> None:
     compute.count_consumers = answer  # type: ignore[method-assign]
     compute.watch(compute.compute(), LOOK + 2 * AGAIN)
     assert [document["detail"] for document in compute.documents] == [""]
-    assert len(looked) == 2 and looked[1] - looked[0] <= AGAIN
+    assert len(looked) > 1 and looked[1] - looked[0] <= AGAIN
 
 
 def test_the_api_bears_a_thousand_computes(compute: World, monkeypatch: pytest.MonkeyPatch) -> None:

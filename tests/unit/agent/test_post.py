@@ -151,7 +151,7 @@ def test_a_document_is_sent_again_and_again(listener: Listener) -> None:
 def test_a_node_reports_within_a_minute_and_within_five_when_ready(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """imagegen/ledger.py calls it lost after three reports that did not come: the two agree."""
+    """imagegen/server/ledger.py calls it lost after three reports that did not come: the two agree."""
     pauses: list[float | None] = []
     wait = threading.Condition.wait_for
 

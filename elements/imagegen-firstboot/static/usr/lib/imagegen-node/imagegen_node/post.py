@@ -19,7 +19,7 @@ LONGEST_PAUSE = 30.0
 REFUSALS = (400, 401, 403, 404, 405, 410, 413)  # sending the same again would not help
 TIMEOUT = 10.0  # seconds for one try
 BEAT = 60.0  # seconds within which a document is sent again
-READY_BEAT = 300.0  # the same for a node that is ready; imagegen/ledger.py calls it lost after three of them
+READY_BEAT = 300.0  # the same for a node that is ready; imagegen/server/ledger.py calls it lost after three of them
 
 
 class Poster:
