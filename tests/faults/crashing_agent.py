@@ -22,7 +22,7 @@ sys.path.insert(0, "/usr/lib/imagegen-node")
 import pymysql
 from imagegen_node import cli, files, system
 from imagegen_node.database import connect_root, fetch_rows
-from imagegen_node.steps import Waiting
+from imagegen_node.errors import Waiting
 
 STATE = Path("/var/lib/imagegen-faults")
 POINTS = STATE / "points.jsonl"

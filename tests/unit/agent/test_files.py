@@ -13,7 +13,7 @@ from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import compute, files, metadata
-from imagegen_node.steps import Refused
+from imagegen_node.errors import Refused
 
 SECRET = "root's own"
 

@@ -13,8 +13,8 @@ from fakes import amqp
 from fakes.status import STATUS_SCHEMA
 from fakes.world import World
 from imagegen_node import health
+from imagegen_node.errors import Waiting
 from imagegen_node.health import AGAIN, LOOK, Health, find_troubles
-from imagegen_node.steps import Waiting
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 Change = Callable[[World], None]

@@ -14,7 +14,7 @@ from fakes.world import DMI_UUID, OWNER, World
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import cli, machine, metadata
-from imagegen_node.steps import Refused
+from imagegen_node.errors import Refused
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from fakes.world import World
 from imagegen_node import cli, retry
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.status import Status
-from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
+from imagegen_node.steps import Step, run_step
 
 
 def entry(name: str, state: str) -> dict[str, Any]:

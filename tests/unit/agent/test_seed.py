@@ -13,7 +13,7 @@ from fakes.world import DMI_UUID, World
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import cli, metadata, seed
-from imagegen_node.steps import Refused, Waiting
+from imagegen_node.errors import Refused, Waiting
 from repository import ELEMENTS
 
 MAC, OTHER_MAC = "52:54:00:56:00:11", "52:54:00:56:00:99"

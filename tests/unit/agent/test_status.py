@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import cli, retry
 from imagegen_node import status as module
+from imagegen_node.errors import CommandFailed, LeaseLost, Refused, Waiting
 from imagegen_node.mask import SHORTEST, find_secrets, mask
 from imagegen_node.status import Outlet, Status
-from imagegen_node.steps import CommandFailed, LeaseLost, Refused, Step, Waiting, run_step
+from imagegen_node.steps import Step, run_step
 
 # what is said
 

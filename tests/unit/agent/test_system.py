@@ -19,7 +19,7 @@ from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
 from imagegen_node import api, backing, configure, database, identity_objects, lease, system
-from imagegen_node.steps import CommandFailed, LeaseLost, Waiting
+from imagegen_node.errors import CommandFailed, LeaseLost, Waiting
 
 
 @pytest.fixture

@@ -87,16 +87,15 @@ def find_module_faults(module: str, source: str) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def find_circle(sources: dict[str, str]) -> list[str]:
+def find_circle(sources: dict[str, str], package: str = "imagegen") -> list[str]:
     """Modules of which each imports the next, and the last the first; empty when there is no such circle."""
-    wanted = {
-        module: {
-            one
-            for _, name in find_imports(ast.parse(source))
-            for one in (name.removeprefix("imagegen."), name.removeprefix("imagegen.").rpartition(".")[0])
-            if one in sources and one != module
-        }
+    names = {
+        module: [name.removeprefix(f"{package}.") for _, name in find_imports(ast.parse(source), package)]
         for module, source in sources.items()
+    }
+    wanted = {
+        module: {one for name in each for one in (name, name.rpartition(".")[0]) if one in sources and one != module}
+        for module, each in names.items()
     }
     try:
         tuple(TopologicalSorter(wanted).static_order())
@@ -176,6 +175,15 @@ def test_the_agent_imports_only_what_a_node_has() -> None:
     assert len(modules) > 5
     faults = [f"{path.name}:{fault}" for path in modules for fault in find_agent_faults(path.stem, path.read_text())]
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("program", [AGENT, NETWORK_BOOT])
+def test_no_circle_on_a_node(program: Path) -> None:
+    """Neither in the agent nor in the network boot, for types either."""
+    (package,) = {path.parent for path in program.rglob("__main__.py")}
+    modules = {path.stem: path.read_text() for path in package.glob("*.py")}
+    assert len(modules) > 5
+    assert find_circle(modules, package.name) == []
 
 
 def test_the_network_boot_imports_the_agent_and_nothing_else() -> None:

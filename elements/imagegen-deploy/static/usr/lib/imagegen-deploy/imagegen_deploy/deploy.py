@@ -15,9 +15,10 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, BinaryIO, Callable, cast
 
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.files import write_atomically
 from imagegen_node.status import Status
-from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, run_steps
+from imagegen_node.steps import Sleep, Step, run_steps
 from imagegen_node.system import run
 
 from imagegen_deploy import gpt

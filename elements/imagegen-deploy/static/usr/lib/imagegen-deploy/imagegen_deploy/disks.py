@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagegen_node.steps import Refused
+from imagegen_node.errors import Refused
 from imagegen_node.system import run
 
 from imagegen_deploy.gpt import HEAD, NONE, SECTOR, read_table

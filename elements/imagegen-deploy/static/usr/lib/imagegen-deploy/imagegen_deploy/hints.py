@@ -1,8 +1,8 @@
 """Ironic's root device hints: what one may contain, and which disk it matches.
 
 The one definition, for the initramfs and for `imagegen validate` alike: it imports the standard library alone, and
-imagegen/inputs/device_hints.py loads this file. Source: ironic-python-agent 10.2 (OpenStack 2025.1), device_hints.py, and oslo.utils'
-specs_matcher.
+imagegen/inputs/device_hints.py loads this file. Source: ironic-python-agent 10.2 (OpenStack 2025.1), device_hints.py,
+and oslo.utils' specs_matcher.
 """
 
 from __future__ import annotations

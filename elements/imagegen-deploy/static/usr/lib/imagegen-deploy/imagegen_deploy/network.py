@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagegen_node.steps import Waiting
+from imagegen_node.errors import Waiting
 from imagegen_node.system import run
 
 from imagegen_deploy.plan import Plan

@@ -8,7 +8,7 @@ import ssl
 import urllib.error
 import urllib.request
 
-from imagegen_node.steps import Refused, Waiting
+from imagegen_node.errors import Refused, Waiting
 
 from imagegen_deploy.plan import Plan
 from imagegen_deploy.stream import OPENER

@@ -11,15 +11,16 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from imagegen_node.direct import OPENER
+from imagegen_node.errors import Refused
 from imagegen_node.status import Status
-from imagegen_node.steps import Refused, Sleep
+from imagegen_node.steps import Sleep
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 FIRST_PAUSE = 1.0  # seconds between two tries
 LONGEST_PAUSE = 15.0
 PROGRESS = 10.0  # seconds between two progress reports
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Changed(Exception):

@@ -11,10 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from imagegen_node.clock import describe_skew
-from imagegen_node.steps import Waiting
+from imagegen_node.direct import OPENER
+from imagegen_node.errors import Waiting
 
-# Straight to the address, whatever proxy the environment names.
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 INTERFACES = ("public", "internal", "admin")
 
 

@@ -12,8 +12,8 @@ import amqp
 from imagegen_node.api import INTERFACES, Session, Unauthorized, fetch
 from imagegen_node.configure import SERVICES_ENVIRONMENT
 from imagegen_node.database import connect_schema, drop_unfinished, ensure_schemas, read_schema_state
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.files import own_tree, put_file
-from imagegen_node.steps import CommandFailed, Refused, Waiting
 from imagegen_node.system import Units, check_port, queue_units, run, start_units
 
 RABBITMQ_DEFINITIONS = Path("/etc/rabbitmq/definitions.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_node.database import connect_schema, fetch_rows
-from imagegen_node.steps import Refused, Waiting
+from imagegen_node.errors import Refused, Waiting
 from imagegen_node.system import run
 
 HERE = Path(__file__).parent

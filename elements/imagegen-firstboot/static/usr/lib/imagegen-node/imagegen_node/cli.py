@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_node import metadata, retry, seed
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.mask import find_secrets, mask
 from imagegen_node.status import DEGRADED, STATUS_FILE, Status
-from imagegen_node.steps import CommandFailed, Refused, Step, Waiting, run_step
+from imagegen_node.steps import Step, run_step
 
 OVERVIEW = """\
 The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks

@@ -9,9 +9,10 @@ from typing import Any
 
 from imagegen_node import backing, configure, health, metadata, seed
 from imagegen_node.api import NotFound, Session, TokenRefused, has_reported, open_nova_session
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.files import put_file, read_text
 from imagegen_node.status import Status
-from imagegen_node.steps import CommandFailed, Refused, Sleep, Step, Waiting, run_steps
+from imagegen_node.steps import Sleep, Step, run_steps
 from imagegen_node.system import Units, run, seconds_active, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")

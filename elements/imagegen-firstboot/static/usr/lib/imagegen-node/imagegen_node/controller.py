@@ -13,9 +13,10 @@ from typing import Any, Callable
 from imagegen_node import backing, cells, configure, discovery, health, metadata, seed, upgrade
 from imagegen_node.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.database import schema_of
+from imagegen_node.errors import LeaseLost, Refused, Waiting
 from imagegen_node.lease import Lease
 from imagegen_node.status import Status
-from imagegen_node.steps import TRIES, LeaseLost, Refused, Sleep, Step, Waiting, run_step, run_steps
+from imagegen_node.steps import TRIES, Sleep, Step, run_step, run_steps
 from imagegen_node.system import Units, check_port, run, seconds_active, start_units
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import pymysql
 
-from imagegen_node.steps import Refused, Waiting
+from imagegen_node.errors import Refused, Waiting
 
 SOCKET = Path("/run/mysqld/mysqld.sock")
 PACKAGES = Path("/usr/lib/python3/dist-packages")

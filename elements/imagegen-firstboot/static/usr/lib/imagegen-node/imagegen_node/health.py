@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
-from imagegen_node.steps import Waiting
+from imagegen_node.errors import Waiting
 from imagegen_node.system import read_units
 
 LOOK = 300.0  # seconds between two looks at a healthy node

@@ -12,7 +12,7 @@ from typing import Any
 import pymysql
 
 from imagegen_node.database import AGENT_SCHEMA, NO_SUCH_TABLE, connect_schema
-from imagegen_node.steps import LeaseLost, Waiting
+from imagegen_node.errors import LeaseLost, Waiting
 
 NAME = "cluster"
 SECONDS = 60  # how long a holder that died keeps others waiting

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from imagegen_node.errors import Refused
 from imagegen_node.files import put_file
-from imagegen_node.steps import Refused
 
 MACHINE_ID = Path("/etc/machine-id")
 SSH = Path("/etc/ssh")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_node import seed
+from imagegen_node.errors import Refused, Waiting
 from imagegen_node.files import read_file
-from imagegen_node.steps import Refused, Waiting
 from imagegen_node.system import run
 
 ROLES = ("controller", "compute")

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from typing import Callable
 
-from imagegen_node.api import OPENER
+from imagegen_node.direct import OPENER
 
 FIRST_PAUSE = 1.0  # seconds, doubled after each try
 LONGEST_PAUSE = 30.0

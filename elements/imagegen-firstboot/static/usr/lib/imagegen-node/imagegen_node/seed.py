@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from imagegen_node.errors import Refused, Waiting
 from imagegen_node.files import put_file, read_text, remove_file
 from imagegen_node.machine import read_dmi_uuid, stamp_machine
-from imagegen_node.steps import Refused, Waiting
 
 COPY = Path("/var/lib/imagegen/seed.json")
 NETWORK = Path("/etc/systemd/network")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
-if TYPE_CHECKING:
-    from imagegen_node.status import Status
+from imagegen_node.errors import CommandFailed, LeaseLost, Refused, Waiting
+from imagegen_node.status import Status
 
 Sleep = Callable[[float], object]  # true: cut short, because somebody wants another try now
 
@@ -17,26 +17,6 @@ PAUSE_GROWTH = 1.25  # so a step notices what it waits for at most a quarter of 
 LONGEST_PAUSE = 10.0
 FAILED_PAUSE = 30.0  # seconds until a failed step is tried again
 TRIES = 4  # of a command that fails, before the node says failed
-
-
-class Waiting(Exception):
-    """The step cannot go on yet; the text says what it waits for."""
-
-
-class CommandFailed(Exception):
-    """A command ended with an unexpected return code. It is tried again."""
-
-    def __init__(self, command: str, rc: int, last_lines: str) -> None:
-        super().__init__(f"{command} ended with {rc}: {last_lines}")
-        self.rc = rc
-
-
-class Refused(Exception):
-    """Going on would do harm; the text says why and what to do."""
-
-
-class LeaseLost(Exception):
-    """Another controller may be at work: start again."""
 
 
 @dataclass(frozen=True)

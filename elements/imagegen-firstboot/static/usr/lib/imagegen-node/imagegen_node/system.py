@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from imagegen_node.errors import CommandFailed, Waiting
 from imagegen_node.files import put_file, read_file, read_text
-from imagegen_node.steps import CommandFailed, Waiting
 
 # Unit -> what it reads when it starts: files, and directories with all that is below them.
 Units = Mapping[str, Sequence[Path]]

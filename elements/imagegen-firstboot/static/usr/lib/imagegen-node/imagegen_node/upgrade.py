@@ -9,8 +9,8 @@ from typing import Any
 from imagegen_node.backing import read_state, sync_schema
 from imagegen_node.cells import CELL0, configuration_of, further_cells
 from imagegen_node.database import PACKAGES, connect_schema, fetch_rows, read_done, schema_of, set_done
+from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.metadata import IMAGE_FILE
-from imagegen_node.steps import CommandFailed, Refused, Waiting
 from imagegen_node.system import run
 
 MIGRATIONS = "online_data_migrations"
