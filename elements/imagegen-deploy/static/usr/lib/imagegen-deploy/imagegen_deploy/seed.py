@@ -8,10 +8,10 @@ import ssl
 import urllib.error
 import urllib.request
 
+from imagegen_node.direct import OPENER
 from imagegen_node.errors import Refused, Waiting
 
 from imagegen_deploy.plan import Plan
-from imagegen_deploy.stream import OPENER
 
 TIMEOUT = 30.0  # seconds
 MOST_BYTES = 8 << 20
