@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,7 +63,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     if nodes and all(node.get("role") == Role.COMPUTE for node in nodes):
         found.add("nodes", "computes without a controller; give at least one node `role: controller`")
     _check_services(data.get("services", {}), nodes, found)
-    _check_hosts(data, found)
+    _check_hosts(data, network, found)
     for i, key in enumerate(data.get("ssh_authorized_keys", [])):
         if key and (fault := find_key_fault(key)):
             found.add(f"ssh_authorized_keys[{i}]", fault)
@@ -206,17 +206,28 @@ def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found:
             found.add(f"services.{service}.node", f"there is no node `{name}`{suggest(name, list(roles))}")
 
 
-def _check_hosts(data: Mapping[str, Any], found: Findings) -> None:
+def _check_hosts(data: Mapping[str, Any], network: Network | None, found: Findings) -> None:
     """Every host and URL in the file that is not a node's."""
     services = {name: given for name, given in data.get("services", {}).items() if isinstance(given, dict)}
     hosts = {f"services.{name}.host": given.get("host") for name, given in services.items()}
     hosts |= {f"network.ntp[{i}]": host for i, host in enumerate(data.get("network", {}).get("ntp", []))}
     urls = {f"services.{name}.{key}": given.get(key) for name, given in services.items() for key in _URL_KEYS}
     urls |= {f"{name}.url": data.get(name, {}).get("url") for name in ("status", "pxe")}
-    faults = [(path, find_host_fault(host)) for path, host in hosts.items() if host]
-    for path, fault in [*faults, *((path, find_url_fault(url)) for path, url in urls.items() if url)]:
-        if fault:
+    faults = {path: find_host_fault(host) for path, host in hosts.items() if host}
+    faults |= {path: find_url_fault(url) for path, url in urls.items() if url}
+    hosts |= {path: urlsplit(url).hostname for path, url in urls.items() if url and not faults[path]}
+    for path, fault in faults.items():
+        if fault := fault or _find_unusable(hosts[path] or "", network):
             found.add(path, fault)
+
+
+def _find_unusable(host: str, network: Network | None) -> str:
+    """Why nothing can be at a host: it is the address of the nodes' network itself, or of all in it."""
+    try:
+        address = IPv4Address(host)
+    except AddressValueError:
+        return ""
+    return _misplaced(address, network.cidr) if network and address in network.cidr else ""
 
 
 def _check_unique(values: Iterator[tuple[str, Any]], found: Findings) -> None:

@@ -12,7 +12,8 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 def find_host_fault(host: str) -> str:
     """What is wrong with a host name (RFC 1123) or an IPv4 address, as the end of a sentence; empty: nothing."""
     labels = host.split(".")
-    if labels[-1].isdecimal():  # no name ends in a number (RFC 1123, 2.1): this is meant as an address
+    # No name ends in a number (RFC 1123, 2.1): this is meant as an address. inet_aton() takes 0x7f000001, too.
+    if labels[-1].isdecimal() or re.fullmatch("0[xX][0-9A-Fa-f]*", labels[-1]):
         try:
             return find_address_fault(IPv4Address(host))
         except ValueError:

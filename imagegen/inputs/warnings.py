@@ -85,7 +85,7 @@ def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
     for path, host, role in _outside(cluster, found):
         if node := names.get(host):
             yield path, f"{host} is the node {node}, {role}"
-        elif message := _unreachable(cluster, host):
+        elif message := _unreachable(cluster, host) or (_relayed(cluster, host) if path == "pxe.url" else ""):
             yield path, message
 
 
@@ -115,6 +115,18 @@ def _unreachable(cluster: Cluster, host: str) -> str:
         return f"{host} is each node itself" if host.lower() == "localhost" else ""
     if address.is_loopback:
         return f"{host} is each node itself"
+    if address.is_link_local:
+        return f"{host} is a link-local address: no router leads there"
     if cluster.network.gateway is None and address not in cluster.network.cidr:
         return f"{host} is outside the network {cluster.network.cidr}, and without a gateway no node reaches it"
     return ""
+
+
+def _relayed(cluster: Cluster, host: str) -> str:
+    """What is to know of a server for network boots that is not on the nodes' network; a name may be anywhere."""
+    try:
+        outside = IPv4Address(host) not in cluster.network.cidr
+    except AddressValueError:
+        return ""
+    cidr = cluster.network.cidr
+    return f"{host} is outside the network {cidr}: nodes need a DHCP relay to reach dnsmasq there" if outside else ""

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +19,20 @@ KINDS = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384",
 KINDS += ("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 
 
+# A point of each curve, by a library that knows them.
+POINTS = {
+    str(curve.key_size): ec.derive_private_key(7, curve)
+    .public_key()
+    .public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    for curve in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
+}
+
+
 def make_blob(kind: str) -> bytes:
     """A key's data as RFC 4253 and its successors lay it out; no real key, but of the right form."""
-    size = {"256": 32, "384": 48, "521": 66}.get(kind.partition("nistp")[2][:3], 0)
-    curve = [f"nistp{kind.partition('nistp')[2][:3]}".encode(), b"\4" + b"k" * (2 * size)]
-    fields = {"ssh-rsa": [b"\1\0\1", b"\0" + b"\x80" * 256]}.get(kind, curve if size else [b"k" * 32])
+    bits = kind.partition("nistp")[2][:3]
+    curve = [f"nistp{bits}".encode(), POINTS[bits]] if bits else []
+    fields = {"ssh-rsa": [b"\1\0\1", b"\0" + b"\x80" * 256]}.get(kind, curve or [b"k" * 32])
     fields += [b"ssh:"] if kind.startswith("sk-") else []
     return b"".join(len(field).to_bytes(4, "big") + field for field in (kind.encode(), *fields))
 
@@ -35,7 +46,7 @@ OPTIONS = ["restrict", "no-pty", 'command="a \\"b\\", c d"', 'from="10.*,!10.1.*
 
 @given(
     st.sampled_from(KINDS),
-    st.lists(st.sampled_from(OPTIONS), max_size=3),
+    st.lists(st.sampled_from(OPTIONS), max_size=3, unique=True),
     st.sampled_from(["", " me@here", " two words", " "]),
 )
 def test_a_whole_key_is_taken(kind: str, before: list[str], comment: str) -> None:
@@ -57,6 +68,44 @@ def test_a_key_that_was_cut_is_not(kind: str, data: st.DataObject) -> None:
 def test_a_key_of_another_type_is_not(kind: str, other: str) -> None:
     """The type is in the data too."""
     assert (find_key_fault(f"{kind} {encode(make_blob(other))}") == "") is (kind == other)
+
+
+def pack(*fields: bytes) -> str:
+    return encode(b"".join(len(field).to_bytes(4, "big") + field for field in fields))
+
+
+POINT = POINTS["256"]
+BROKEN = {
+    "negative modulus": f"ssh-rsa {pack(b'ssh-rsa', bytes([1, 0, 1]), bytes([0x80]) * 256)}",
+    "modulus too long": f"ssh-rsa {pack(b'ssh-rsa', bytes([1, 0, 1]), bytes([1]) + bytes(2048))}",
+    "point off the curve": "ecdsa-sha2-nistp256 " + pack(b"ecdsa-sha2-nistp256", b"nistp256", POINT[:-1] + b"\0"),
+    "point beyond the field": "ecdsa-sha2-nistp256 " + pack(b"ecdsa-sha2-nistp256", b"nistp256", b"\4" + b"\xff" * 64),
+    "part of a curve's name": "ecdsa-sha2-nistp256 " + pack(b"ecdsa-sha2-nistp256", b"a2-nistp", POINT),
+    "no end of the option": f'command="echo \\\\" ssh-ed25519 {encode(make_blob("ssh-ed25519"))}',
+    **{
+        before: f"{before} ssh-ed25519 {encode(make_blob('ssh-ed25519'))}"
+        for before in (
+            'command="a",command="b"', 'tunnel="x"', 'environment="x"', 'expiry-time="tomorrow"', 'permitopen="x"',
+            'restrict="yes"', "command",
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_sshd_refuses_is_refused(name: str) -> None:
+    """Numbers and points that are none, strings that do not end, values that an option does not take."""
+    assert find_key_fault(BROKEN[name])
+
+
+@pytest.mark.parametrize(
+    "before",
+    ['tunnel="0"', 'environment="A=b c"', 'expiry-time="20271231"', 'permitopen="h:80"', 'permitlisten="8080"',
+     'command="echo \\\\"'.replace('\\\\"', '\\\\n"'), 'from="10.*",restrict,pty'],
+)  # fmt: skip
+def test_options_that_sshd_takes_are_taken(before: str) -> None:
+    """Each with a value of its own kind."""
+    assert find_key_fault(f"{before} ssh-ed25519 {encode(make_blob('ssh-ed25519'))}") == ""
 
 
 @given(st.text() | st.builds("{} {} {}".format, st.text(), st.sampled_from(KINDS), st.text()))

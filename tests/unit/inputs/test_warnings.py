@@ -81,6 +81,16 @@ def change(**values: object) -> str:
         (change(status={"url": "http://192.168.56.12/s"}), "status.url", "192.168.56.12 is the node cpt-1"),
         (change(pxe={"url": "http://192.168.56.11:80"}), "pxe.url", "which cannot serve its own first boot"),
         (
+            change(network={"cidr": "192.168.56.0/24", "gateway": "192.168.56.1"}, pxe={"url": "http://10.0.0.1:8080"}),
+            "pxe.url",
+            "nodes need a DHCP relay to reach dnsmasq there",
+        ),
+        (
+            change(network={"cidr": "192.168.56.0/24", "gateway": "192.168.56.1", "dns": ["169.254.1.1"]}),
+            "network.dns[0]",
+            "169.254.1.1 is a link-local address: no router leads there",
+        ),
+        (
             change(network={"cidr": "192.168.56.0/24", "dns": ["192.168.56.12"], "gateway": "192.168.56.1"}),
             "network.dns[0]",
             "192.168.56.12 is the node cpt-1, which answers no DNS",
