@@ -23,8 +23,8 @@ def explain_closed(directory: Path) -> str:
         if closed := find_closed(directory, account.pw_uid, groups):
             names = " ".join(shlex.quote(str(place)) for place in closed)
             return (
-                f"dnsmasq serves {directory} as the user {name}, who cannot enter {names}:"
-                f" run `chmod a+x {names}`, or give another directory with -o"
+                f"dnsmasq serves {directory} as the user {name}, which cannot enter {names}:"
+                f" run `chmod a+x {names}`, or choose another directory with -o"
             )
         return ""
     return ""

@@ -62,7 +62,10 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise BadUsage(f"{KEY} is not a key that imagegen made", "move it away, and `imagegen init` makes another")
+        raise BadUsage(
+            f"{KEY} is not a key that imagegen made",
+            f"move {CERTIFICATE} and {KEY} away and run `imagegen init` for new ones",
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
     certificate = (
@@ -85,18 +88,18 @@ def load_authority(directory: Path) -> Authority:
         raise BadUsage(*explain_half(*(path for path in files if path not in missing), *missing))
     if missing:
         names = " and ".join(map(str, missing))
-        raise BadUsage(f"{names} missing: nodes recognise the server by it", f"run imagegen init {directory}")
+        raise BadUsage(f"{names} are missing: nodes recognise the server by them", f"run `imagegen init {directory}`")
     authority = Authority(*(path.read_bytes() for path in files))
     try:
         certificate = x509.load_pem_x509_certificate(authority.certificate)
         key = serialization.load_pem_private_key(authority.key, password=None)
     except (ValueError, TypeError) as error:
         raise BadUsage(
-            f"{files[0]} or {files[1]} is damaged", "move both away, and `imagegen init` makes new ones"
+            f"{files[0]} or {files[1]} is damaged", "move both away and run `imagegen init` for new ones"
         ) from error
     if certificate.public_key() != key.public_key():
         raise BadUsage(
-            f"{files[1]} is not the key for {files[0]}", "move both away, and `imagegen init` makes new ones"
+            f"{files[1]} is not the key for {files[0]}", "move both away and run `imagegen init` for new ones"
         )
     return authority
 
@@ -104,9 +107,9 @@ def load_authority(directory: Path) -> Authority:
 def explain_half(left: Path, lost: Path) -> tuple[str, str]:
     """What is wrong when one file of the pair is lost, and the way out."""
     return (
-        f"{lost} is missing, and {left.name} is of no use without it",
-        f"restore it from a backup; or move {left} away and run `imagegen init {left.parent}`, which makes a new "
-        "pair: machines that are booting must then be restarted, all others notice nothing",
+        f"{lost} is missing, and {left.name} is useless without it",
+        f"restore {lost.name} from a backup, or move {left} away and run `imagegen init {left.parent}` for a new pair; "
+        "then restart machines that are booting (no others are affected)",
     )
 
 

@@ -203,11 +203,11 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
         try:
             content_id = read_file(current, 200).decode(errors="replace").strip()
         except FileNotFoundError:
-            raise BadUsage(f"there is no image of the role {role} in {directory}", how) from None
+            raise BadUsage(f"there is no image for the role {role} in {directory}", how) from None
     name = content_id.removeprefix(f"{role}-").split(".")[0]
     image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
     if not is_file(image):
-        raise BadUsage(f"{image} is missing; the backend {backend} boots it", how)
+        raise BadUsage(f"{image} is missing; the {backend} backend needs it", how)
     return image
 
 
@@ -246,7 +246,7 @@ def hold_directory(directory: Path, report: Report = lambda line: None) -> Gener
             yield
     except Held:
         raise BadUsage(
-            f"another `imagegen boot` uses {directory}", "wait for it, or give this one another -o"
+            f"another `imagegen boot` uses {directory}", "wait for it, or choose another directory with -o"
         ) from None
 
 
@@ -306,7 +306,7 @@ def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, r
     """A node's result from its last status document."""
     state, detail = str(document.get("state", "")), printable(document.get("detail", ""))
     if not runs and state != "failed":
-        state, detail = "failed", "the machine ended by itself"
+        state, detail = "failed", "the machine stopped by itself"
     step = str(document.get("step", ""))
     rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
     node = machine.node

@@ -45,14 +45,14 @@ def find_foreign(
     host = read_authority(hosts[0], scheme) if len(hosts) == 1 else None
     # Some firmware leaves the port out, whatever it is; a browser never does.
     if host is None or not any(host[0] == name and host[1] in (0, port) for name, port in known):
-        return "the Host of this request is not this server: ask by the address that `imagegen serve` prints"
+        return "the request's Host is not this server: use the address that `imagegen serve` prints"
     for origin in _values(headers, b"origin"):
         asked_by, _, text = origin.partition("://")
         where = read_authority(text, asked_by) if asked_by in PORTS else None
         if where is None or (where[0], where[1] or PORTS[asked_by]) not in known:
-            return "a page of another origin asks: open this server's own page"
+            return "the request comes from a page of another origin: open this server's own page"
     if any(site.lower() not in OWN_SITES for site in _values(headers, b"sec-fetch-site")):
-        return "a page of another site asks: type this address, or open it from a bookmark"
+        return "the request comes from another site: type this address, or open it from a bookmark"
     return None
 
 

@@ -121,14 +121,17 @@ def _common(function: Function) -> Function:
 
     for names, attributes in (
         (("--debug",), {"is_flag": True, "help": "Show tracebacks."}),
-        (("-q", "--quiet"), {"is_flag": True, "help": "Say only what went wrong."}),
-        (("-v", "--verbose"), {"count": True, "help": "Say more."}),
-        (("--output",), {"type": click.Choice(["text", "json"]), "help": "The form of stdout. Default: text."}),
+        (("-q", "--quiet"), {"is_flag": True, "help": "Print only what went wrong."}),
+        (("-v", "--verbose"), {"count": True, "help": "Print more."}),
+        (("--output",), {"type": click.Choice(["text", "json"]), "help": "Output format. Default: text."}),
         (
             ("-o", "--out", "given_out"),
             {"type": _Directory(path_type=Path), "metavar": "DIR", "help": "Where results go. Default: ./out."},
         ),
-        (("-c", "--cluster"), {"type": path, "metavar": "FILE", "help": "Default: ./cluster.yaml."}),
+        (
+            ("-c", "--cluster"),
+            {"type": path, "metavar": "FILE", "help": "The cluster file; - is stdin. Default: ./cluster.yaml."},
+        ),
     ):
         run = click.option(*names, expose_value=False, callback=_keep, **attributes)(run)  # type: ignore[arg-type]
     return cast(Function, run)
@@ -139,7 +142,7 @@ class _Directory(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         if value == "":
-            self.fail("must not be empty; for this directory give `.`", parameter, context)
+            self.fail("must not be empty; use `.` for the current directory", parameter, context)
         return super().convert(value, parameter, context)
 
 
@@ -203,17 +206,16 @@ def cli() -> None:
 
     \b
     From nothing to a verified cluster on this machine:
-      imagegen init                  write cluster.yaml and secrets.yaml
-      imagegen validate              check cluster.yaml
-      sudo imagegen build            build one image per role
-      imagegen seed                  make one seed ISO per node
-      sudo imagegen boot             boot the nodes here and wait until they are ready
+      imagegen init                           write cluster.yaml and secrets.yaml
+      imagegen validate                       check cluster.yaml
+      sudo "$(command -v imagegen)" build     build one image per role
+      imagegen boot                           boot the nodes here and wait until they are ready
 
     \b
     Exit codes:
       0 done   1 failed   2 bad usage or bad input   3 this machine lacks something
       4 a command failed   5 a node did not become ready
-      130 interrupted   141 nobody reads stdout any longer
+      130 interrupted   141 stdout was closed early
     """
 
 
@@ -224,7 +226,7 @@ def cli() -> None:
 def init(settings: Settings, directory: Path) -> Outcome:
     """Write cluster.yaml (one controller, one compute), secrets.yaml (generated, 0600) and a CA to DIR.
 
-    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten; next to a cluster
+    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten. Next to a cluster
     file or secrets of an earlier version, only the CA is made.
 
     \b
@@ -246,14 +248,14 @@ def init(settings: Settings, directory: Path) -> Outcome:
         names = " and ".join(map(os.fspath, there))
         lost = [directory / name for name in pair if directory / name not in there]
         half = next(path for path in there if path.name in pair)
-        hint = explain_half(half, *lost)[1] if lost else "give another directory"
-        raise BadUsage(f"{names} exist already and are left as they are", hint)
+        hint = explain_half(half, *lost)[1] if lost else "choose another directory"
+        raise BadUsage(f"refusing to overwrite {names}", hint)
     files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
     with open_directory(directory.resolve(), make=True):
         for path, file in files.items():
             _write_new(path, file)
     if there:
-        _say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; only the CA was made")
+        _say(settings, f"made only the CA; kept {' and '.join(map(os.fspath, there))}")
     else:
         _say(
             settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only"
@@ -262,15 +264,15 @@ def init(settings: Settings, directory: Path) -> Outcome:
 
 
 @cli.command(short_help="Check the cluster file; print every problem at once.")
-@click.option("--explain", is_flag=True, help="Print what must exist on services outside the cluster.")
-@click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings, too.")
+@click.option("--explain", is_flag=True, help="Print what you must create at services outside the cluster.")
+@click.option("--strict", is_flag=True, help="Exit with 2 for warnings, too.")
 @_common
 @click.pass_obj
 def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
     """Check the cluster file and print every problem as FILE:LINE: PATH: MESSAGE.
 
-    A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. With
-    --explain, the commands that an administrator runs on external services go to stdout.
+    A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. --explain
+    prints the commands for the administrators of services outside the cluster.
 
     \b
     Examples:
@@ -293,7 +295,7 @@ def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
         tell(str(replace(warning, message=f"warning: {warning.message}")))
     lines = explain_external(cluster) if explain else []
     if explain and not lines:
-        _say(settings, "every service is embedded: nothing needs to exist beforehand")
+        _say(settings, "every service is in the cluster: you need not create anything")
     more = {"explain": lines} if explain else {}
     if strict and settings.warnings:
         fault = f"{found.file} has {len(settings.warnings)} warning(s), and --strict allows none"
@@ -309,7 +311,7 @@ def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
 def generate(settings: Settings) -> Outcome:
     """Write elements/, images.yaml and seeds/NODE/ to the out directory.
 
-    Texts only: unprivileged, offline, and the same input gives the same bytes, so results can be read and compared.
+    Text only. Needs neither root nor a network. The same input gives the same bytes, so you can compare results.
 
     \b
     Examples:
@@ -327,7 +329,7 @@ def generate(settings: Settings) -> Outcome:
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
 )
-@click.option("--refresh", is_flag=True, help="Build even if an image with the same content exists.")
+@click.option("--refresh", is_flag=True, help="Build even if an image with the same ID exists.")
 @click.option("--untested", is_flag=True, help="Build a release or distro that nobody has built and booted yet.")
 @_common
 @click.pass_obj
@@ -336,19 +338,19 @@ def build(
 ) -> Outcome:
     """Build images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
 
-    An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
-    to logs/ in the out directory.
+    An image holds no secret and no identity, so it suits every cluster of that release. Needs root; sudo does not
+    search a virtual environment, hence the long form below. The whole log goes to logs/ in the out directory.
 
     \b
     Examples:
-      sudo imagegen build --role controller
-      sudo imagegen build --format qcow2 --refresh
+      sudo "$(command -v imagegen)" build --role controller
+      sudo "$(command -v imagegen)" build --format qcow2 --refresh
     """
     from imagegen.warnings import untested_release
 
     cluster = _load_cluster(settings)
     if not untested and (sentence := untested_release(cluster)):
-        raise BadUsage(sentence, "choose another `release` and `distro`, or try it with --untested")
+        raise BadUsage(sentence, "choose another `release` and `distro`, or try this one with --untested")
     images = _build_images(settings, cluster, roles, formats or FORMATS, refresh)
     return Outcome(_table(images, ("role", "format", "id", "path")), images=images)
 
@@ -376,21 +378,30 @@ def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:
     return replace(_print_paths(*paths), nodes=rows)
 
 
-@cli.command(short_help="Boot the nodes on this machine and verify them (root).")
+@cli.command(short_help="Boot the nodes on this machine and verify them.")
 @click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=_complete_nodes)
-@click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
+    "--backend",
+    type=click.Choice(["qemu", "nspawn"]),
+    default="qemu",
+    show_default=True,
+    help="nspawn needs root.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Default: 20, without KVM 60.",
 )
 @click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
 @click.option(
-    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this one from its image and ISO."
+    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this node from its image and ISO."
 )
 @click.option(
     "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."
 )
-@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: next to a DHCP server that knows nothing of it.")
+@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: leave addresses to another DHCP server.")
 @_common
 @click.pass_obj
 def boot(
@@ -404,20 +415,20 @@ def boot(
     firmware: str | None,
     proxy_dhcp: bool,
 ) -> Outcome:
-    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
+    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; check the cluster.
 
     Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines start with blank
     disks: they get DHCP, the files of `imagegen pxe` and their seeds over a network inside this machine.
 
     \b
     Examples:
-      sudo imagegen boot
-      sudo imagegen boot --backend nspawn --keep
-      sudo imagegen boot linux-node1 --timeout 90
-      imagegen pxe && sudo imagegen boot --pxe --from-disk linux-node1
+      imagegen boot
+      imagegen boot linux-node1 --timeout 90
+      sudo "$(command -v imagegen)" boot --backend nspawn --keep
+      imagegen pxe && sudo "$(command -v imagegen)" boot --pxe --from-disk linux-node1
     """
     if not over_network and (from_disk or firmware or proxy_dhcp):
-        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to a boot over the network", "add --pxe")
+        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to network boots", "add --pxe")
     if over_network and backend != "qemu":
         raise BadUsage("--pxe needs virtual machines", "leave --backend out")
     cluster, secrets = _load_inputs(settings)
@@ -440,7 +451,7 @@ def pxe(settings: Settings) -> Outcome:
     \b
     Examples:
       imagegen pxe
-      dnsmasq --conf-file=out/pxe/dnsmasq.conf
+      sudo dnsmasq --conf-file="$PWD/out/pxe/dnsmasq.conf"
     """
     from imagegen.access import explain_closed
     from imagegen.marks import mark_tree
@@ -480,14 +491,12 @@ def pxe(settings: Settings) -> Outcome:
     show_default=True,
     help="How often each armed node may claim its seed.",
 )
-@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come on media or through Ironic.")
+@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come from media or Ironic.")
 @click.option(
-    "--listen", "address", type=_Address(), help="Address to listen on. Default: the one that the nodes are given."
+    "--listen", "address", type=_Address(), help="Address to listen on. Default: the one in the nodes' boot URL."
 )
-@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not check addresses.")
-@click.option(
-    "--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where the seeds are served."
-)
+@click.option("--any-address", is_flag=True, help="Do not check addresses: nodes are behind a router or NAT.")
+@click.option("--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="The port for seeds.")
 @_common
 @click.pass_obj
 def serve(
@@ -500,25 +509,25 @@ def serve(
     any_address: bool,
     tls_port: int,
 ) -> Outcome:
-    """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
+    """Serve pxe/ over HTTP, each node's seed over TLS, and a page that shows how far each node is; Ctrl-C stops it.
 
-    A seed goes to whoever boots as its node while that node's window is open, as often as it has claims. Without --arm,
-    every node that has never claimed a seed and never been ready may claim once within the hour; the others are listed,
-    and get a window only with --arm. A live node claims at each boot. To open another window while the server runs,
-    call it again with --arm. docs/threat-model.md says what somebody on the wire can do in the meantime.
+    A node may claim its seed while its window is open, as often as it has claims. Without --arm, every node that has
+    never claimed a seed and never been ready may claim once within the hour; the others are listed, and get a window
+    only with --arm. A live node claims at each boot. To open another window while the server runs, run the command
+    again with --arm. docs/threat-model.md says what an attacker on that network can do in the meantime.
 
     \b
     Examples:
-      imagegen pxe && sudo imagegen serve
-      sudo imagegen serve --arm linux-node2 --for 15m
-      sudo imagegen serve --arm live-1 --for 30d --claims 100
+      imagegen pxe && imagegen serve
+      imagegen serve --arm linux-node2 --for 15m
+      imagegen serve --arm live-1 --for 30d --claims 100
       imagegen serve --no-seeds
     """
     from imagegen.provisioning import Window
 
     window = Window(armed, seconds, claims)
     if no_seeds and armed:
-        raise BadUsage("--no-seeds gives out no seed, and --arm opens a window for one", "use only one of the two")
+        raise BadUsage("--no-seeds gives out no seeds, but --arm opens a window for one", "use only one of the two")
     listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
     return _serve(settings, window, seeds=not no_seeds, listening=listening)
 
@@ -554,7 +563,7 @@ def status(
     return _show_status(settings, names, states, watch or timeout is not None, timeout)
 
 
-@cli.command(short_help="Write what Ironic and Metal3 take.")
+@cli.command(short_help="Write the files for Ironic and Metal3.")
 @click.option("--ironic", is_flag=True, help="Write Ironic's files only, unless --metal3 is given too.")
 @click.option("--metal3", is_flag=True, help="Write Metal3's files only, unless --ironic is given too.")
 @click.option("--driver", default="redfish", show_default=True, help="The driver of the nodes in Ironic.")
@@ -563,9 +572,10 @@ def status(
 def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Outcome:
     """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
 
-    Config drives and Secrets hold the nodes' secrets. Images are given by sha256 and by their URL in the tree of
-    `imagegen pxe`. Live nodes are left out: both write images to disks. root_device selects the same disk everywhere; a
-    hint that Metal3 cannot express stops the command before anything is written; --ironic leaves Metal3 out.
+    Config drives and Secrets hold the nodes' secrets. Images are named by their URL in the tree of `imagegen pxe` and
+    their sha256. Live nodes are left out, because Ironic and Metal3 write images to disks. root_device selects the same
+    disk everywhere. A hint that Metal3 cannot express stops the command before it writes anything; --ironic leaves
+    Metal3 out.
 
     \b
     Examples:
@@ -617,7 +627,7 @@ def schema(settings: Settings) -> Outcome:
 @_common
 @click.pass_context
 def show_help(context: click.Context, name: str | None) -> Outcome:
-    """Show the help of imagegen, or of one command: the same as --help there.
+    """Show the help of imagegen, or of one command, as --help does.
 
     \b
     Examples:
@@ -676,7 +686,7 @@ def _end_without_stdout(lost: OutputLost) -> ExitCode:
     """The exit code when nobody reads what was to be said, or its disk is full, which is said."""
     if lost.closed:
         return ExitCode.OUTPUT_CLOSED
-    _complain(f"stdout cannot be written: {lost}", "free some space there, then run the command again")
+    _complain(f"stdout cannot be written: {lost}", "free some space there, then run it again")
     return ExitCode.MACHINE_LACKS
 
 
@@ -719,17 +729,17 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", "", ExitCode.INTERRUPTED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {error}", "free some of it, then run the command again", ExitCode.MACHINE_LACKS
+        return f"the disk is full: {error}", "free some space, then run it again", ExitCode.MACHINE_LACKS
     if isinstance(error, click.ClickException):
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "imagegen"
-        return error.format_message(), f"{path} --help shows what there is", ExitCode.BAD_INPUT
+        return error.format_message(), f"see `{path} --help`", ExitCode.BAD_INPUT
     if isinstance(error, OSError):
         where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
     # The text of an unforeseen error may quote any value, a secret too: it is shown on request only.
     return (
         f"imagegen itself failed ({type(error).__name__})",
-        "run it again with --debug and report it",
+        "run it again with --debug, and report what it prints",
         ExitCode.FAILED,
     )
 
@@ -818,7 +828,7 @@ def _load_cluster(settings: Settings) -> Cluster:
     from imagegen.cluster import load_cluster
 
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
-        _say(settings, f"there is no {DEFAULT_CLUSTER}: using the built-in default cluster")
+        _say(settings, f"{DEFAULT_CLUSTER} not found; using the built-in example")
         return load_cluster(None)
     return load_cluster(settings.cluster or DEFAULT_CLUSTER)
 
@@ -833,7 +843,7 @@ def _read_own_cluster(settings: Settings) -> tuple[Cluster, Findings]:
     from imagegen.cluster import read_cluster
 
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
-        raise BadUsage(f"there is no {DEFAULT_CLUSTER}", "run imagegen init first, or name a cluster file with -c")
+        raise BadUsage(f"{DEFAULT_CLUSTER} not found", "run `imagegen init`, or name a cluster file with -c")
     return read_cluster(settings.cluster or DEFAULT_CLUSTER)
 
 
@@ -877,7 +887,7 @@ def _write_new(path: Path, file: Any) -> None:
     try:
         os.link(beside, path)
     except FileExistsError:
-        raise BadUsage(f"{path} exists already and is left as it is", "give another directory") from None
+        raise BadUsage(f"refusing to overwrite {path}", "choose another directory") from None
     finally:
         beside.unlink()
 
@@ -1012,7 +1022,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                 end_on_signals(),
                 provision(cluster, root, directory, make_seed, window, say, **listening) as at_work,
             ):
-                say(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
+                say(f"serving {at_work.url} (files, status page); Ctrl-C stops it")
                 windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
                 if at_work.left_out:
                     say(describe_left_out(at_work.left_out))
@@ -1021,7 +1031,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                     at_work.serving.wait(1.0)
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
-            _say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
+            _say(settings, f"stopped; the nodes' reports are kept in {directory}: see `imagegen status`")
     except Unusable as error:
         raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
@@ -1033,15 +1043,15 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
 
     at_work = f"another `imagegen serve` is running in {settings.out}"
     if not window.names:
-        raise BadUsage(at_work, "arm nodes there with --arm, or give another -o")
+        raise BadUsage(at_work, "arm nodes there with --arm, or choose another directory with -o")
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(window.names):
-            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "stop it and start it again")
+            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "restart it")
         if not ledger.gives_seeds:
-            raise BadUsage(f"{at_work}, and gives out no seeds", "stop it and start it without --no-seeds")
+            raise BadUsage(f"{at_work}, and gives out no seeds", "restart it without --no-seeds")
         ledger.open_windows(window.names, window.seconds, window.claims)
-        _say(settings, f"from the `imagegen serve` that is running: {describe_windows(ledger.read())}")
+        _say(settings, f"seeds from the running `imagegen serve`: {describe_windows(ledger.read())}")
     finally:
         ledger.close()
     return Outcome()
@@ -1083,7 +1093,7 @@ def _show_status(
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(names):
-            raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists them all")
+            raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists all nodes")
         if watch:
             end = None if timeout is None else time.monotonic() + timeout
             _watch_ledger(settings, ledger, names, states, end)
@@ -1103,7 +1113,7 @@ def _show_status(
     if told["listened"] < told["now"]:
         _say(
             settings,
-            f"no `imagegen serve` is running here: the state is of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}",
+            f"`imagegen serve` is not running: this is the state of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}",
         )
         taken += 1
     if screen:
@@ -1143,7 +1153,7 @@ def _say_claims(settings: Settings, told: dict[str, Any], screen: Screen | None)
             times = f" ({grant['times']} times)" if grant["times"] > 1 else ""
             lines.append(f"claimed {_clock(grant['at'])} {grant['address']}: the seed of {grant['node']}{times}")
         if told["more"]:
-            lines.append(f"the ledger has {told['more']} more refused requests, which matter less")
+            lines.append(f"the ledger has {told['more']} more refused requests of less importance")
     for line in lines:
         _say(settings, line if screen is None else line[: screen.width])
     return 0 if settings.quiet else len(lines)

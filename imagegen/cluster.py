@@ -22,7 +22,7 @@ from imagegen.sshkeys import find_key_fault
 
 PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
-DEFAULT_NAME = "the default cluster"
+DEFAULT_NAME = "the built-in example"
 _URL_KEYS = ("auth_url", "endpoint")
 
 
@@ -164,7 +164,8 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
         _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
         if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
             found.add(
-                f"{path}.deploy.mode", "a live node loses everything when it is switched off: only computes can be live"
+                f"{path}.deploy.mode",
+                "a live node loses everything when switched off, so only computes can be live",
             )
     for key in ("name", "serial"):
         _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)

@@ -13,7 +13,7 @@ from typing import Any
 
 MOST_ADDRESSES = 16  # of a node and a reason, each with a row of its own
 MOST_MALFORMED = 256  # addresses that sent what is no status
-MALFORMED = "sent what is no status of a node of this cluster"
+MALFORMED = "sent something that is not a status of a node in this cluster"
 OTHERS = "others"  # in the place of the address: those that found no room
 
 SCHEMA = """

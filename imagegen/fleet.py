@@ -67,7 +67,7 @@ def find_faults(rows: Sequence[Row]) -> list[str]:
             faults.append(f"{row['name']} failed in {row['step']}: {row['detail']}")
         elif row["state"] == "lost":
             where = f" in {row['step']}" if row["step"] else ""
-            faults.append(f"{row['name']} was last heard{where} at {row['heard']}")
+            faults.append(f"{row['name']} was last heard from{where} at {row['heard']}")
         elif row["state"] == "degraded":
             faults.append(f"{row['name']} is {row['detail']}")
     if late := sum(row["state"] in ("", "waiting", "working") for row in rows):

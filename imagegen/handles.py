@@ -58,7 +58,7 @@ def _open_inner(handle: int, name: str, place: Path) -> int:
 
 def refuse(place: Path, kind: str) -> BadUsage:
     """The error for what lies where imagegen is to write or read and is not what imagegen makes there."""
-    return BadUsage(f"{place} is {kind}: imagegen leaves it alone", "move it away, or give another -o")
+    return BadUsage(f"{place} is {kind}: imagegen leaves it alone", "move it away, or choose another directory with -o")
 
 
 def list_names(handle: int) -> list[str]:

@@ -31,7 +31,7 @@ class Lan:
     def __init__(self, name: str, network: Network, address: IPv4Address) -> None:
         """`address` is this machine's on the LAN, next to the gateway's. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
-            raise MachineLacks("network boots need root, for a network namespace: run this command with sudo")
+            raise MachineLacks('network boots need root: run `sudo "$(command -v imagegen)" boot ...`')
         require_tools(*self.tools)
         self.name = f"{name}-lan"
         self.other = f"{name}-dhcp"  # another machine on the LAN, where a DHCP server of somebody else is at work

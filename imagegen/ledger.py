@@ -76,17 +76,17 @@ def explain_unusable(path: Path, error: Exception) -> MachineLacks:
     """What is wrong with the ledger at that path, and the cure."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
     if isinstance(error, _Newer):
-        return MachineLacks(f"{path} was written by a newer imagegen", "use that one, or move the file away")
+        return MachineLacks(f"{path} was written by a newer imagegen", "use the newer one, or move the file away")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return MachineLacks(
             f"{path} is damaged ({error})",
-            f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
-            "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
+            f"stop `imagegen serve`, move {path} and its -wal and -shm files away, and run "
+            "`imagegen serve --arm NODE`: without its ledger it does not know who has claimed a seed",
         )
     if code == sqlite3.SQLITE_FULL:
         return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
     if code == sqlite3.SQLITE_BUSY:
-        return MachineLacks(f"{path} is held by another process", "end that one, then run this again")
+        return MachineLacks(f"{path} is held by another process", "stop that process, then run this again")
     return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
 
 

@@ -112,7 +112,7 @@ def identity_users(cluster: Cluster) -> list[IdentityUser]:
 
 def typed_secrets(cluster: Cluster) -> dict[str, str]:
     """Optional keys that secrets.yaml must have, and why: an administrator types these passwords elsewhere."""
-    said = "{} is outside this cluster and needs a password for the user {}: `imagegen validate --explain` prints how"
+    said = "{} is outside this cluster and needs a password for user {}: `imagegen validate --explain` prints how"
     services = cluster.services
     typed = {}
     if services.messaging.node is None:

@@ -97,7 +97,7 @@ def find_mirrors(distro: Distro, root: Path = Path("/")) -> Mirrors:
     if "main" not in suites:
         raise MachineLacks(
             f"this machine's apt sources name no archive of {distro.name}",
-            f"set {MIRROR} to the URL of a mirror of it, and {SECURITY_MIRROR} to one of its security archive",
+            f"set {MIRROR} to the URL of a mirror, and {SECURITY_MIRROR} to that of a mirror of the security archive",
         )
     return Mirrors(suites["main"], suites.get("security"), suites["main"] in updated)
 
@@ -122,7 +122,7 @@ def check_urls(mirrors: Mirrors, proxies: Mapping[str, str]) -> None:
     for url in (mirrors.main, mirrors.security or "", *proxies.values()):
         if "@" in urlsplit(url).netloc:
             raise BadUsage(
-                "the URL of a mirror or proxy holds a password, which dib would show in its log and in process lists",
+                "the URL of a mirror or proxy contains a password, which dib would show in logs and process lists",
                 "use a mirror or proxy without a password, on this machine if necessary",
             )
 

@@ -51,7 +51,7 @@ class Nspawn:
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         """`directory` (out/boot) gets one directory per node. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
-            raise MachineLacks("booting nodes with systemd-nspawn needs root: run this command with sudo")
+            raise MachineLacks('systemd-nspawn needs root: run `sudo "$(command -v imagegen)" boot ...`')
         require_tools(*self.tools)
         self.cluster = cluster
         self.directory = directory

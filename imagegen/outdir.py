@@ -65,7 +65,8 @@ def work_in(
                 give_to_caller(handle, [MARK, *names])
     except Held as held:
         raise ImagegenError(
-            f"{held} is still working in {out} after {seconds / 60:.0f} minutes", "stop it, or give this one another -o"
+            f"{held} is still working in {out} after {seconds / 60:.0f} minutes",
+            "stop it, or use another -o",
         ) from None
 
 
@@ -84,8 +85,8 @@ def check_owner(handle: int, place: Path) -> None:
     if os.geteuid() in (0, uid):
         return
     # Kept nodes run in boot/ and need their files' owners.
-    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this with sudo"
-    raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or give another -o")
+    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this as root"
+    raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or use another -o")
 
 
 def check_names(out: Path, handle: int, names: Collection[str]) -> None:
@@ -94,7 +95,7 @@ def check_names(out: Path, handle: int, names: Collection[str]) -> None:
     if foreign:
         raise BadUsage(
             f"imagegen did not make {' and '.join(os.fspath(out / name) for name in foreign)} and leaves it alone",
-            "move it away, or give another -o",
+            "move it away, or choose another directory with -o",
         )
 
 

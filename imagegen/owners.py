@@ -23,7 +23,7 @@ def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
     return os.geteuid(), os.getegid()
 
 
-def find_place(path: Path, owner: int | None = None, hint: str = "give another -o") -> Path:
+def find_place(path: Path, owner: int | None = None, hint: str = "choose another directory with -o") -> Path:
     """The path, or where it leads when there are links on it, once nobody but root and `owner` can change that.
 
     `owner` is a uid, by default the caller's. Raises BadUsage that names the directory and who can write there.
@@ -49,7 +49,7 @@ def _follow_path(path: Path, trusted: Collection[int]) -> Path:
         if stat.S_ISLNK(facts.st_mode):
             links += 1
             if facts.st_uid not in trusted or links > 40:
-                raise BadUsage(f"{inner} is a link of user {user_name(facts.st_uid)}, who can point it anywhere")
+                raise BadUsage(f"{inner} is a link owned by {user_name(facts.st_uid)}, who can point it anywhere")
             target = inner.readlink()
             place = Path("/") if target.is_absolute() else place
             todo += [part for part in reversed(target.parts) if part != "/"]

@@ -132,10 +132,10 @@ def provision(
     directory = directory.absolute()
     with ExitStack() as stack:
         plain = listen(
-            address, port, "choose another one by `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
+            address, port, "choose another port in `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
         )
         stack.callback(plain.close)
-        tls = listen(address, tls_port, "choose another one by --tls-port")
+        tls = listen(address, tls_port, "choose another port with --tls-port")
         stack.callback(tls.close)
         for name in ("server.pem", "server.key"):  # of a version that wrote them, and was killed
             remove_place(directory / name)
@@ -228,4 +228,4 @@ def describe_left_out(names: Sequence[str]) -> str:
     """Which nodes' windows a start did not open, why, and how it is done."""
     who = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     have = "have claimed a seed or were ready" if len(names) > 1 else "has claimed a seed or was ready"
-    return f"no window is open for {who}, which {have} before: to reinstall, imagegen serve --arm {names[0]}"
+    return f"no window is open for {who}, which {have} before: to reinstall, run `imagegen serve --arm {names[0]}`"

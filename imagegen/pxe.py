@@ -56,7 +56,7 @@ def choose_url(cluster: Cluster) -> str:
         return cluster.pxe_url
     if cluster.network.gateway is None:
         raise BadUsage(
-            "the cluster file does not say where the nodes find what they boot",
+            "the cluster file does not say where the nodes find their boot files",
             "add `pxe: {url: http://ADDRESS:8080}`, with this machine's address in the nodes' network",
         )
     return f"http://{cluster.network.gateway}:{PORT}"
@@ -101,7 +101,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
     if "$" in str(root) or not str(root).isprintable():
         raise BadUsage(
             f"{root} holds a dollar sign or a control character, which nginx and dnsmasq misread",
-            "give another directory with -o",
+            "choose another directory with -o",
         )
     url = urlsplit(base)
     network = cluster.network
@@ -121,7 +121,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
     names = ("boot.ipxe", "dnsmasq.conf", "dnsmasq-proxy.conf", "nginx.conf")
     tree = {name: text(render_template(f"{name}.j2", values)) for name in names}
     if any(len(line) > MOST_CONFIG_LINE for file in tree.values() for line in file.data.splitlines()):
-        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "give a shorter one with -o")
+        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "choose a shorter one with -o")
     for node in cluster.nodes:
         chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
         tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
@@ -185,7 +185,7 @@ def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
     if length <= MOST_COMMAND_LINE:
         return ""
     return (
-        f"the kernel's command line of {node.name} would have {length} bytes, but it gets at most {MOST_COMMAND_LINE};"
+        f"the kernel command line of {node.name} would have {length} bytes, but {MOST_COMMAND_LINE} is the limit;"
         " shorten the node's root_device hints, or status.url"
     )
 

@@ -50,12 +50,12 @@ class PxeQemu(Qemu):
         super().__init__(cluster, directory)
         check_tree(cluster, root)
         if needs_outside(cluster):
-            raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside it")
+            raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside")
         self.address = IPv4Address(str(urlsplit(choose_url(cluster)).hostname))
         if self.address not in cluster.network.cidr:
             raise BadUsage(
                 f"the nodes boot from {self.address}, which is outside {cluster.network.cidr}",
-                "give `pxe: {url: ...}` an address of their network, then run `imagegen pxe`",
+                "give `pxe: {url: ...}` an address in their network, then run `imagegen pxe`",
             )
         self.root = root.absolute()
         self.served = self.directory / qemu.SERVED
@@ -78,7 +78,7 @@ class PxeQemu(Qemu):
         machine = TapMachine(self, node, image) if node.name in self.from_disk else BlankMachine(self, node, image)
         if isinstance(machine, BlankMachine) and read_image(self.root, node.name) not in image.name:
             raise BadUsage(
-                f"{self.root} was made for other images than those in {image.parent}", "run `imagegen pxe` again"
+                f"{self.root} was made for images other than those in {image.parent}", "run `imagegen pxe` again"
             )
         self.machines.append(machine)
         machine.prepare(image, self.complete_seed(seed))

@@ -159,7 +159,7 @@ def _distro(name: str) -> dict[str, Any]:
     distros = _data()["distros"]
     if name not in distros:
         raise UnknownRelease(
-            "distro.name", f"there is no distro `{name[:40]}` here{_suggest(name, distros, tuple(distros))}"
+            "distro.name", f"there is no distro `{name[:40]}`{_suggest(name, distros, tuple(distros))}"
         )
     found: dict[str, Any] = distros[name]
     return found

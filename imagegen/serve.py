@@ -201,7 +201,7 @@ def make_files_app(site: Site) -> App:
         if not re.fullmatch(r"[0-9]{1,15}", since):
             raise HTTPException(400, "since must be a number")
         if not looks.allow(client_address(request)):
-            raise HTTPException(429, f"more than {LOOK_RATE:.0f} looks a second from this address")
+            raise HTTPException(429, f"more than {LOOK_RATE:.0f} requests for nodes.json a second from this address")
         async with looking:
             data = await asyncio.to_thread(describe_nodes, int(since))
         return Response(data, media_type="application/json", headers=CLOSED)
@@ -348,7 +348,7 @@ def make_app(site: Site, routes: list[BaseRoute]) -> App:
 
     async def tell_failure(request: Request, error: Exception) -> Response:
         # The text of an unforeseen error may quote any value, a secret too.
-        site.say(f"a request for {request.url.path.split('/')[1]} failed ({type(error).__name__}): report it")
+        site.say(f"a request for {request.url.path.split('/')[1]} failed ({type(error).__name__}): please report it")
         return PlainTextResponse("the server failed\n", 500)
 
     handlers: dict[Any, Any] = {HTTPException: explain, Unusable: tell_unusable, Exception: tell_failure}

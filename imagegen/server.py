@@ -142,7 +142,7 @@ def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
                 f"{address} is not an address of this machine",
                 "give it that address, name the right one in `pxe: {url: ...}`, or listen elsewhere with --listen",
             ) from error
-        cure = "run this as root" if error.errno == errno.EACCES else "end what listens there"
+        cure = "run this as root" if error.errno == errno.EACCES else "stop what listens there"
         raise MachineLacks(
             f"port {port} of {address}: {error.strerror}", f"{cure}, or {elsewhere}" if elsewhere else cure
         ) from error

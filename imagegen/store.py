@@ -133,7 +133,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
 
 def check_machine(out: Path, cache: Path, count: int) -> None:
     """Raises MachineLacks with everything that this machine lacks to build `count` images, one line each."""
-    lacks = [] if os.geteuid() == 0 else ["building needs root: run the command with sudo"]
+    lacks = [] if os.geteuid() == 0 else ['building needs root: run `sudo "$(command -v imagegen)" build ...`']
     lacks += run.missing_tools(TOOLS)
     cache_place, out_place = existing_parent(cache), existing_parent(out)
     wanted = {cache_place: WORK_BYTES + (count - 1) * IMAGE_BYTES}

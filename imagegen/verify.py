@@ -206,7 +206,7 @@ def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]
     for node in computes:
         cells = [row["Cell Name"] for row in rows if row["Hostname"] == node.name]
         if cells != [node.cell]:
-            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not once to {node.cell}"))
+            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not to {node.cell} once"))
     return found
 
 
@@ -237,8 +237,8 @@ def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list
                 == (mine[0], interface, region, True)
             ]
             if urls != [service["url"]]:
-                seen = ", ".join(urls) or "nowhere"
+                seen = ", ".join(urls) or "missing"
                 found.append(
-                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not once {service['url']}")
+                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not {service['url']} once")
                 )
     return found

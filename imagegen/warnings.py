@@ -32,7 +32,7 @@ def untested_release(cluster: Cluster) -> str:
     if release.booted:
         return ""
     where = f"{release.distro.name} {release.distro.suite}"
-    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its names come from documentation"
+    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its data come from documentation"
 
 
 Doubts = Iterator[tuple[str, str]]  # path, message
@@ -40,7 +40,7 @@ Doubts = Iterator[tuple[str, str]]  # path, message
 
 def _doubt_release(cluster: Cluster) -> Doubts:
     if sentence := untested_release(cluster):
-        yield "release", f"{sentence}; `build` asks for --untested"
+        yield "release", f"{sentence}; `build` needs --untested"
 
 
 def _doubt_login(cluster: Cluster) -> Doubts:
@@ -55,8 +55,8 @@ def _doubt_availability(cluster: Cluster) -> Doubts:
     first = cluster.controllers[0].name
     yield (
         "nodes",
-        f"{len(cluster.controllers)} controllers do not give high availability: the API's endpoints are on {first} only"
-        f", and while {first} is down nobody reaches Nova and Placement",
+        f"{len(cluster.controllers)} controllers do not make a cluster highly available: the API's endpoints are on"
+        f" {first} only; while {first} is down, nobody can reach Nova or Placement",
     )
     losses = {
         Hosted.DATABASE: "every API call fails",
@@ -72,7 +72,7 @@ def _doubt_cache(found: Findings) -> Doubts:
     if "services.cache.host" in found.lines:
         yield (
             "services.cache",
-            "memcached has no authentication: whoever reaches it can make tokens valid and run code in the APIs; remove"
+            "memcached has no authentication: whoever reaches it can forge tokens and run code in the APIs; remove"
             " the key, and every controller uses its own",
         )
     elif "services.cache" in found.lines:
@@ -95,26 +95,26 @@ def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]
         if service is Hosted.CACHE and f"services.{service}.host" not in found.lines:
             continue  # each controller's own
         if (place := getattr(cluster.services, service)).node is None:
-            yield f"services.{service}", place.host, f"where imagegen starts no {service}; write {{node: NAME}}"
-    glance = "where imagegen starts no Glance: instances find no images until you install it there"
+            yield f"services.{service}", place.host, "where imagegen does not start this service; write {node: NAME}"
+    glance = "where imagegen does not install Glance: instances find no images until you do"
     yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance
     for i, address in enumerate(cluster.network.dns):
-        yield f"network.dns[{i}]", str(address), "which answers no DNS"
+        yield f"network.dns[{i}]", str(address), "which does not answer DNS"
     for i, host in enumerate(cluster.network.ntp):
         yield f"network.ntp[{i}]", host, "and nodes follow the first controller's time anyway; leave it out"
     if cluster.pxe_url:
         yield "pxe.url", urlsplit(cluster.pxe_url).hostname or "", "which cannot serve its own first boot"
     if cluster.status_url:
-        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing of imagegen's receives statuses"
+        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing receives statuses"
 
 
 def _unreachable(cluster: Cluster, host: str) -> str:
     try:
         address = IPv4Address(host)
     except AddressValueError:
-        return f"{host} is each node itself" if host.lower() == "localhost" else ""
+        return f"{host} means each node itself" if host.lower() == "localhost" else ""
     if address.is_loopback:
-        return f"{host} is each node itself"
+        return f"{host} means each node itself"
     if cluster.network.gateway is None and address not in cluster.network.cidr:
         return f"{host} is outside the network {cluster.network.cidr}, and without a gateway no node reaches it"
     return ""

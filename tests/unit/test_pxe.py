@@ -406,8 +406,8 @@ def test_a_directory_that_dnsmasq_cannot_enter_is_a_warning(here: Path, capsys: 
     (here / "out").rename(closed / "out")
     assert cli.run_command(["pxe", "-q", "-o", str(closed / "out")]) == ExitCode.DONE
     said = capsys.readouterr().err
-    assert re.match(r"Warning: dnsmasq serves .* as the user (dnsmasq|nobody), who cannot enter ", said)
-    assert re.search(rf"run `chmod a\+x (\S+ )*{re.escape(shlex.quote(str(closed)))}`, or give", said)
+    assert re.match(r"Warning: dnsmasq serves .* as the user (dnsmasq|nobody), which cannot enter ", said)
+    assert re.search(rf"run `chmod a\+x (\S+ )*{re.escape(shlex.quote(str(closed)))}`, or choose", said)
 
 
 @pytest.mark.parametrize(
