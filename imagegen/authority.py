@@ -19,7 +19,7 @@ from imagegen.errors import BadUsage
 CERTIFICATE = "ca.pem"
 KEY = "ca.key"
 
-# A machine that is deployed for the first time may have any clock. What bounds the trust in a certificate is the pin
+# A machine that is deployed for the first time may have any clock. What limits the trust in a certificate is the pin
 # on the command line and the window of `imagegen serve`, not a date. The end is RFC 5280's "no expiry" (4.1.2.5).
 BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -34,12 +34,12 @@ class Authority:
 
     @property
     def sha256(self) -> str:
-        """What nodes pin: of the certificate's file, as hex digits."""
+        """What nodes pin: the sha256 of the certificate's file, in hex."""
         return hashlib.sha256(self.certificate).hexdigest()
 
     @property
     def token_key(self) -> bytes:
-        """What tokens for claims are made with: the same after a restart, and of no use for certificates."""
+        """The key for claims' tokens: the same after a restart, and useless for certificates."""
         return hmac.digest(self.key, b"imagegen: tokens for claims", hashlib.sha256)
 
 
@@ -81,7 +81,7 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
 
 
 def load_authority(directory: Path) -> Authority:
-    """The authority whose files lie there. Raises BadUsage when they do not, or do not belong together."""
+    """The authority in that directory. Raises BadUsage if its files are missing or do not belong together."""
     files = [directory / CERTIFICATE, directory / KEY]
     missing = [path for path in files if not path.is_file()]
     if len(missing) == 1:
@@ -105,7 +105,7 @@ def load_authority(directory: Path) -> Authority:
 
 
 def explain_half(left: Path, lost: Path) -> tuple[str, str]:
-    """What is wrong when one file of the pair is lost, and the way out."""
+    """Message and hint for when one file of the pair is lost."""
     return (
         f"{lost} is missing, and {left.name} is useless without it",
         f"restore {lost.name} from a backup, or move {left} away and run `imagegen init {left.parent}` for a new pair; "

@@ -1,4 +1,4 @@
-"""What Ironic and Metal3 take: a node's enrolment, its image with its digest, and its config drive."""
+"""The files for Ironic and Metal3: a node's enrolment, its image with its digest, and its config drive."""
 
 from __future__ import annotations
 

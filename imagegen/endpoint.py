@@ -1,4 +1,4 @@
-"""Hosts, ports and URLs as people write them: checked in one way, wherever they stand."""
+"""Checks hosts, ports and URLs as people write them, everywhere in the same way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_host_fault(host: str) -> str:
 
 
 def find_address_fault(address: IPv4Address) -> str:
-    """Why nothing can be reached at an address, as the end of a sentence; empty: something can."""
+    """Why an address cannot be reached, as the end of a sentence; empty: it can."""
     if address.is_multicast or address.is_reserved or int(address) >> 24 == 0:
         return f"{address} is not an address that can be reached"
     return ""

@@ -1,4 +1,4 @@
-"""Where an image's packages come from: by default from where this machine's own apt gets them."""
+"""Where an image's packages come from: by default this machine's own apt sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Where packages come from. A URL without a user: what is in it would be seen in process lists and logs."""
+    """Where packages come from. URLs have no passwords, which would be seen in process lists and logs."""
 
     main: str
     security: str | None = None
@@ -103,7 +103,7 @@ def find_mirrors(distro: Distro, root: Path = Path("/")) -> Mirrors:
 
 
 def choose_mirrors(distro: Distro, environ: Mapping[str, str], root: Path = Path("/")) -> Mirrors:
-    """What IMAGEGEN_MIRROR and IMAGEGEN_SECURITY_MIRROR name; what they leave out, this machine's apt sources do.
+    """The mirrors in IMAGEGEN_MIRROR and IMAGEGEN_SECURITY_MIRROR, or else in this machine's apt sources.
 
     Raises MachineLacks when neither names an archive of that distro.
     """
@@ -128,7 +128,7 @@ def check_urls(mirrors: Mirrors, proxies: Mapping[str, str]) -> None:
 
 
 def find_proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """The proxy variables of this machine, the only ones of the caller's environment that reach dib."""
+    """This machine's proxies; no other variables of the caller's environment reach dib."""
     found = {name: environ[name] for name in PROXIES if environ.get(name)}
     if "http_proxy" not in found and not run.missing_tools(["apt-config"]):
         asked = run.run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], ok=(0, 100)).stdout.decode()

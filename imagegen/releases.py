@@ -76,7 +76,7 @@ def default_release(distro: Distro) -> str:
 
 
 def default_suite(name: str) -> str:
-    """The suite that a distro gets when the cluster file names none. Raises UnknownRelease."""
+    """The distro's suite if the cluster file names none. Raises UnknownRelease."""
     return str(_distro(name)["default_suite"])
 
 

@@ -1,4 +1,4 @@
-"""What is valid in a cluster file and still deserves a second look."""
+"""What is valid in a cluster file, but deserves a second look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagegen.releases import find_release
 
 
 def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
-    """The warnings about a valid cluster, in the order of their lines; `found` knows what stands where in its file."""
+    """The warnings about a valid cluster, in the order of their lines; `found` has the line of every path."""
     doubts = Findings(found.file, lines=found.lines)
     for path, message in (
         *_doubt_release(cluster),
@@ -27,7 +27,7 @@ def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
 
 
 def untested_release(cluster: Cluster) -> str:
-    """A sentence when nobody has built and booted the cluster's release on its distro; else nothing."""
+    """A sentence if nobody has built and booted the cluster's release on its distro; else empty."""
     release = find_release(cluster.release, cluster.distro)
     if release.booted:
         return ""
@@ -49,7 +49,7 @@ def _doubt_login(cluster: Cluster) -> Doubts:
 
 
 def _doubt_availability(cluster: Cluster) -> Doubts:
-    """Several controllers look like high availability. What every controller has of its own is no matter here."""
+    """Several controllers look like high availability. What every controller has itself does not matter here."""
     if len(cluster.controllers) < 2:
         return
     first = cluster.controllers[0].name
@@ -80,7 +80,7 @@ def _doubt_cache(found: Findings) -> Doubts:
 
 
 def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
-    """Hosts outside the cluster that are a node, each node itself, or out of reach."""
+    """Hosts outside the cluster that turn out to be a node, each node itself, or out of reach."""
     names = {str(node.address): node.name for node in cluster.nodes} | {node.name: node.name for node in cluster.nodes}
     for path, host, role in _outside(cluster, found):
         if node := names.get(host):
@@ -90,7 +90,7 @@ def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
 
 
 def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]]:
-    """(path, host, what is wrong when the host is a node) of all that the nodes look for outside the cluster."""
+    """(path, host, what is wrong if the host is a node) for everything that nodes expect outside the cluster."""
     for service in Hosted:
         if service is Hosted.CACHE and f"services.{service}.host" not in found.lines:
             continue  # each controller's own
