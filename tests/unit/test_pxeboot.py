@@ -45,7 +45,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def test_it_needs_root(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lan.os, "geteuid", lambda: 1000)
-    with pytest.raises(MachineLacks, match="root, for a network namespace"):
+    with pytest.raises(MachineLacks, match="network boots need root"):
         make()
 
 
