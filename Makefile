@@ -25,10 +25,10 @@ test: set-up-test ## set-up, lint, unit, serve and cluster tiers; needs root, bu
 test-vm: set-up-test images ## controller and compute as virtual machines, from disk images and seed ISOs
 	$(TIER) vm $(PYTEST) tests/vm
 
-set-up: ## what building images needs: Debian packages, .venv with pinned Python packages
+set-up: ## install what building images needs: Debian packages, .venv with pinned Python packages
 	$(TIER) set-up .ci/set-up build
 
-set-up-test: ## what the tests need besides
+set-up-test: ## install what the tests need in addition
 	$(TIER) set-up .ci/set-up test
 
 lint: set-up-test ## ruff, mypy, shellcheck and dib-lint
@@ -40,26 +40,26 @@ unit: set-up-test ## the pure parts, without root, network or images
 serve: set-up-test ## `imagegen serve` on the loopback: claims, slow and rude clients, a thousand nodes, the page in Chromium
 	$(TIER) serve $(PYTEST) tests/serve
 
-images: set-up-test ## the images of both roles, unless they are there
+images: set-up-test ## build the images of both roles, if they are missing
 	$(TIER) images $(IMAGEGEN) -o $(OUT) build
 
-canary: set-up-test ## build the compute's image, watched, amid values that must not get into it
+canary: set-up-test ## build the compute's image among values that must not get into it, and look for them
 	$(TIER) canary $(PYTEST) tests/canary
 
-cluster: set-up-test images ## the built trees booted with systemd-nspawn, the procedure's 27 items proven; needs root
+cluster: set-up-test images ## boot the trees with systemd-nspawn, prove the procedure's 27 items; needs root
 	$(TIER) cluster $(PYTEST) tests/cluster
 
-model: set-up-test ## the protocol's model test with new random schedules, for MINUTES; what failed is kept
+model: set-up-test ## the protocol's model test with new random schedules, for MINUTES; keeps failures
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); while [ $$(date +%s) -lt $$end ]; do \
 	    CI= MODEL_EXAMPLES=500 $(PYTEST) -q tests/unit/agent/test_protocol.py -k TestCluster || exit 1; done
 
 test-faults: set-up-test images ## the part of the fault matrix that CI runs; needs root
 	$(TIER) faults .venv/bin/python tests/faults/run_faults.py --fixed
 
-faults: set-up-test images ## the whole fault matrix, 75 minutes at most; goes on where it stopped; SEED=N repeats a run
+faults: set-up-test images ## the whole fault matrix, 75 minutes at most; continues where it stopped; SEED=N repeats a run
 	$(TIER) faults .venv/bin/python tests/faults/run_faults.py $(if $(SEED),--seed $(SEED))
 
-ironic: set-up-test ## Ironic itself takes what `imagegen baremetal` writes; installs it into .venv-ironic
+ironic: set-up-test ## have Ironic itself read what `imagegen baremetal` writes; installs it into .venv-ironic
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
 
@@ -75,7 +75,7 @@ elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/r
 dib-role: set-up ## build ROLE with nothing but disk-image-create, as a tar
 	.venv/bin/python .ci/dib_role.py $(ROLE) $(OUT)
 
-bench: images ## measure, each figure against its peer in the same run, into docs/benchmarks.md
+bench: images ## measure each figure and its peer in the same run, into docs/benchmarks.md
 	.ci/set-up bench
 	.venv/bin/python tests/bench.py
 

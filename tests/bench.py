@@ -338,7 +338,7 @@ def write_page(sections: dict[str, list[str]]) -> None:
     head = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. A ratio below 1 beats the peer. Times differ between machines: compare ratios.",
+        "Written by `make bench`. A ratio below 1 beats the peer. Times depend on the machine, so compare ratios.",
         "",
         "| what | imagegen | peer | of the peer | ratio |",
         "|---|---|---|---|---|",

@@ -9,11 +9,11 @@ import shlex
 from pathlib import Path
 
 READERS = ("dnsmasq", "nobody")
-"""Who dnsmasq is once it has begun: the first that exists (dnsmasq(8), --user; Debian makes the first)."""
+"""The accounts that dnsmasq may run as: the first that exists (dnsmasq(8), --user; Debian makes the first)."""
 
 
 def explain_closed(directory: Path) -> str:
-    """A sentence when dnsmasq, no longer root, cannot enter the directory or one above it; else nothing."""
+    """A warning if dnsmasq, once it is not root any more, cannot enter the directory or one above it; else empty."""
     for name in READERS:
         try:
             account = pwd.getpwnam(name)
@@ -23,15 +23,15 @@ def explain_closed(directory: Path) -> str:
         if closed := find_closed(directory, account.pw_uid, groups):
             names = " ".join(shlex.quote(str(place)) for place in closed)
             return (
-                f"dnsmasq serves {directory} as the user {name}, who cannot enter {names}:"
-                f" run `chmod a+x {names}`, or give another directory with -o"
+                f"dnsmasq serves {directory} as the user {name}, which cannot enter {names}:"
+                f" run `chmod a+x {names}`, or choose another directory with -o"
             )
         return ""
     return ""
 
 
 def find_closed(directory: Path, uid: int, groups: set[int]) -> list[Path]:
-    """Those of the directory and the ones above it that the account may not enter, topmost first."""
+    """Those among the directory and its parents that the account may not enter, topmost first."""
     real = directory.resolve()
     return [place for place in (*reversed(real.parents), real) if not _may_enter(place.stat(), uid, groups)]
 

@@ -73,7 +73,7 @@ def start(
     stderr: int | None = subprocess.STDOUT,
     new_session: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Starts a command and returns it running. Raises MachineLacks when the tool is not there."""
+    """Starts a command and returns it running. Raises MachineLacks if the tool is missing."""
     words = [os.fspath(word) for word in argv]
     try:
         return subprocess.Popen(

@@ -11,14 +11,14 @@ from typing import Any
 
 LONGEST_NAME = 100  # characters of a step's name or state
 MOST = 1 << 31  # of a step's seconds and return code
-TAIL = 1 << 18  # bytes of a log that are looked at
+TAIL = 1 << 18  # bytes of a log that are read
 
 # CSI, OSC and the other escape sequences (ECMA-48).
 CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
 
 def newest_document(data: bytes) -> dict[str, Any] | None:
-    """The last JSON object on a complete line of its own. None: there is none."""
+    """The last JSON object on a complete line of its own, if there is one."""
     for line in reversed(data.split(b"\n")[:-1]):
         with suppress(ValueError):
             document = json.loads(line)
@@ -45,12 +45,12 @@ def plain_lines(data: bytes) -> list[str]:
 
 
 def printable(value: object) -> str:
-    """Text from a node without what would steer a terminal."""
+    """Text from a node without control characters."""
     return "".join(c if c.isprintable() else " " for c in str(value))
 
 
 def read_steps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The steps `{name, state, seconds, rc}` of a status document, whatever a node wrote: what is none is left out."""
+    """The steps `{name, state, seconds, rc}` of a status document; leaves out what is not valid."""
     steps = document.get("steps")
     return [
         {
@@ -65,5 +65,5 @@ def read_steps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float:
-    """Seconds of a step; 0 for what is no sensible number."""
+    """Seconds of a step; 0 for anything but a sensible number."""
     return float(value) if isinstance(value, int | float) and 0 <= value < MOST else 0.0

@@ -1,5 +1,5 @@
-"""Files and directories reached by handle: no link on the way is followed, and what is new belongs to the owner of the
-directory that it is made in. So root can work in a user's directory: nobody can lead it astray, and the user keeps it.
+"""Reaches files and directories by handle: no link on the way is followed, and new files belong to the owner of the
+directory that they are in. So root can work safely in a user's directory, and everything there stays the user's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Owner = tuple[int, int]
 
 @contextmanager
 def open_directory(path: Path, *, make: bool = False, owner: Owner | None = None) -> Iterator[int]:
-    """A handle of the directory. With `make` missing ones are made, which belong to `owner`, else to their parent's.
+    """A handle of the directory. `make` makes missing ones, owned by `owner` or else by their parent's owner.
 
     Raises BadUsage for a link or a file on the way, FileNotFoundError, MachineLacks for a full disk.
     """
@@ -57,8 +57,8 @@ def _open_inner(handle: int, name: str, place: Path) -> int:
 
 
 def refuse(place: Path, kind: str) -> BadUsage:
-    """The error for what lies where imagegen is to write or read and is not what imagegen makes there."""
-    return BadUsage(f"{place} is {kind}: imagegen leaves it alone", "move it away, or give another -o")
+    """The error for something in imagegen's way that imagegen did not make."""
+    return BadUsage(f"{place} is {kind}: imagegen leaves it alone", "move it away, or choose another directory with -o")
 
 
 def list_names(handle: int) -> list[str]:
@@ -67,7 +67,7 @@ def list_names(handle: int) -> list[str]:
 
 
 def make_directory(handle: int, name: str, place: Path, mode: int | None = None, *, owner: Owner | None = None) -> bool:
-    """Makes a directory in that directory unless it is there; whether it was made. Raises MachineLacks."""
+    """Makes a directory in that directory, if it is missing; whether it was. Raises MachineLacks."""
     with whole(place):
         try:
             os.mkdir(name, 0o755 if mode is None else mode, dir_fd=handle)
@@ -84,20 +84,20 @@ def make_directory(handle: int, name: str, place: Path, mode: int | None = None,
 
 
 def owner_of(handle: int) -> Owner:
-    """Who owns what is open."""
+    """The owner of an open file or directory."""
     facts = os.fstat(handle)
     return facts.st_uid, facts.st_gid
 
 
 def adopt(handle: int, owner: Owner) -> None:
-    """Gives what was just made to its owner, if this process is root; others own what they make."""
+    """Gives something just made to its owner, if this process is root; other users own what they make."""
     if os.geteuid() == 0 and owner_of(handle) != owner:
         os.fchown(handle, *owner)
 
 
 @contextmanager
 def whole(place: Path, size: int = 0) -> Iterator[None]:
-    """Turns a full disk or quota into MachineLacks with the file's name and the bytes that it takes."""
+    """Turns a full disk or quota into MachineLacks with the file's name and size."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> 
 
 
 def create_file(place: Path, mode: int = 0o644) -> BinaryIO:
-    """A new file, open for writing; what had its name is gone. Raises as open_directory()."""
+    """A new file, open for writing, instead of whatever had its name. Raises as open_directory()."""
     with open_directory(place.parent) as directory, whole(place):
         remove(directory, place.name)
         handle = os.open(place.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, mode, dir_fd=directory)
@@ -145,9 +145,9 @@ def append_file(place: Path, mode: int = 0o644) -> BinaryIO:
 
 
 def keep_file(place: Path, mode: int = 0o600) -> int:
-    """A handle for reading and writing of a file that stays, made when it is missing. Raises BadUsage for another kind.
+    """A handle to read and write a file that stays, made if it is missing. Raises BadUsage if it is not a file.
 
-    Nothing but this name may lead to it: what is written there is written nowhere else.
+    It must have no other name, so that nothing else is overwritten through it.
     """
     with open_directory(place.parent) as directory, whole(place):
         flags = os.O_RDWR | NO_LINK
@@ -220,10 +220,10 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def link_into(source: Path, directory: int, name: str, place: Path) -> None:
-    """Makes `name` the same file as `source` where both have one owner and one file system; else a sparse copy of it.
+    """Makes `name` a hard link to `source` if owner and file system are the same, else a sparse copy.
 
-    Another user's file is copied because a link would stay that user's: the directory's owner could not keep it.
-    Raises MachineLacks for a full disk, BadUsage for a source that is a link; `place` is then what it was.
+    Another user's file is copied, because a link would still belong to that user.
+    Raises MachineLacks for a full disk, BadUsage for a source that is a link; `place` is then unchanged.
     """
     with open_directory(source.parent) as origin:
         handle = _open_regular(origin, source, os.O_RDONLY)
@@ -246,7 +246,7 @@ def link_into(source: Path, directory: int, name: str, place: Path) -> None:
 
 
 def make_fresh(place: Path, mode: int = 0o755) -> None:
-    """Makes an empty directory in the place of whatever has its name. Raises as open_directory()."""
+    """Makes an empty directory instead of whatever has its name. Raises as open_directory()."""
     with open_directory(place.parent) as directory:
         remove(directory, place.name)
         make_directory(directory, place.name, place, mode)

@@ -1,4 +1,4 @@
-"""One lock for whoever works in a directory: the kernel drops it with the process, so none is ever left behind."""
+"""A lock for working in a directory. The kernel drops it with the process, so none is ever left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL = 0.1  # seconds between two tries
 
 
 class Held(Exception):
-    """Another process has the lock; the text says which, as far as it wrote that down."""
+    """Another process has the lock; the text says which, if it is known."""
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def hold_lock(
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    """Holds the exclusive flock of that file, which is made when it is missing and stays.
+    """Holds the exclusive flock of that file, which is made if it is missing, and stays.
 
-    Waits at most that many seconds; `waiting` is told once who has it: `another imagegen (pid 7, `seed`)`.
-    Raises Held afterwards, and BadUsage for a link in the file's place.
+    Waits at most that many seconds; calls `waiting` once with the holder: `another imagegen (pid 7, `seed`)`.
+    Then raises Held; BadUsage for a link in the file's place.
     """
     handle = keep_file(place)
     try:

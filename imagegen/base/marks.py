@@ -1,4 +1,4 @@
-"""What in OUT imagegen made, and so may replace or remove: it is marked, or known by what is in it."""
+"""Recognises what imagegen made in OUT, and so may replace or remove, by a mark or by its contents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from imagegen.base.handles import is_file, list_names, open_directory, read_file
 from imagegen.base.tree import Tree, text
 
 MARK = ".imagegen"
-"""A file in each directory that imagegen made and therefore may replace or remove; in OUT it is the lock, too."""
+"""A file in each directory that imagegen made and so may replace or remove; in OUT it is also the lock."""
 MARK_TEXT = "imagegen made this directory and replaces what is in it.\n"
 IMAGES_HEAD = b"# Built with: ELEMENTS_PATH=elements diskimage-builder images.yaml\n"  # of images.yaml: its mark
 
-# How the directories of versions that wrote no mark are known: nothing else may be in them, these files are there, and
-# each of them has these bytes.
+# How to recognise directories of versions that wrote no mark: (names that may be in them, files that must be there,
+# bytes in each of these files).
 EARLIER: Mapping[str, tuple[str, str, bytes]] = {
     "elements": (
         r"imagegen-(base|deploy|firstboot|role-[a-z]+)|keystone|mariadb-server|memcached|nova-[a-z]+|openstack-daemon"
@@ -38,12 +38,12 @@ EARLIER: Mapping[str, tuple[str, str, bytes]] = {
     "boot": (r"[a-z0-9-]+|\.serve|[a-z]+\.(json|log)|ssh_key(\.pub)?", "lock", b""),
     "serve": (r"lock|ledger\.sqlite(-wal|-shm)?|server\.(pem|key)", "ledger.sqlite", b"SQLite"),
 }
-MOST_TELLING = 1 << 16  # bytes of a file in which what tells imagegen's from others is looked for
+MOST_TELLING = 1 << 16  # bytes of a file that are searched
 LEFTOVER = re.compile(r"\..+\.(new|old)")
 
 
 def is_ours(out: Path, handle: int, name: str) -> bool:
-    """Whether what has that name in OUT is imagegen's: missing, empty, marked, or made by a version without marks."""
+    """Whether imagegen may use that name in OUT: missing, empty, marked, or made by a version without marks."""
     try:
         mode = os.lstat(name, dir_fd=handle).st_mode
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def is_of_earlier_version(directory: Path) -> bool:
 
 
 def is_seed(place: Path) -> bool:
-    """Whether imagegen made that directory or ISO: a seed's files and no others, of a node of imagegen's."""
+    """Whether imagegen made that directory or ISO: it has a seed's files and no others."""
     if place.suffix == ".iso":
         # ISO 9660: the volume's identifier, 40 bytes into the sector after the 16 of the system.
         return is_file(place) and read_file(place, 32816)[32808:] == b"cidata  "
@@ -87,12 +87,12 @@ def is_seed(place: Path) -> bool:
 
 
 def mark_tree(tree: Tree) -> Tree:
-    """The tree with the mark by which imagegen knows its directory again."""
+    """The tree with the mark by which imagegen recognises its directory."""
     return {**tree, MARK: text(MARK_TEXT)}
 
 
 def remove_old_seeds(seeds: Path, nodes: Collection[str]) -> list[Path]:
-    """Removes the seeds of nodes that are not among `nodes`, and returns them; leaves alone what is not a seed."""
+    """Removes the seeds of nodes that are not in `nodes`, and returns them; leaves everything else alone."""
     old = [
         place for place in sorted(seeds.iterdir()) if place.name.removesuffix(".iso") not in nodes and is_seed(place)
     ]

@@ -1,4 +1,4 @@
-"""The out directory: one command at a time writes there, and what it makes is the caller's."""
+"""The out directory: one command at a time writes there, and what it makes belongs to the caller."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from imagegen.base.marks import EARLIER, LEFTOVER, MARK, MARK_TEXT, is_ours
 from imagegen.base.owners import find_caller, find_place, user_name
 
 KEPT: Mapping[str, int] = {"seeds": 0o700, "images": 0o755, "logs": 0o755, "boot": 0o700, "serve": 0o700}
-"""Directories of OUT that stay, and their modes; the others are replaced as a whole."""
+"""Directories of OUT that are kept, and their modes; the others are replaced as a whole."""
 
-WAIT_SECONDS = 600.0  # more than any command holds the lock: the longest copies the images of two roles
+WAIT_SECONDS = 600.0  # longer than any command holds the lock: the longest copies the images of two roles
 
 Say = Callable[[str], None]
 
@@ -37,10 +37,10 @@ Say = Callable[[str], None]
 def work_in(
     out: Path, names: Collection[str], command: str, say: Say = lambda line: None, *, seconds: float | None = None
 ) -> Iterator[None]:
-    """Keeps other commands out of OUT while this one writes `names` there, once all of them are imagegen's to write.
+    """Keeps other commands out of OUT while this one writes `names` there, after checking that imagegen may.
 
-    Makes OUT and, of `names`, what KEPT has. Raises BadUsage for what imagegen did not make and for a place that others
-    can change, MachineLacks for what is another user's, ImagegenError when another command does not end in time.
+    Makes OUT, and those of `names` that are in KEPT. Raises BadUsage for what imagegen did not make and for a place
+    that others can change, MachineLacks for what is another user's, ImagegenError if another command takes too long.
     """
     seconds = WAIT_SECONDS if seconds is None else seconds
     find_place(out)
@@ -65,12 +65,13 @@ def work_in(
                 give_to_caller(handle, [MARK, *names])
     except Held as held:
         raise ImagegenError(
-            f"{held} is still working in {out} after {seconds / 60:.0f} minutes", "stop it, or give this one another -o"
+            f"{held} is still working in {out} after {seconds / 60:.0f} minutes",
+            "stop it, or use another -o",
         ) from None
 
 
 def take_over(out: Path, handle: int) -> None:
-    """Gives an OUT that root made to the user behind sudo, when nothing is in it but what imagegen makes."""
+    """Gives an OUT that root made to the user who called sudo, if it has only what imagegen makes."""
     owner, own = find_caller(), {*KEPT, *EARLIER, "images.yaml", MARK}
     if owner_of(handle)[0] == 0 != owner[0] and all(
         name in own and (name == MARK or is_ours(out, handle, name)) for name in list_names(handle)
@@ -79,27 +80,27 @@ def take_over(out: Path, handle: int) -> None:
 
 
 def check_owner(handle: int, place: Path) -> None:
-    """Raises MachineLacks when what is open is another user's and this process is not root."""
+    """Raises MachineLacks if the open file is another user's and this process is not root."""
     uid = owner_of(handle)[0]
     if os.geteuid() in (0, uid):
         return
     # Kept nodes run in boot/ and need their files' owners.
-    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this with sudo"
-    raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or give another -o")
+    how = f"take it over with `sudo chown -R {os.geteuid()} {place}`" if place.name != "boot" else "run this as root"
+    raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or use another -o")
 
 
 def check_names(out: Path, handle: int, names: Collection[str]) -> None:
-    """Raises BadUsage that names everything in OUT that imagegen did not make and would replace or write in."""
+    """Raises BadUsage, which names everything that imagegen did not make but would replace or write in."""
     foreign = [name for name in names if not is_ours(out, handle, name)]
     if foreign:
         raise BadUsage(
             f"imagegen did not make {' and '.join(os.fspath(out / name) for name in foreign)} and leaves it alone",
-            "move it away, or give another -o",
+            "move it away, or choose another directory with -o",
         )
 
 
 def prepare_name(out: Path, handle: int, name: str) -> None:
-    """Makes a directory that stays, marks it, gives it to OUT's owner, and removes what a run that was killed left."""
+    """Makes a directory that is kept, marks it, gives it to OUT's owner, and removes what a killed run left."""
     for left in (f".{name}.new", f".{name}.old"):
         remove(handle, left)
     if name in KEPT:
@@ -116,7 +117,7 @@ def prepare_name(out: Path, handle: int, name: str) -> None:
 
 
 def give_to_caller(handle: int, names: Collection[str]) -> None:
-    """Gives what root made in OUT to the user behind sudo; nodes that are kept in boot/ need their files' owners."""
+    """Gives what root made in OUT to the user who called sudo; kept nodes in boot/ need their files' owners."""
     if os.geteuid() == 0:
         for name in names:
             if name != "boot":
@@ -124,8 +125,8 @@ def give_to_caller(handle: int, names: Collection[str]) -> None:
 
 
 def give_back(handle: int, name: str, owner: Owner) -> None:
-    """Gives what has that name in the directory to its owner, with all below it; files with a second name stay whose
-    they are, because that may be anywhere.
+    """Gives what has that name, and everything below it, to the directory's owner, except files with a second name,
+    which may be anywhere.
     """
     with suppress(FileNotFoundError):
         facts = os.lstat(name, dir_fd=handle)
@@ -147,7 +148,7 @@ def _give(handle: int, names: Collection[str], owner: Owner) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Removes what a run that was killed left half-written: it may hold secrets. Only who has the lock may call it."""
+    """Removes what a killed run left half-written, since it may hold secrets. Only the lock's holder may call it."""
     with open_directory(directory) as handle:
         for name in list_names(handle):
             if LEFTOVER.fullmatch(name):
@@ -156,8 +157,8 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def keep_closed(directory: Path, in_use: Callable[[], bool]) -> Iterator[None]:
-    """While root works in a directory of OUT, nobody else can change what is in it; afterwards it is OUT's owner's,
-    unless it is `in_use` still. For other users nothing changes.
+    """Keeps everybody else out of a directory of OUT while root works in it, then gives it to OUT's owner, unless it is
+    still `in_use`. Does nothing for other users.
     """
     if os.geteuid() != 0:
         yield

@@ -1,4 +1,4 @@
-"""Who gives a command, and whether nobody else can change what lies at a place."""
+"""Who called a command, and whether anybody else can change what is at a path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagegen.base.handles import Owner
 
 
 def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
-    """uid and gid of who gave the command: behind sudo those of the user who called it (sudo(8), SUDO_UID)."""
+    """uid and gid of the caller: with sudo, of the user who called it (sudo(8), SUDO_UID)."""
     given = os.environ if environment is None else environment
     names = [given.get("SUDO_UID", ""), given.get("SUDO_GID", "")]
     if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
@@ -23,10 +23,10 @@ def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
     return os.geteuid(), os.getegid()
 
 
-def find_place(path: Path, owner: int | None = None, hint: str = "give another -o") -> Path:
-    """The path, or where it leads when there are links on it, once nobody but root and `owner` can change that.
+def find_place(path: Path, owner: int | None = None, hint: str = "choose another directory with -o") -> Path:
+    """The path with links resolved, after checking that only root and `owner` can change it.
 
-    `owner` is a uid, by default the caller's. Raises BadUsage that names the directory and who can write there.
+    `owner` is a uid, by default the caller's. Raises BadUsage, which names the directory and who can write there.
     """
     try:
         return _follow_path(path, {0, find_caller()[0] if owner is None else owner})
@@ -49,7 +49,7 @@ def _follow_path(path: Path, trusted: Collection[int]) -> Path:
         if stat.S_ISLNK(facts.st_mode):
             links += 1
             if facts.st_uid not in trusted or links > 40:
-                raise BadUsage(f"{inner} is a link of user {user_name(facts.st_uid)}, who can point it anywhere")
+                raise BadUsage(f"{inner} is a link owned by {user_name(facts.st_uid)}, who can point it anywhere")
             target = inner.readlink()
             place = Path("/") if target.is_absolute() else place
             todo += [part for part in reversed(target.parts) if part != "/"]
@@ -60,9 +60,9 @@ def _follow_path(path: Path, trusted: Collection[int]) -> Path:
 
 
 def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> None:
-    """Raises BadUsage when somebody who is not trusted can put something else in the place of what is in a directory.
+    """Raises BadUsage if an untrusted user can replace what is in a directory.
 
-    Where the sticky bit is set, as in /tmp, that is only so for who owns it; `last`: what is new counts as well.
+    With the sticky bit, as in /tmp, only owners can; `last`: adding something counts, too.
     """
     facts = place.stat()
     sticky = facts.st_mode & stat.S_ISVTX and not last
@@ -81,7 +81,7 @@ def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> Non
 
 
 def find_members(gid: int, trusted: Collection[int]) -> str:
-    """Who is in the group besides who is trusted, as words; empty for a user's own group."""
+    """The group's untrusted members, in words; empty for a user's own group."""
     try:
         group = grp.getgrgid(gid)
     except KeyError:

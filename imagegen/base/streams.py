@@ -1,6 +1,6 @@
-"""stdout and stderr: the one door through which text leaves imagegen, and nothing in it steers a terminal.
+"""stdout and stderr: the only way for text to leave imagegen, without anything that could steer a terminal.
 
-What is said may come from anywhere: a file, a node, another machine's answer. So it is made harmless here, not there.
+Text may come from anywhere: a file, a node, another machine's answer. So control characters are escaped here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
 
 
 class OutputLost(Exception):
-    """stdout does not take what it should; `closed`: because whoever read it has gone."""
+    """stdout cannot be written; `closed`: because its reader is gone."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror or type(error).__name__)
@@ -60,7 +60,7 @@ def print_line(line: str) -> None:
 def tell(text: str, label: str = "", color: str = RED) -> None:
     """Writes a line to stderr, behind a label that is coloured on a terminal.
 
-    Never fails: work does not end because nobody can hear of it.
+    Never fails: work must not end because nobody can read about it.
     """
     if sys.stderr is None:
         return
@@ -71,9 +71,9 @@ def tell(text: str, label: str = "", color: str = RED) -> None:
 
 
 def open_streams() -> None:
-    """Makes the standard streams fit for whatever is said; one that was closed leads nowhere.
+    """Prepares the standard streams for any text; opens a closed one to /dev/null.
 
-    Otherwise the next file that is opened would take its number, and get what a command says.
+    Otherwise the next file that is opened would get its number, and the command's output.
     """
     for number in range(3):
         try:

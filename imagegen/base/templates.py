@@ -1,4 +1,4 @@
-"""Text from templates and values: the one Jinja environment, its quoting filters, and YAML that is read back."""
+"""Renders templates: the only Jinja environment, its quoting filters, and YAML that is verified by reading it back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quote_oslo(value: object) -> str:
 def quote_config(value: object) -> str:
     """The value in double quotes, for a place in a configuration of dnsmasq (option.c, read_file) or nginx.
 
-    In quotes dnsmasq takes nothing for a word of its own, a separator or a comment. Raises ValueError for control
+    In quotes, dnsmasq sees no keyword, separator or comment. Raises ValueError for control
     characters, and for a dollar sign, which nginx has no way to quote.
     """
     text = str(value)
@@ -66,7 +66,7 @@ class _LiteralDumper(_Dumper):
     """Text of several lines becomes a literal block, as a person would write it."""
 
 
-# What Python's YAML takes for text, but Go's, which kubectl has, for a number or a truth.
+# Text for Python's YAML, but a number or a boolean for Go's, which kubectl uses.
 _NO_TEXT_IN_GO = re.compile(r"[yYnN]|[-+]?(0[oO][0-7_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)")
 
 

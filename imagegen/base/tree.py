@@ -49,7 +49,7 @@ def read_tree(root: Path) -> Tree:
 def write_tree(
     tree: Tree, target: Path, *, directory_mode: int = 0o755, links: Mapping[str, Path] = MappingProxyType({})
 ) -> None:
-    """Replaces the directory `target` by the tree: written next to it, then renamed; nobody sees half of it.
+    """Replaces the directory `target` with the tree, by writing next to it and renaming: nobody sees half of it.
 
     `links`, by path in the tree, are files that link_into() puts there.
     Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the tree is left then.

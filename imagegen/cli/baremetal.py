@@ -26,9 +26,10 @@ from imagegen.seeds.seed import seed_trees
 def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Outcome:
     """Write ironic/ (nodes.yaml, instance-info/, configdrive/) and metal3/ (BareMetalHosts with their Secrets).
 
-    Config drives and Secrets hold the nodes' secrets. Images are given by sha256 and by their URL in the tree of
-    `imagegen pxe`. Live nodes are left out: both write images to disks. root_device selects the same disk everywhere; a
-    hint that Metal3 cannot express stops the command before anything is written; --ironic leaves Metal3 out.
+    Config drives and Secrets hold the nodes' secrets. Images are named by their URL in the tree of `imagegen pxe` and
+    their sha256. Live nodes are left out, because Ironic and Metal3 write images to disks. root_device selects the same
+    disk everywhere. A hint that Metal3 cannot express stops the command before it writes anything; --ironic leaves
+    Metal3 out.
 
     \b
     Examples:

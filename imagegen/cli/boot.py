@@ -22,19 +22,28 @@ from imagegen.model.cluster import Cluster, Node
 
 @click.command()
 @click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
-@click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
+    "--backend",
+    type=click.Choice(["qemu", "nspawn"]),
+    default="qemu",
+    show_default=True,
+    help="nspawn needs root.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Default: 20, without KVM 60.",
 )
 @click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
 @click.option(
-    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this one from its image and ISO."
+    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this node from its image and ISO."
 )
 @click.option(
     "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."
 )
-@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: next to a DHCP server that knows nothing of it.")
+@click.option("--proxy-dhcp", is_flag=True, help="With --pxe: leave addresses to another DHCP server.")
 @common_options
 @click.pass_obj
 def boot(
@@ -48,20 +57,20 @@ def boot(
     firmware: str | None,
     proxy_dhcp: bool,
 ) -> Outcome:
-    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; print the verdict.
+    """Boot the named nodes, or all, from built images and fresh seeds; wait until they are ready; check the cluster.
 
     Exit code 0 means that every node is ready and was verified from outside. With --pxe the machines start with blank
     disks: they get DHCP, the files of `imagegen pxe` and their seeds over a network inside this machine.
 
     \b
     Examples:
-      sudo imagegen boot
-      sudo imagegen boot --backend nspawn --keep
-      sudo imagegen boot linux-node1 --timeout 90
-      imagegen pxe && sudo imagegen boot --pxe --from-disk linux-node1
+      imagegen boot
+      imagegen boot linux-node1 --timeout 90
+      sudo "$(command -v imagegen)" boot --backend nspawn --keep
+      imagegen pxe && sudo "$(command -v imagegen)" boot --pxe --from-disk linux-node1
     """
     if not over_network and (from_disk or firmware or proxy_dhcp):
-        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to a boot over the network", "add --pxe")
+        raise BadUsage("--from-disk, --firmware and --proxy-dhcp apply only to network boots", "add --pxe")
     if over_network and backend != "qemu":
         raise BadUsage("--pxe needs virtual machines", "leave --backend out")
     cluster, secrets = load_inputs(settings)

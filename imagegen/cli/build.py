@@ -30,7 +30,7 @@ from imagegen.model.cluster import Cluster, Role
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="Repeatable. Default: all of them."
 )
-@click.option("--refresh", is_flag=True, help="Build even if an image with the same content exists.")
+@click.option("--refresh", is_flag=True, help="Build even if an image with the same ID exists.")
 @click.option("--untested", is_flag=True, help="Build a release or distro that nobody has built and booted yet.")
 @common_options
 @click.pass_obj
@@ -39,17 +39,17 @@ def build(
 ) -> Outcome:
     """Build images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
 
-    An image holds no secret and no identity, and serves every cluster of that release. Needs root. The whole log goes
-    to logs/ in the out directory.
+    An image holds no secret and no identity, so it suits every cluster of that release. Needs root; sudo does not
+    search a virtual environment, hence the long form below. The whole log goes to logs/ in the out directory.
 
     \b
     Examples:
-      sudo imagegen build --role controller
-      sudo imagegen build --format qcow2 --refresh
+      sudo "$(command -v imagegen)" build --role controller
+      sudo "$(command -v imagegen)" build --format qcow2 --refresh
     """
     cluster = load_cluster_or_example(settings)
     if not untested and (sentence := untested_release(cluster)):
-        raise BadUsage(sentence, "choose another `release` and `distro`, or try it with --untested")
+        raise BadUsage(sentence, "choose another `release` and `distro`, or try this one with --untested")
     images = _build_images(settings, cluster, roles, formats or tuple(FORMATS), refresh)
     return Outcome(table(images, ("role", "format", "id", "path")), images=images)
 

@@ -27,7 +27,7 @@ from imagegen.seeds.seed import seed_tree
 def generate(settings: Settings) -> Outcome:
     """Write elements/, images.yaml and seeds/NODE/ to the out directory.
 
-    Texts only: unprivileged, offline, and the same input gives the same bytes, so results can be read and compared.
+    Text only. Needs neither root nor a network. The same input gives the same bytes, so you can compare results.
 
     \b
     Examples:

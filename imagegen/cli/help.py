@@ -20,7 +20,7 @@ def complete_commands(context: click.Context, parameter: click.Parameter, begun:
 @common_options
 @click.pass_context
 def help(context: click.Context, name: str | None) -> Outcome:
-    """Show the help of imagegen, or of one command: the same as --help there.
+    """Show the help of imagegen, or of one command, as --help does.
 
     \b
     Examples:

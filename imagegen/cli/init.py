@@ -25,7 +25,7 @@ from imagegen.inputs.secrets_file import generate_secrets
 def init(settings: Settings, directory: Path) -> Outcome:
     """Write cluster.yaml (one controller, one compute), secrets.yaml (generated, 0600) and a CA to DIR.
 
-    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten; next to a cluster
+    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten. Next to a cluster
     file or secrets of an earlier version, only the CA is made.
 
     \b
@@ -41,14 +41,14 @@ def init(settings: Settings, directory: Path) -> Outcome:
         names = " and ".join(map(os.fspath, there))
         lost = [directory / name for name in pair if directory / name not in there]
         half = next(path for path in there if path.name in pair)
-        hint = explain_half(half, *lost)[1] if lost else "give another directory"
-        raise BadUsage(f"{names} exist already and are left as they are", hint)
+        hint = explain_half(half, *lost)[1] if lost else "choose another directory"
+        raise BadUsage(f"refusing to overwrite {names}", hint)
     files = {directory / name: file for name, file in (pair if there else texts | pair).items()}
     with open_directory(directory.resolve(), make=True):
         for path, file in files.items():
             _write_new(path, file)
     if there:
-        say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; only the CA was made")
+        say(settings, f"made only the CA; kept {' and '.join(map(os.fspath, there))}")
     else:
         say(settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only")
     return print_paths(*files)
@@ -61,6 +61,6 @@ def _write_new(path: Path, file: Any) -> None:
     try:
         os.link(beside, path)
     except FileExistsError:
-        raise BadUsage(f"{path} exists already and is left as it is", "give another directory") from None
+        raise BadUsage(f"refusing to overwrite {path}", "choose another directory") from None
     finally:
         beside.unlink()

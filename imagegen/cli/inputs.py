@@ -27,7 +27,7 @@ def name_cluster_file(settings: Settings) -> str:
 def load_cluster_or_example(settings: Settings) -> Cluster:
     """The cluster file, or the embedded default when none was named and none is there."""
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
-        say(settings, f"there is no {DEFAULT_CLUSTER}: using the built-in default cluster")
+        say(settings, f"{DEFAULT_CLUSTER} not found; using the built-in example")
         return load_cluster(None)
     return load_cluster(settings.cluster or DEFAULT_CLUSTER)
 
@@ -40,7 +40,7 @@ def load_own_cluster(settings: Settings) -> Cluster:
 def read_own_cluster(settings: Settings) -> tuple[Cluster, Findings]:
     """The same, and what stands where in it."""
     if settings.cluster is None and not os.path.lexists(DEFAULT_CLUSTER):
-        raise BadUsage(f"there is no {DEFAULT_CLUSTER}", "run imagegen init first, or name a cluster file with -c")
+        raise BadUsage(f"{DEFAULT_CLUSTER} not found", "run `imagegen init`, or name a cluster file with -c")
     return read_cluster(settings.cluster or DEFAULT_CLUSTER)
 
 

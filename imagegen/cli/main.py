@@ -35,11 +35,11 @@ COMMANDS = {
     "generate": "Write elements, image definitions and seeds as text.",
     "build": "Build one image per role (root).",
     "seed": "Make one seed ISO per node.",
-    "boot": "Boot the nodes on this machine and verify them (root).",
+    "boot": "Boot the nodes on this machine and verify them.",
     "pxe": "Make the files for booting the nodes over the network.",
     "serve": "Serve the network boot, seeds and a status page while machines are provisioned.",
     "status": "Show the nodes that `imagegen serve` provisions.",
-    "baremetal": "Write what Ironic and Metal3 take.",
+    "baremetal": "Write the files for Ironic and Metal3.",
     "schema": "Print the cluster file's JSON schema, for editors.",
     "help": "Show this help, or the help of a command.",
 }
@@ -77,17 +77,16 @@ def cli() -> None:
 
     \b
     From nothing to a verified cluster on this machine:
-      imagegen init                  write cluster.yaml and secrets.yaml
-      imagegen validate              check cluster.yaml
-      sudo imagegen build            build one image per role
-      imagegen seed                  make one seed ISO per node
-      sudo imagegen boot             boot the nodes here and wait until they are ready
+      imagegen init                           write cluster.yaml and secrets.yaml
+      imagegen validate                       check cluster.yaml
+      sudo "$(command -v imagegen)" build     build one image per role
+      imagegen boot                           boot the nodes here and wait until they are ready
 
     \b
     Exit codes:
       0 done   1 failed   2 bad usage or bad input   3 this machine lacks something
       4 a command failed   5 a node did not become ready
-      130 interrupted   141 nobody reads stdout any longer
+      130 interrupted   141 stdout was closed early
     """
 
 
@@ -133,7 +132,7 @@ def _end_without_stdout(lost: OutputLost) -> ExitCode:
     """The exit code when nobody reads what was to be said, or its disk is full, which is said."""
     if lost.closed:
         return ExitCode.OUTPUT_CLOSED
-    complain(f"stdout cannot be written: {lost}", "free some space there, then run the command again")
+    complain(f"stdout cannot be written: {lost}", "free some space there, then run it again")
     return ExitCode.MACHINE_LACKS
 
 
@@ -176,16 +175,16 @@ def _describe(error: BaseException) -> tuple[str, str, ExitCode]:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", "", ExitCode.INTERRUPTED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {error}", "free some of it, then run the command again", ExitCode.MACHINE_LACKS
+        return f"the disk is full: {error}", "free some space, then run it again", ExitCode.MACHINE_LACKS
     if isinstance(error, click.ClickException):
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "imagegen"
-        return error.format_message(), f"{path} --help shows what there is", ExitCode.BAD_INPUT
+        return error.format_message(), f"see `{path} --help`", ExitCode.BAD_INPUT
     if isinstance(error, OSError):
         where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{error.strerror or type(error).__name__}", "", ExitCode.FAILED
     # The text of an unforeseen error may quote any value, a secret too: it is shown on request only.
     return (
         f"imagegen itself failed ({type(error).__name__})",
-        "run it again with --debug and report it",
+        "run it again with --debug, and report what it prints",
         ExitCode.FAILED,
     )

@@ -60,14 +60,17 @@ def common_options(function: Function) -> Function:
 
     for names, attributes in (
         (("--debug",), {"is_flag": True, "help": "Show tracebacks."}),
-        (("-q", "--quiet"), {"is_flag": True, "help": "Say only what went wrong."}),
-        (("-v", "--verbose"), {"count": True, "help": "Say more."}),
-        (("--output",), {"type": click.Choice(["text", "json"]), "help": "The form of stdout. Default: text."}),
+        (("-q", "--quiet"), {"is_flag": True, "help": "Print only what went wrong."}),
+        (("-v", "--verbose"), {"count": True, "help": "Print more."}),
+        (("--output",), {"type": click.Choice(["text", "json"]), "help": "Output format. Default: text."}),
         (
             ("-o", "--out", "given_out"),
             {"type": Directory(path_type=Path), "metavar": "DIR", "help": "Where results go. Default: ./out."},
         ),
-        (("-c", "--cluster"), {"type": path, "metavar": "FILE", "help": "Default: ./cluster.yaml."}),
+        (
+            ("-c", "--cluster"),
+            {"type": path, "metavar": "FILE", "help": "The cluster file; - is stdin. Default: ./cluster.yaml."},
+        ),
     ):
         run = click.option(*names, expose_value=False, callback=_keep, **attributes)(run)  # type: ignore[arg-type]
     return cast(Function, run)
@@ -78,7 +81,7 @@ class Directory(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         if value == "":
-            self.fail("must not be empty; for this directory give `.`", parameter, context)
+            self.fail("must not be empty; use `.` for the current directory", parameter, context)
         return super().convert(value, parameter, context)
 
 

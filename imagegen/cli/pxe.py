@@ -32,7 +32,7 @@ def pxe(settings: Settings) -> Outcome:
     \b
     Examples:
       imagegen pxe
-      dnsmasq --conf-file=out/pxe/dnsmasq.conf
+      sudo dnsmasq --conf-file="$PWD/out/pxe/dnsmasq.conf"
     """
     cluster, out = load_own_cluster(settings), settings.out
     images = find_images(cluster, out)

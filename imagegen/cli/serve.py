@@ -47,14 +47,12 @@ from imagegen.server.provisioning import (
     show_default=True,
     help="How often each armed node may claim its seed.",
 )
-@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come on media or through Ironic.")
+@click.option("--no-seeds", is_flag=True, help="Give out no seeds: they come from media or Ironic.")
 @click.option(
-    "--listen", "address", type=Address(), help="Address to listen on. Default: the one that the nodes are given."
+    "--listen", "address", type=Address(), help="Address to listen on. Default: the one in the nodes' boot URL."
 )
-@click.option("--any-address", is_flag=True, help="Nodes come through a router or NAT: do not check addresses.")
-@click.option(
-    "--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="Where the seeds are served."
-)
+@click.option("--any-address", is_flag=True, help="Do not check addresses: nodes are behind a router or NAT.")
+@click.option("--tls-port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="The port for seeds.")
 @common_options
 @click.pass_obj
 def serve(
@@ -67,23 +65,23 @@ def serve(
     any_address: bool,
     tls_port: int,
 ) -> Outcome:
-    """Serve pxe/ over HTTP, each node's seed once over TLS, and a page that shows how far each node is. Ctrl-C ends it.
+    """Serve pxe/ over HTTP, each node's seed over TLS, and a page that shows how far each node is; Ctrl-C stops it.
 
-    A seed goes to whoever boots as its node while that node's window is open, as often as it has claims. Without --arm,
-    every node that has never claimed a seed and never been ready may claim once within the hour; the others are listed,
-    and get a window only with --arm. A live node claims at each boot. To open another window while the server runs,
-    call it again with --arm. docs/threat-model.md says what somebody on the wire can do in the meantime.
+    A node may claim its seed while its window is open, as often as it has claims. Without --arm, every node that has
+    never claimed a seed and never been ready may claim once within the hour; the others are listed, and get a window
+    only with --arm. A live node claims at each boot. To open another window while the server runs, run the command
+    again with --arm. docs/threat-model.md says what an attacker on that network can do in the meantime.
 
     \b
     Examples:
-      imagegen pxe && sudo imagegen serve
-      sudo imagegen serve --arm linux-node2 --for 15m
-      sudo imagegen serve --arm live-1 --for 30d --claims 100
+      imagegen pxe && imagegen serve
+      imagegen serve --arm linux-node2 --for 15m
+      imagegen serve --arm live-1 --for 30d --claims 100
       imagegen serve --no-seeds
     """
     window = Window(armed, seconds, claims)
     if no_seeds and armed:
-        raise BadUsage("--no-seeds gives out no seed, and --arm opens a window for one", "use only one of the two")
+        raise BadUsage("--no-seeds gives out no seeds, but --arm opens a window for one", "use only one of the two")
     listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
     return _serve(settings, window, seeds=not no_seeds, listening=listening)
 
@@ -104,7 +102,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                 end_on_signals(),
                 provision(cluster, root, directory, make_seed, window, announce, **listening) as at_work,
             ):
-                announce(f"serving {at_work.url} (files, status page); Ctrl-C ends it")
+                announce(f"serving {at_work.url} (files, status page); Ctrl-C stops it")
                 windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
                 if at_work.left_out:
                     announce(describe_left_out(at_work.left_out))
@@ -113,7 +111,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                     at_work.serving.wait(1.0)
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
-            say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
+            say(settings, f"stopped; the nodes' reports are kept in {directory}: see `imagegen status`")
     except Unusable as error:
         raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
@@ -123,15 +121,15 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
     """Opens windows in the ledger of the server that is at work. Raises BadUsage."""
     at_work = f"another `imagegen serve` is running in {settings.out}"
     if not window.names:
-        raise BadUsage(at_work, "arm nodes there with --arm, or give another -o")
+        raise BadUsage(at_work, "arm nodes there with --arm, or choose another directory with -o")
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(window.names):
-            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "stop it and start it again")
+            raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "restart it")
         if not ledger.gives_seeds:
-            raise BadUsage(f"{at_work}, and gives out no seeds", "stop it and start it without --no-seeds")
+            raise BadUsage(f"{at_work}, and gives out no seeds", "restart it without --no-seeds")
         ledger.open_windows(window.names, window.seconds, window.claims)
-        say(settings, f"from the `imagegen serve` that is running: {describe_windows(ledger.read())}")
+        say(settings, f"seeds from the running `imagegen serve`: {describe_windows(ledger.read())}")
     finally:
         ledger.close()
     return Outcome()

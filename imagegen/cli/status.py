@@ -59,7 +59,7 @@ def _show_status(
     ledger = open_ledger(settings.out)
     try:
         if unknown := ledger.find_unknown(names):
-            raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists them all")
+            raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists all nodes")
         if watch:
             end = None if timeout is None else time.monotonic() + timeout
             _watch_ledger(settings, ledger, names, states, end)
@@ -79,7 +79,7 @@ def _show_status(
     if told["listened"] < told["now"]:
         say(
             settings,
-            f"no `imagegen serve` is running here: the state is of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}",
+            f"`imagegen serve` is not running: this is the state of {_clock(told['listened'], '%Y-%m-%d %H:%M:%S')}",
         )
         taken += 1
     if screen:
@@ -115,7 +115,7 @@ def _say_claims(settings: Settings, told: dict[str, Any], screen: Screen | None)
             times = f" ({grant['times']} times)" if grant["times"] > 1 else ""
             lines.append(f"claimed {_clock(grant['at'])} {grant['address']}: the seed of {grant['node']}{times}")
         if told["more"]:
-            lines.append(f"the ledger has {told['more']} more refused requests, which matter less")
+            lines.append(f"the ledger has {told['more']} more refused requests of less importance")
     for line in lines:
         say(settings, line if screen is None else line[: screen.width])
     return 0 if settings.quiet else len(lines)

@@ -17,15 +17,15 @@ from imagegen.outputs.pxe import find_long_lines
 
 
 @click.command()
-@click.option("--explain", is_flag=True, help="Print what must exist on services outside the cluster.")
-@click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings, too.")
+@click.option("--explain", is_flag=True, help="Print what you must create at services outside the cluster.")
+@click.option("--strict", is_flag=True, help="Exit with 2 for warnings, too.")
 @common_options
 @click.pass_obj
 def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
     """Check the cluster file and print every problem as FILE:LINE: PATH: MESSAGE.
 
-    A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. With
-    --explain, the commands that an administrator runs on external services go to stdout.
+    A file without problems may still have warnings: FILE:LINE: PATH: warning: MESSAGE. Secrets are not read. --explain
+    prints the commands for the administrators of services outside the cluster.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def validate(settings: Settings, explain: bool, strict: bool) -> Outcome:
         tell(str(replace(warning, message=f"warning: {warning.message}")))
     lines = explain_external(cluster) if explain else []
     if explain and not lines:
-        say(settings, "every service is embedded: nothing needs to exist beforehand")
+        say(settings, "every service is in the cluster: you need not create anything")
     more = {"explain": lines} if explain else {}
     if strict and settings.warnings:
         fault = f"{found.file} has {len(settings.warnings)} warning(s), and --strict allows none"

@@ -285,7 +285,7 @@ function showReports(list) {
   reported = fresh.length;
   $("reports").hidden = list.length === 0;
   $("reports").classList.toggle("quiet", reported === 0);
-  put($("reports-title"), reported ? `Refused requests, ${reported}: the weightiest first` : "No new refused requests");
+  put($("reports-title"), reported ? `Refused requests, ${reported}: most important first` : "No new refused requests");
   $("dismiss").hidden = reported === 0;
   $("recall").hidden = reported === list.length;
   put($("recall"), `Show ${list.length - reported} dismissed`);
@@ -348,7 +348,7 @@ async function poll() {
   let pause = POLL, asked = full || performance.now() - fullAt > ALL ? 0 : revision, problem = "The server cannot be reached";
   try {
     const response = await fetch(`nodes.json?since=${asked}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
-    problem = `The server answers with an error (${response.status})`;
+    problem = `The server returned an error (${response.status})`;
     if (!response.ok) throw new Error(response.statusText);
     problem = "The server's answer cannot be read (if this page is older than the server, reload it)";
     const news = await response.json();
@@ -371,7 +371,7 @@ async function poll() {
 
 function tick() {
   if (document.hidden) return;
-  if (performance.now() - asking > OVERDUE && !lost) lost = "The server does not answer";
+  if (performance.now() - asking > OVERDUE && !lost) lost = "The server is not answering";
   // The alert is written once, for screen readers read it again at each change; the age beside the counts goes on.
   const since = answer ? `since ${time(answer.now, true)}. This page shows the state at that time` : "yet";
   put($("lost"), lost && `${lost}: no news ${since}. Trying again every second.`);

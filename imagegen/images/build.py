@@ -48,19 +48,19 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "vmlinuz": {},
     "initrd": {"boot": "imagegen"},
 }
-"""The formats of an image in the order of their making, and the settings that are part of its content id."""
+"""An image's formats in the order in which they are made, and the settings that are part of its content id."""
 
 ASSEMBLER = 1
-"""The version of what makes the formats from dib's tree (here, disk.py, netboot.py). Raise it with every change that
-makes other bytes: it is part of the content id, the source is not."""
+"""The version of the code that makes the formats from dib's tree (here, disk.py, netboot.py). Raise it for every change
+of the bytes: it is part of the content id, the source is not."""
 
-BASE_SECONDS = 86400  # a bootstrapped base is used again for a day; dib upgrades it first in any case
+BASE_SECONDS = 86400  # a bootstrapped base is reused for a day; dib always upgrades it first
 KEPT_IMAGES = 3  # of each role in the cache
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a build is doing: a phase of dib or one of its own, then `built`; `reused` if there was nothing to do."""
+    """What a build is doing: a phase of dib or of imagegen, then `built`; or `reused` if there was nothing to do."""
 
     role: Role
     phase: str
@@ -83,7 +83,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one role's image is made from, and where it goes."""
+    """The inputs of one role's image, and where it goes."""
 
     role: Role
     release: Release
@@ -125,14 +125,14 @@ def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], 
 
 
 def image_content_id(role: Role, release: Release, static: Tree) -> str:
-    """The content id of what this installation of imagegen would build."""
+    """The content id of the image that this installation of imagegen would build."""
     return content_id(role, release, static, describe_inputs(role, release))
 
 
 def describe_inputs(role: Role, release: Release) -> dict[str, Any]:
-    """What dib and the assembler are told besides the elements, as the manifest records it.
+    """All input to dib and the assembler besides the elements, as the manifest records it.
 
-    dib's own elements, the root element among them, are those of dib's version.
+    dib's version stands for its own elements, including the root element.
     """
     anywhere = DibBuild(role, release.distro, "", Path(), Path(), Path(), Mirrors(""))
     return {
@@ -155,10 +155,10 @@ def build_images(
     cache: Path | None = None,
     report: Report = lambda progress: None,
 ) -> list[Image]:
-    """Makes OUT/images/ROLE for each role and returns its files; a known content id is linked from the cache.
+    """Makes OUT/images/ROLE for each role and returns its files, from the cache if it has that content id.
 
-    `mirrors` is by default what choose_mirrors() finds. Raises MachineLacks before anything starts, CommandFailed with
-    the log's path, KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP. Then no process, mount or half an image is left.
+    `mirrors` defaults to choose_mirrors(). Raises MachineLacks before anything starts, CommandFailed with the log's
+    path, KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP; none leaves a process, a mount or half an image behind.
     """
     cache = find_cache(cache or cache_directory())
     plans = [plan_image(cluster, role, out, formats, cache) for role in roles]
@@ -171,7 +171,7 @@ def build_images(
     images: list[Image] = []
     with end_on_signals():
         with work_in(out, ["images", "logs"], "build", lambda line: report(Progress(plans[0].role, "waiting", line))):
-            pass  # dib takes long: others work here meanwhile
+            pass  # dib takes long: let others work here meanwhile
         for plan in plans:
             if mirrors is None or plan not in due or not make_image(plan, mirrors, proxies, refresh, report):
                 age = describe_age(time() - built_at(plan.entry))
@@ -181,16 +181,16 @@ def build_images(
 
 
 def missing_formats(plan: Plan) -> list[str]:
-    """The wanted formats that the cache does not hold, or that were written to since."""
+    """The wanted formats that are not in the cache, or were modified there."""
     there = intact_files(plan.entry)
     return [format for format in plan.formats if plan.file_name(format) not in there]
 
 
 def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> bool:
-    """Builds what the cache lacks of an image and puts the whole into the cache by one rename.
+    """Builds the missing formats of an image and puts the whole into the cache with one rename.
 
-    Returns False when another build made it meanwhile.
-    One build at a time per cache: two dibs cannot share one package cache, and the second would find the first's work.
+    Returns False if another build has made them meanwhile.
+    One build at a time per cache: two dibs cannot share a package cache, and the second may have nothing left to do.
     """
 
     def waiting(holder: str) -> None:
@@ -206,7 +206,7 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
         try:
             kept = {} if refresh else intact_files(plan.entry)
             if plan.file_name("tar") not in kept:
-                kept = {}  # the other formats are of a tar that is no more
+                kept = {}  # the other formats are from a tar that is gone
             for name in kept:
                 os.link(plan.entry / name, stage / name)
             old = read_manifest(plan.entry) if kept else {}
@@ -229,7 +229,7 @@ def fill_stage(
     proxies: Mapping[str, str],
     report: Report,
 ) -> None:
-    """Makes the formats that work/image does not hold yet, each from the one before, and writes the manifest."""
+    """Makes the formats that work/image lacks, each from the one before, and writes the manifest."""
     stage, seconds = work / "image", dict(old.get("seconds", {}))
 
     def tell(phase: str, detail: str = "") -> None:
@@ -280,7 +280,7 @@ def fill_stage(
 def build_tree(
     plan: Plan, work: Path, mirrors: Mirrors, proxies: Mapping[str, str], tell: Callable[[str, str], None]
 ) -> DibLog:
-    """Runs dib for the role and puts its tar into work/image. Returns what its log told."""
+    """Runs dib for the role and puts its tar into work/image. Returns what was found in its log."""
     write_tree(plan.elements, work / "elements")
     base = base_cache(plan, mirrors)
     build = DibBuild(
@@ -298,7 +298,7 @@ def build_tree(
     tell("dib", f"its log is {plan.log}")
     run_dib(build, plan.log, follow)
     (base / "bootstrapped").touch()
-    # dib leaves out both directories, and a tree without them is no place to mount them on.
+    # dib leaves out both directories, and without them nothing can be mounted there.
     for name in ("proc", "sys"):
         (work / "empty" / name).mkdir(parents=True, mode=0o555)
     commands.run(["tar", "--append", "--numeric-owner", "-f", build.tar, "-C", work / "empty", "./proc", "./sys"])
@@ -307,15 +307,15 @@ def build_tree(
 
 
 def base_cache(plan: Plan, mirrors: Mirrors) -> Path:
-    """dib's cache for that distro from those mirrors: dib's own name for a base says neither."""
+    """dib's cache for that distro from those mirrors, because dib's own name for a base has neither."""
     facts = [plan.release.distro.arch, mirrors.sources(plan.release.distro)]
     return plan.cache / "dib" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def keep_fresh_base(base: Path) -> bool:
-    """Whether the bootstrapped base in dib's cache is whole and of today; if not, it is removed.
+    """Whether the bootstrapped base in dib's cache is complete and less than a day old; if not, it is removed.
 
-    A build that ends well leaves the mark `bootstrapped`, younger than the base; an interrupted one may leave half.
+    A successful build leaves the mark `bootstrapped`, newer than the base; an interrupted one may leave half a base.
     """
     mark = base / "bootstrapped"
     tars = list(base.glob("debootstrap-*.tar.gz"))
@@ -333,14 +333,14 @@ def read_from_tar(tar: Path, name: str) -> str:
 
 
 def unpack(tar: Path, tree: Path) -> None:
-    """Unpacks an OS tree as it was: owners by number, extended attributes, all bits of the modes."""
+    """Unpacks an OS tree unchanged: owners by number, extended attributes, all mode bits."""
     tree.mkdir()
     options = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf"]
     commands.run(["setpriv", "--pdeathsig", "KILL", "tar", *options, tar, "-C", tree])
 
 
 def describe_image(plan: Plan) -> dict[str, Any]:
-    """What went into an image, for its manifest: nothing about the machine that built it."""
+    """An image's inputs, for its manifest; nothing about the machine that built it."""
     distro = plan.release.distro
     return {
         "version": 1,

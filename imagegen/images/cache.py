@@ -25,7 +25,7 @@ TOOLS = (
     "mksquashfs",
     "zstd",
     "debootstrap",
-    "mmdebstrap",  # dib takes it where it is installed: required, because machines with and without made other images
+    "mmdebstrap",  # dib uses it if it is installed; required, because otherwise machines would make different images
     "unshare",
     "setpriv",
     "tar",
@@ -45,7 +45,7 @@ LONGEST_WAIT = 2 * 3600.0  # seconds, for a build of both roles on a slow machin
 
 
 def cache_directory() -> Path:
-    """${XDG_CACHE_HOME:-~/.cache}/imagegen. Behind sudo ~ is root's: what root builds is in no user's directory."""
+    """${XDG_CACHE_HOME:-~/.cache}/imagegen. With sudo, ~ is root's: root's builds are in no user's directory."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     behind_sudo = os.geteuid() != find_caller()[0]
     home = Path(pwd.getpwuid(os.geteuid()).pw_dir) if behind_sudo else Path.home()
@@ -53,17 +53,18 @@ def cache_directory() -> Path:
 
 
 def find_cache(cache: Path) -> Path:
-    """The cache, once nobody but root and this process's user can change what is in it. Raises BadUsage.
+    """The cache, after checking that only root and this process's user can change it. Raises BadUsage.
 
-    A build runs programs of the tree that it makes there.
+    A build runs programs from the tree that it makes there.
     """
     return find_place(cache, os.geteuid(), "set XDG_CACHE_HOME to choose another cache")
 
 
 @contextmanager
 def hold_cache(cache: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Keeps other builds out of the cache; waits for the one that is at work, which `waiting` is told. Raises
-    ImagegenError when that takes longer than builds do.
+    """Keeps other builds out of the cache; first waits for a running one, and tells `waiting`.
+
+    Raises ImagegenError if that takes longer than builds do.
     """
     with open_directory(cache, make=True):
         pass
@@ -73,14 +74,14 @@ def hold_cache(cache: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     except Held as held:
         raise ImagegenError(
             f"{held} is still building in {cache} after {LONGEST_WAIT / 3600:.0f} hours",
-            "see whether it hangs, and stop it",
+            "check whether it hangs, and stop it",
         ) from None
 
 
 def remove_work(cache: Path) -> None:
     """Removes what builds left behind. Only the holder of the cache's lock may call it.
 
-    Raises CommandFailed rather than remove through a mount: that would be a directory of this machine.
+    Raises CommandFailed if something is mounted there, because that would be a directory of this machine.
     """
     work = cache / "work"
     if not work.exists():
@@ -133,7 +134,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
 
 def check_machine(out: Path, cache: Path, count: int) -> None:
     """Raises MachineLacks with everything that this machine lacks to build `count` images, one line each."""
-    lacks = [] if os.geteuid() == 0 else ["building needs root: run the command with sudo"]
+    lacks = [] if os.geteuid() == 0 else ['building needs root: run `sudo "$(command -v imagegen)" build ...`']
     lacks += commands.missing_tools(TOOLS)
     cache_place, out_place = existing_parent(cache), existing_parent(out)
     wanted = {cache_place: WORK_BYTES + (count - 1) * IMAGE_BYTES}

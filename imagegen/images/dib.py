@@ -113,9 +113,9 @@ class DibBuild:
         }
 
     def inputs(self) -> dict[str, Any]:
-        """All that dib is told and that decides what it makes: arguments, environment, programs, as JSON has them.
+        """All input to dib that decides what it makes: arguments, environment, programs, as JSON.
 
-        Of what only says where from and where to there are names in capitals; whether a base is used again is left out.
+        Sources and destinations appear as names in capitals; whether a base is reused is left out.
         """
         same = replace(
             self,

@@ -1,9 +1,9 @@
 """A bootable disk image from an OS tree, in user space: no loop device, device-mapper or mount.
 
-One image boots under BIOS and UEFI firmware. GRUB and mke2fs are the image's own, started by the tree's own loader, so
-the build host's versions do not matter. Written to the tree are kernel links, grub.cfg and fstab, nothing else.
+One image boots under BIOS and UEFI firmware. GRUB and mke2fs are the image's own, started with the tree's loader, so
+the build host's versions do not matter. Only kernel links, grub.cfg and fstab are written to the tree.
 
-The same tree and content id give the same raw bytes. Not reproducible: a qcow2's bytes (clusters are written in any
+The same tree and content id give the same raw bytes. Not reproducible are a qcow2's bytes (clusters are written in any
 order), and whatever differs between two builds of the tree itself.
 """
 
@@ -28,11 +28,11 @@ from imagegen.model.cluster import NAMESPACE
 SECTOR = 512
 MIB = 1 << 20
 SEED_SIZE = 8 * MIB
-# nodelalloc: a new file has its data before it has its name. Otherwise power that is cut at first boot leaves empty
-# files that cloud-init believes to have written (ext4(5), data=ordered and delalloc).
+# nodelalloc: a new file gets its data before its name. Otherwise a power cut at first boot leaves empty files that
+# cloud-init believes it has written (ext4(5), data=ordered and delalloc).
 ROOT_OPTIONS = "errors=remount-ro,nodelalloc"
-# What a kernel is told wherever it comes from. systemd.gpt_auto=no: what fstab says is mounted, nothing else (systemd
-# would check and mount the ESP at every boot).
+# For every kernel, wherever it comes from. systemd.gpt_auto=no: only what is in fstab is mounted (otherwise systemd
+# checks and mounts the ESP at every boot).
 KERNEL_WORDS = f"ro rootflags={ROOT_OPTIONS} systemd.gpt_auto=no console=tty0 console=ttyS0,115200"
 
 # Partition types: GRUB manual "BIOS installation", UEFI specification 2.10 table 5.7, Discoverable Partitions.
@@ -41,7 +41,7 @@ ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 LINUX_DATA = UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 LINUX_ROOT_AMD64 = UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 
-# What grub-mkimage embeds: everything that grub_config() uses, so that no module is read from the disk.
+# Modules for grub-mkimage to embed: all that grub_config() uses, so that none is read from the disk.
 MODULES = (
     "part_gpt",
     "ext2",
@@ -58,7 +58,7 @@ MODULES = (
 )
 PLATFORM_MODULES = {"i386-pc": ("biosdisk",), "x86_64-efi": ("fat", "efi_gop")}
 
-# Not the build host's mke2fs.conf: features that every GRUB since 2.06 and every kernel of ours reads.
+# Instead of the build host's mke2fs.conf: features that GRUB since 2.06 and all kernels of our releases can read.
 MKE2FS_CONF = """\
 [defaults]
 	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
@@ -75,7 +75,7 @@ MKE2FS_CONF = """\
 
 @dataclass(frozen=True)
 class Content:
-    """What a tree holds: bytes in 4 KiB blocks, inodes, and the newest mtime of a Python source in seconds."""
+    """The size of a tree: bytes in 4 KiB blocks, inodes, and the newest mtime of a Python source in seconds."""
 
     size: int
     inodes: int
@@ -135,9 +135,9 @@ def measure_tree(tree: Path) -> Content:
 
 
 def root_size(content: Content) -> int:
-    """Bytes of a root file system for the content with a quarter, at least 512 MiB, to spare; whole 64 MiB.
+    """Bytes of a root file system for the content plus a quarter, at least 512 MiB, rounded up to 64 MiB.
 
-    Inodes are one for each 16 KiB, so a tree of many small files asks for more. Journal and tables: 64 MiB and 2 %.
+    There is one inode per 16 KiB, so a tree of many small files needs more. Journal and tables: 64 MiB and 2 %.
     """
     needed = max(content.size, content.inodes * 16384)
     needed += needed // 50 + 64 * MIB + max(content.size // 4, 512 * MIB)
@@ -145,7 +145,7 @@ def root_size(content: Content) -> int:
 
 
 def plan_layout(root_bytes: int, content_id: str) -> Layout:
-    """The disk for a root file system of that many bytes (whole MiB); every UUID follows from the content id."""
+    """The disk for a root file system of that many bytes (whole MiB); all UUIDs are derived from the content id."""
     if root_bytes % MIB:
         raise ValueError(f"the root file system's size must be whole MiB, not {root_bytes} bytes")
     start = MIB
@@ -171,7 +171,7 @@ def derive_uuid(content_id: str, what: str) -> UUID:
 
 
 def partition_script(layout: Layout) -> str:
-    """The input of sfdisk(8) that makes the layout."""
+    """The input for sfdisk(8) to make the layout."""
     lines = ["label: gpt", f"label-id: {layout.uuid}", "unit: sectors", ""]
     for part in layout.partitions:
         lines.append(
@@ -182,10 +182,10 @@ def partition_script(layout: Layout) -> str:
 
 
 def grub_config(root: UUID) -> str:
-    """/boot/grub/grub.cfg: the distro's kernel links, so that an upgraded kernel is the next to boot.
+    """/boot/grub/grub.cfg, which boots the distro's kernel links, so that an upgraded kernel is the next to boot.
 
     `root` names the partition to the kernel; GRUB itself reads from the disk that it came from (see grub_prefix).
-    UEFI firmware mirrors its own console to the serial port, GRUB must not do it again.
+    UEFI firmware mirrors its own console to the serial port, so GRUB must not.
     """
     arguments = f"root=PARTUUID={root} {KERNEL_WORDS}"
     return f"""\
@@ -210,20 +210,20 @@ menuentry "Linux, the kernel before" {{
 
 
 def grub_prefix(root: Partition) -> str:
-    """GRUB's prefix without a disk: GRUB fills in the disk that it was loaded from (grub_set_prefix_and_root)."""
+    """GRUB's prefix without a disk: GRUB adds the disk that it was loaded from (grub_set_prefix_and_root)."""
     return f"(,gpt{root.number})/boot/grub"
 
 
 def fstab(root: UUID) -> str:
-    """/etc/fstab: the root file system only, by the partition's UUID."""
+    """/etc/fstab: only the root file system, by the partition's UUID."""
     return f"PARTUUID={root} / ext4 {ROOT_OPTIONS} 0 1\n"
 
 
 def patch_boot_image(image: bytes, core_lba: int) -> bytes:
     """The first 440 bytes of LBA 0 from GRUB's boot.img, as grub-bios-setup would write them.
 
-    0x5c: 64-bit LBA of core.img. 0x66: a jump becomes two NOPs, so that GRUB mends a drive number that no hard disk has
-    (grub-core/boot/i386/pc/boot.S).
+    0x5c: 64-bit LBA of core.img. 0x66: a jump becomes two NOPs, so that GRUB corrects a drive number that no hard disk
+    has (grub-core/boot/i386/pc/boot.S).
     """
     if len(image) != SECTOR:
         raise ValueError(f"boot.img has {len(image)} bytes, not {SECTOR}")
@@ -234,7 +234,7 @@ def patch_boot_image(image: bytes, core_lba: int) -> bytes:
 
 
 def patch_core_image(image: bytes, core_lba: int) -> bytes:
-    """core.img for the BIOS boot partition that starts at core_lba: whole sectors, with the block list of its own rest.
+    """core.img for the BIOS boot partition that starts at core_lba: whole sectors, with the block list of its rest.
 
     The list ends the first sector (grub-core/boot/i386/pc/diskboot.S): 64-bit LBA, 16-bit sectors, 16-bit segment.
     """
@@ -247,13 +247,13 @@ def patch_core_image(image: bytes, core_lba: int) -> bytes:
 
 
 def tree_command(tree: Path, program: str) -> list[str]:
-    """The start of an argv that runs a program of the tree by the tree's loader and libraries, without a chroot."""
+    """The start of an argv that runs a program of the tree with the tree's loader and libraries, without a chroot."""
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     return [f"{libraries}/ld-linux-x86-64.so.2", "--library-path", str(libraries), str(tree / program)]
 
 
 def require_bootable(tree: Path) -> None:
-    """Raises ImagegenError with a line for everything that the tree lacks to become a disk."""
+    """Raises ImagegenError with a line for everything that the tree needs for a disk, but lacks."""
     needed = {
         "usr/lib/grub/i386-pc/boot.img": "grub-pc-bin",
         "usr/lib/grub/x86_64-efi/linux.mod": "grub-efi-amd64-bin",
@@ -261,7 +261,7 @@ def require_bootable(tree: Path) -> None:
         "usr/sbin/mke2fs": "e2fsprogs",
     }
     missing = [
-        f"the image has no /{path}: add the package {name} to it"
+        f"the image has no /{path}: add the package {name}"
         for path, name in needed.items()
         if not (tree / path).exists()
     ]
@@ -270,7 +270,7 @@ def require_bootable(tree: Path) -> None:
 
 
 def link_kernel(tree: Path) -> None:
-    """Makes /vmlinuz and /initrd.img where the distro's own links are missing or lead nowhere. Raises ImagegenError."""
+    """Makes the links /vmlinuz and /initrd.img if the distro's own are missing or broken. Raises ImagegenError."""
     links = {"vmlinuz": tree / "vmlinuz", "initrd.img": tree / "initrd.img"}
     if all(link.is_symlink() and (tree / str(link.readlink()).lstrip("/")).is_file() for link in links.values()):
         return
@@ -287,12 +287,12 @@ def link_kernel(tree: Path) -> None:
 
 
 def version_key(version: str) -> list[tuple[int, str]]:
-    """Sorts kernel versions: runs of digits by value, the rest as text."""
+    """A sort key for kernel versions: runs of digits by value, the rest as text."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", version)]
 
 
 def prepare_tree(tree: Path, layout: Layout) -> None:
-    """Writes what the tree must know of its disk: kernel links, /boot/grub/grub.cfg, /etc/fstab, mount points."""
+    """Writes into the tree what depends on the disk: kernel links, /boot/grub/grub.cfg, /etc/fstab, mount points."""
     link_kernel(tree)
     for name in ("proc", "sys"):  # dib leaves them out of its tar; without them systemd stops
         (tree / name).mkdir(mode=0o555, exist_ok=True)
@@ -311,8 +311,8 @@ def assemble_disk(
 ) -> Layout:
     """Writes `target`, a sparse raw disk image of the OS tree, and returns its layout.
 
-    `root_bytes` (whole MiB) is by default what root_size() says. `report` gets the name of each phase. The tree must be
-    readable whole, so it takes root. Raises MachineLacks, CommandFailed, or ImagegenError for a tree that cannot boot.
+    `root_bytes` (whole MiB) defaults to root_size(). `report` gets the name of each phase. Needs root to read the whole
+    tree. Raises MachineLacks, CommandFailed, or ImagegenError for a tree that cannot boot.
     """
     require_tools("sfdisk", "mformat", "mcopy")
     require_bootable(tree)
@@ -320,8 +320,8 @@ def assemble_disk(
     content = measure_tree(tree)
     layout = plan_layout(root_bytes or root_size(content), content_id)
     prepare_tree(tree, layout)
-    # Not older than any Python source: mke2fs clamps times to this one, and a .pyc names its source's time.
-    # Were they to differ, Python would compile every module again at every start.
+    # Not older than any Python source: mke2fs clamps times to this one, and a .pyc records its source's time.
+    # If they differed, Python would compile every module again at every start.
     epoch = {"SOURCE_DATE_EPOCH": str(content.newest_source), "TZ": "UTC0"}
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         work = Path(name)
@@ -339,7 +339,7 @@ def assemble_disk(
 
 
 def write_grub(tree: Path, raw: Path, layout: Layout, work: Path, env: dict[str, str]) -> None:
-    """Puts GRUB for BIOS in LBA 0 and its partition, GRUB for UEFI in the ESP as the removable medium's loader."""
+    """Puts GRUB for BIOS into LBA 0 and its partition, GRUB for UEFI into the ESP as a removable medium's loader."""
     core_lba = layout.bios.start // SECTOR
     core = patch_core_image(make_grub_image(tree, "i386-pc", layout.root, work / "core.img").read_bytes(), core_lba)
     with raw.open("r+b") as stream:
@@ -368,23 +368,23 @@ def make_grub_image(tree: Path, platform: str, root: Partition, output: Path) ->
 
 
 def write_root(tree: Path, raw: Path, layout: Layout, work: Path, env: dict[str, str]) -> None:
-    """Makes ext4 from the tree, straight into its partition. It has no label: a second disk could bear the same."""
+    """Makes ext4 from the tree, straight into its partition. It has no label: a second disk could have the same."""
     (work / "mke2fs.conf").write_text(MKE2FS_CONF)
     uuid, seed = derive_uuid(layout.root.uuid.hex, "ext4"), derive_uuid(layout.root.uuid.hex, "hash")
-    # The file is new and sparse, hence zero: neither mke2fs nor the first boot needs to write zeros into tables.
+    # The file is new and sparse, so it reads as zeros: neither mke2fs nor the first boot needs to write zeros.
     extended = f"offset={layout.root.start},hash_seed={seed},lazy_itable_init=1,assume_storage_prezeroed=1"
     options = ["-q", "-F", "-t", "ext4", "-m", "1", "-J", "size=64", "-U", str(uuid), "-E", extended, "-d", str(tree)]
     argv = [*tree_command(tree, "usr/sbin/mke2fs"), *options, str(raw), f"{layout.root.size // 1024}k"]
     try:
         run(argv, env={**env, "MKE2FS_CONFIG": str(work / "mke2fs.conf")})
     except CommandFailed as error:
-        error.last_lines.append(f"the root file system was to have {layout.root.size // MIB} MiB")
+        error.last_lines.append(f"the root file system has {layout.root.size // MIB} MiB")
         raise
 
 
 @contextmanager
 def put_beside(target: Path) -> Iterator[Path]:
-    """A place beside the target, which is renamed to it when all went well."""
+    """A temporary path next to the target, renamed to it on success."""
     beside = target.with_name(f".{target.name}.new")
     try:
         yield beside

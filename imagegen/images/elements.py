@@ -133,7 +133,7 @@ def elements_tree(static: Tree, roles: Iterable[Role], release: Release, image_i
 
 
 def in_house_elements(name: str, elements: Tree) -> tuple[str, ...]:
-    """The element and all that it depends on, sorted, as far as `elements` has them: dib's own are left out."""
+    """The element and its dependencies in `elements`, sorted; dib's own are left out."""
     known = {path.partition("/")[0] for path in elements}
     found: set[str] = set()
     todo = [name]
@@ -149,8 +149,8 @@ def in_house_elements(name: str, elements: Tree) -> tuple[str, ...]:
 def content_id(role: Role, release: Release, static: Tree, told: Mapping[str, Any]) -> str:
     """The sha256, in hex, of everything that decides what the role's image holds: same id, same image.
 
-    `told` is what dib and the assembler are told besides the elements, as JSON has it. Neither a mirror nor the state
-    of its archive is part of it.
+    `told` is all other input to dib and the assembler, as JSON. Neither a mirror nor the state of its archive is part
+    of it.
     """
     elements = elements_tree(static, [role], release, {})
     names = in_house_elements(role_element(role), elements)
@@ -185,7 +185,7 @@ def dib_environment(distro: Distro) -> dict[str, str]:
         "DIB_RELEASE": distro.suite,
         # dib 3.43 asks for Python 2 on Debian unless told otherwise.
         "DIB_PYTHON_VERSION": "3",
-        # A tmpfs of half the memory fills up in the middle of a build; the page cache does the same good.
+        # A tmpfs of half the memory fills up in the middle of a build, and the page cache is as good.
         "DIB_NO_TMPFS": "1",
     }
 

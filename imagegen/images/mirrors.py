@@ -1,4 +1,4 @@
-"""Where an image's packages come from: by default from where this machine's own apt gets them."""
+"""Where an image's packages come from: by default this machine's own apt sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Where packages come from. A URL without a user: what is in it would be seen in process lists and logs."""
+    """Where packages come from. URLs have no passwords, which would be seen in process lists and logs."""
 
     main: str
     security: str | None = None
@@ -97,13 +97,13 @@ def find_mirrors(distro: Distro, root: Path = Path("/")) -> Mirrors:
     if "main" not in suites:
         raise MachineLacks(
             f"this machine's apt sources name no archive of {distro.name}",
-            f"set {MIRROR} to the URL of a mirror of it, and {SECURITY_MIRROR} to one of its security archive",
+            f"set {MIRROR} to the URL of a mirror, and {SECURITY_MIRROR} to that of a mirror of the security archive",
         )
     return Mirrors(suites["main"], suites.get("security"), suites["main"] in updated)
 
 
 def choose_mirrors(distro: Distro, environ: Mapping[str, str], root: Path = Path("/")) -> Mirrors:
-    """What IMAGEGEN_MIRROR and IMAGEGEN_SECURITY_MIRROR name; what they leave out, this machine's apt sources do.
+    """The mirrors in IMAGEGEN_MIRROR and IMAGEGEN_SECURITY_MIRROR, or else in this machine's apt sources.
 
     Raises MachineLacks when neither names an archive of that distro.
     """
@@ -122,13 +122,13 @@ def check_urls(mirrors: Mirrors, proxies: Mapping[str, str]) -> None:
     for url in (mirrors.main, mirrors.security or "", *proxies.values()):
         if "@" in urlsplit(url).netloc:
             raise BadUsage(
-                "the URL of a mirror or proxy holds a password, which dib would show in its log and in process lists",
+                "the URL of a mirror or proxy contains a password, which dib would show in logs and process lists",
                 "use a mirror or proxy without a password, on this machine if necessary",
             )
 
 
 def find_proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """The proxy variables of this machine, the only ones of the caller's environment that reach dib."""
+    """This machine's proxies; no other variables of the caller's environment reach dib."""
     found = {name: environ[name] for name in PROXIES if environ.get(name)}
     if "http_proxy" not in found and not commands.missing_tools(["apt-config"]):
         asked = commands.run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], ok=(0, 100)).stdout.decode()

@@ -1,4 +1,4 @@
-"""What the network boot of an image takes: its disk compressed, its tree as a squashfs, its kernel and initramfs."""
+"""The files for an image's network boot: its disk compressed, its tree as a squashfs, its kernel and initramfs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from imagegen.base.commands import require_tools, run
 from imagegen.base.errors import ImagegenError
 from imagegen.images.disk import link_kernel, measure_tree, put_beside
 
-LEVEL = "6"  # of zstd, for both: the levels above take many times as long for a few percent
+LEVEL = "6"  # of zstd, for both: higher levels take many times as long for a few percent
 
 
 def compress_raw(raw: Path, target: Path) -> None:
-    """Writes `target`, the raw image in zstd's format, the same on any machine. Raises MachineLacks, CommandFailed."""
+    """Writes `target`, the raw image in zstd, the same bytes on any machine. Raises MachineLacks, CommandFailed."""
     require_tools("zstd")
     with put_beside(target) as beside:
         run(["zstd", "-q", f"-{LEVEL}", "-T0", raw, "-o", beside])

@@ -19,7 +19,7 @@ from imagegen.base.errors import BadUsage
 CERTIFICATE = "ca.pem"
 KEY = "ca.key"
 
-# A machine that is deployed for the first time may have any clock. What bounds the trust in a certificate is the pin
+# A machine that is deployed for the first time may have any clock. What limits the trust in a certificate is the pin
 # on the command line and the window of `imagegen serve`, not a date. The end is RFC 5280's "no expiry" (4.1.2.5).
 BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -34,12 +34,12 @@ class Authority:
 
     @property
     def sha256(self) -> str:
-        """What nodes pin: of the certificate's file, as hex digits."""
+        """What nodes pin: the sha256 of the certificate's file, in hex."""
         return hashlib.sha256(self.certificate).hexdigest()
 
     @property
     def token_key(self) -> bytes:
-        """What tokens for claims are made with: the same after a restart, and of no use for certificates."""
+        """The key for claims' tokens: the same after a restart, and useless for certificates."""
         return hmac.digest(self.key, b"imagegen: tokens for claims", hashlib.sha256)
 
 
@@ -62,7 +62,10 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise BadUsage(f"{KEY} is not a key that imagegen made", "move it away, and `imagegen init` makes another")
+        raise BadUsage(
+            f"{KEY} is not a key that imagegen made",
+            f"move {CERTIFICATE} and {KEY} away and run `imagegen init` for new ones",
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
     certificate = (
@@ -78,35 +81,35 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
 
 
 def load_authority(directory: Path) -> Authority:
-    """The authority whose files lie there. Raises BadUsage when they do not, or do not belong together."""
+    """The authority in that directory. Raises BadUsage if its files are missing or do not belong together."""
     files = [directory / CERTIFICATE, directory / KEY]
     missing = [path for path in files if not path.is_file()]
     if len(missing) == 1:
         raise BadUsage(*explain_half(*(path for path in files if path not in missing), *missing))
     if missing:
         names = " and ".join(map(str, missing))
-        raise BadUsage(f"{names} missing: nodes recognise the server by it", f"run imagegen init {directory}")
+        raise BadUsage(f"{names} are missing: nodes recognise the server by them", f"run `imagegen init {directory}`")
     authority = Authority(*(path.read_bytes() for path in files))
     try:
         certificate = x509.load_pem_x509_certificate(authority.certificate)
         key = serialization.load_pem_private_key(authority.key, password=None)
     except (ValueError, TypeError) as error:
         raise BadUsage(
-            f"{files[0]} or {files[1]} is damaged", "move both away, and `imagegen init` makes new ones"
+            f"{files[0]} or {files[1]} is damaged", "move both away and run `imagegen init` for new ones"
         ) from error
     if certificate.public_key() != key.public_key():
         raise BadUsage(
-            f"{files[1]} is not the key for {files[0]}", "move both away, and `imagegen init` makes new ones"
+            f"{files[1]} is not the key for {files[0]}", "move both away and run `imagegen init` for new ones"
         )
     return authority
 
 
 def explain_half(left: Path, lost: Path) -> tuple[str, str]:
-    """What is wrong when one file of the pair is lost, and the way out."""
+    """Message and hint for when one file of the pair is lost."""
     return (
-        f"{lost} is missing, and {left.name} is of no use without it",
-        f"restore it from a backup; or move {left} away and run `imagegen init {left.parent}`, which makes a new "
-        "pair: machines that are booting must then be restarted, all others notice nothing",
+        f"{lost} is missing, and {left.name} is useless without it",
+        f"restore {lost.name} from a backup, or move {left} away and run `imagegen init {left.parent}` for a new pair; "
+        "then restart machines that are booting (no others are affected)",
     )
 
 

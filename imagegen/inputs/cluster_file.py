@@ -22,7 +22,7 @@ from imagegen.model.releases import UnknownRelease, default_release, default_sui
 
 PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
-DEFAULT_NAME = "the default cluster"
+DEFAULT_NAME = "the built-in example"
 _URL_KEYS = ("auth_url", "endpoint")
 
 
@@ -44,7 +44,7 @@ def load_cluster(path: Path | None) -> Cluster:
 
 
 def read_cluster(path: Path | None) -> tuple[Cluster, Findings]:
-    """The same, and where in the file its values stand. `-` is standard input; it lies in this directory."""
+    """The same, and where in the file its values are. `-` is standard input, and counts as a file in this directory."""
     found = Findings(DEFAULT_NAME if path is None else name_file(path))
     document = parse_document(default_text(), found) if path is None else load_document(path, found)
     return check_cluster(document, found, path.parent if path else Path()), found
@@ -164,7 +164,8 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
         _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
         if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
             found.add(
-                f"{path}.deploy.mode", "a live node loses everything when it is switched off: only computes can be live"
+                f"{path}.deploy.mode",
+                "a live node loses everything when switched off, so only computes can be live",
             )
     for key in ("name", "serial"):
         _check_unique(((f"nodes[{i}].{key}", node.get(key)) for i, node in enumerate(nodes)), found)
@@ -193,10 +194,10 @@ def _check_mac(text: str | None, path: str, found: Findings) -> str | None:
 
 def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found: Findings) -> None:
     roles = {node["name"]: node.get("role") for node in nodes if "name" in node}
-    all_named = all("name" in node for node in nodes)  # a node whose name is bad may be the one meant
+    all_named = all("name" in node for node in nodes)  # the node meant may be one whose name is invalid
     for service in Hosted:
         given = data.get(service)
-        if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is read and not needed
+        if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is accepted but not needed
             continue
         if roles.get(name := given.get("node", "")) == Role.COMPUTE:
             found.add(
@@ -268,12 +269,12 @@ def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:
 
 
 def _build_hints(hints: Mapping[str, Any]) -> dict[str, str | int | bool]:
-    """The hints, with a size that is only a number as a number."""
+    """The hints, where a size that is only digits becomes a number."""
     return {hint: int(value) if hint == "size" and value.strip().isdigit() else value for hint, value in hints.items()}
 
 
 def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Services:
-    """Every service's place: `embedded`, or nothing said, is the first controller in file order."""
+    """Every service's place: `embedded`, the default, is the first controller in file order."""
     first = next(node for node in nodes if node.role is Role.CONTROLLER)
     addresses = {node.name: str(node.address) for node in nodes}
 

@@ -1,4 +1,4 @@
-"""Ironic's root device hints, by the image's own definition: its file in elements/imagegen-deploy is loaded here."""
+"""Ironic's root device hints, as the image defines them: its file in elements/imagegen-deploy is loaded here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts, ports and URLs as people write them: checked in one way, wherever they stand."""
+"""Checks hosts, ports and URLs as people write them, everywhere in the same way."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def find_host_fault(host: str) -> str:
         except ValueError:
             return f"`{host[:60]}` is not an IPv4 address; write one such as 192.168.56.11"
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        return f"`{host[:60]}` is not a host name: its parts must have 1 to 63 letters, digits and inner dashes"
+        return f"`{host[:60]}` is not a host name: each part must be 1 to 63 letters, digits or inner dashes"
     return ""
 
 
 def find_address_fault(address: IPv4Address) -> str:
-    """Why nothing can be reached at an address, as the end of a sentence; empty: something can."""
+    """Why an address cannot be reached, as the end of a sentence; empty: it can."""
     if address.is_multicast or address.is_reserved or int(address) >> 24 == 0:
-        return f"{address} is not an address at which anything can be reached"
+        return f"{address} is not an address that can be reached"
     return ""
 
 

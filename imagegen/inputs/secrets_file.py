@@ -48,7 +48,7 @@ class Secrets:
         return "Secrets(...)"
 
     def password(self, name: str) -> str:
-        """The password under that key: the file's, or where it is optional and not there, one made from its parent's.
+        """The password for that key: the file's or, if it is optional and missing, one derived from its parent's.
 
         Made by HMAC-SHA256, so the child does not reveal the parent, and a new parent makes a new child. 43 characters.
         Raises KeyError for a key that secrets.yaml cannot have.
@@ -65,7 +65,7 @@ class Secrets:
 
 
 NAMES = tuple(one.name for one in fields(Secrets) if one.name != "optional")
-# What computes log in with. Key (a pattern) -> the key from whose value it is made when the file does not have it.
+# Computes' passwords. Key (a pattern) -> the key from whose value it is derived if the file lacks it.
 OPTIONAL = {
     "identity_nova_compute": "identity_nova",
     "messaging_compute_[a-z][a-z0-9_]*": "messaging_openstack",  # one for each cell
@@ -87,7 +87,7 @@ def generate_secrets() -> str:
 def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
     """The secrets in that file. Raises BadInput with every problem: missing, unknown and duplicate keys, bad values.
 
-    `typed`: key -> why the file must have it, of optional keys that somebody types elsewhere (logins.typed_secrets).
+    `typed`: optional key -> why this file must have it: somebody types it elsewhere (logins.typed_secrets).
     """
     found = Findings(os.fspath(path), secret=True)
     try:
@@ -114,7 +114,7 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
 
 
 def secrets_warnings(path: Path) -> list[str]:
-    """What is doubtful about a secret file itself, if it is there: a sentence when other people can read it."""
+    """Warnings about a secret file, if it is there: whether other people can read it."""
     if not path.exists():
         return []
     mode = path.stat().st_mode & 0o777

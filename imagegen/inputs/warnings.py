@@ -1,4 +1,4 @@
-"""What is valid in a cluster file and still deserves a second look."""
+"""What is valid in a cluster file, but deserves a second look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagegen.model.releases import find_release
 
 
 def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
-    """The warnings about a valid cluster, in the order of their lines; `found` knows what stands where in its file."""
+    """The warnings about a valid cluster, in the order of their lines; `found` has the line of every path."""
     doubts = Findings(found.file, lines=found.lines)
     for path, message in (
         *_doubt_release(cluster),
@@ -27,12 +27,12 @@ def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
 
 
 def untested_release(cluster: Cluster) -> str:
-    """A sentence when nobody has built and booted the cluster's release on its distro; else nothing."""
+    """A sentence if nobody has built and booted the cluster's release on its distro; else empty."""
     release = find_release(cluster.release, cluster.distro)
     if release.booted:
         return ""
     where = f"{release.distro.name} {release.distro.suite}"
-    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its names come from documentation"
+    return f"nobody has built and booted OpenStack {release.id} on {where} yet: its data come from documentation"
 
 
 Doubts = Iterator[tuple[str, str]]  # path, message
@@ -40,7 +40,7 @@ Doubts = Iterator[tuple[str, str]]  # path, message
 
 def _doubt_release(cluster: Cluster) -> Doubts:
     if sentence := untested_release(cluster):
-        yield "release", f"{sentence}; `build` asks for --untested"
+        yield "release", f"{sentence}; `build` needs --untested"
 
 
 def _doubt_login(cluster: Cluster) -> Doubts:
@@ -49,14 +49,14 @@ def _doubt_login(cluster: Cluster) -> Doubts:
 
 
 def _doubt_availability(cluster: Cluster) -> Doubts:
-    """Several controllers look like high availability. What every controller has of its own is no matter here."""
+    """Several controllers look like high availability. What every controller has itself does not matter here."""
     if len(cluster.controllers) < 2:
         return
     first = cluster.controllers[0].name
     yield (
         "nodes",
-        f"{len(cluster.controllers)} controllers do not give high availability: the API's endpoints are on {first} only"
-        f", and while {first} is down nobody reaches Nova and Placement",
+        f"{len(cluster.controllers)} controllers do not make a cluster highly available: the API's endpoints are on"
+        f" {first} only; while {first} is down, nobody can reach Nova or Placement",
     )
     losses = {
         Hosted.DATABASE: "every API call fails",
@@ -72,7 +72,7 @@ def _doubt_cache(found: Findings) -> Doubts:
     if "services.cache.host" in found.lines:
         yield (
             "services.cache",
-            "memcached has no authentication: whoever reaches it can make tokens valid and run code in the APIs; remove"
+            "memcached has no authentication: whoever reaches it can forge tokens and run code in the APIs; remove"
             " the key, and every controller uses its own",
         )
     elif "services.cache" in found.lines:
@@ -80,7 +80,7 @@ def _doubt_cache(found: Findings) -> Doubts:
 
 
 def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
-    """Hosts outside the cluster that are a node, each node itself, or out of reach."""
+    """Hosts outside the cluster that turn out to be a node, each node itself, or out of reach."""
     names = {str(node.address): node.name for node in cluster.nodes} | {node.name: node.name for node in cluster.nodes}
     for path, host, role in _outside(cluster, found):
         if node := names.get(host):
@@ -90,31 +90,31 @@ def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
 
 
 def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]]:
-    """(path, host, what is wrong when the host is a node) of all that the nodes look for outside the cluster."""
+    """(path, host, what is wrong if the host is a node) for everything that nodes expect outside the cluster."""
     for service in Hosted:
         if service is Hosted.CACHE and f"services.{service}.host" not in found.lines:
             continue  # each controller's own
         if (place := getattr(cluster.services, service)).node is None:
-            yield f"services.{service}", place.host, f"where imagegen starts no {service}; write {{node: NAME}}"
-    glance = "where imagegen starts no Glance: instances find no images until you install it there"
+            yield f"services.{service}", place.host, "where imagegen does not start this service; write {node: NAME}"
+    glance = "where imagegen does not install Glance: instances find no images until you do"
     yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance
     for i, address in enumerate(cluster.network.dns):
-        yield f"network.dns[{i}]", str(address), "which answers no DNS"
+        yield f"network.dns[{i}]", str(address), "which does not answer DNS"
     for i, host in enumerate(cluster.network.ntp):
         yield f"network.ntp[{i}]", host, "and nodes follow the first controller's time anyway; leave it out"
     if cluster.pxe_url:
         yield "pxe.url", urlsplit(cluster.pxe_url).hostname or "", "which cannot serve its own first boot"
     if cluster.status_url:
-        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing of imagegen's receives statuses"
+        yield "status.url", urlsplit(cluster.status_url).hostname or "", "where nothing receives statuses"
 
 
 def _unreachable(cluster: Cluster, host: str) -> str:
     try:
         address = IPv4Address(host)
     except AddressValueError:
-        return f"{host} is each node itself" if host.lower() == "localhost" else ""
+        return f"{host} means each node itself" if host.lower() == "localhost" else ""
     if address.is_loopback:
-        return f"{host} is each node itself"
+        return f"{host} means each node itself"
     if address.is_link_local:
         return f"{host} is a link-local address: no router leads there"
     if cluster.network.gateway is None and address not in cluster.network.cidr:

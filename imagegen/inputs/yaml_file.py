@@ -56,7 +56,7 @@ class Value:
 
 @dataclass
 class Findings:
-    """The problems found so far in one file, and the line of every path in it. `secret`: no value may be shown."""
+    """The problems found so far in one file, and the line of every path in it. `secret`: no value is ever shown."""
 
     file: str
     secret: bool = False
@@ -85,12 +85,12 @@ def load_document(path: Path, found: Findings) -> Value:
 
 
 def name_file(path: Path) -> str:
-    """What a file is called in a message."""
+    """A file's name in messages."""
     return "standard input" if path == STDIN else os.fspath(path)
 
 
 def parse_document(text: str, found: Findings) -> Value:
-    """The same for text that is already here."""
+    """The same for text that has been read already."""
     events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
     try:
         next(events)  # the stream's start
@@ -108,9 +108,9 @@ def parse_document(text: str, found: Findings) -> Value:
 
 
 def check_shape(value: Value, schema: Mapping[str, Any], found: Findings) -> Any:
-    """The plain data of what is right in the document; what is not is noted in `found` and left out.
+    """The valid part of the document as plain data; what is not valid is noted in `found` and left out.
 
-    The schema is JSON Schema 2020-12 as far as our own schemas use it, and `errorMessage` as VS Code knows it.
+    The schema is JSON Schema 2020-12, as far as our own schemas use it, with VS Code's `errorMessage`.
     Keys that failed are left out of mappings; list entries that failed become None.
     """
     return _check(value, schema, "", found, schema)
@@ -123,7 +123,7 @@ def quoted(text: str) -> str:
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """`; did you mean ...?` when something known is close, else nothing."""
+    """`; did you mean ...?` if a known word is close, else empty."""
     close = difflib.get_close_matches(word[:100], known, 1)
     return f"; did you mean `{close[0]}`?" if close else ""
 

@@ -1,4 +1,4 @@
-"""Booting a cluster's nodes on this machine: start, watch until ready, verify from outside, leave nothing behind."""
+"""Boots a cluster's nodes on this machine: starts them, watches them until ready, verifies, leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from imagegen.seeds.seed import seed_tree
 Report = Callable[[str], None]
 """Takes one line of progress."""
 
-# What each backend boots: the ending of the image's file name.
+# Backend -> the suffix of the image file that it boots.
 IMAGE_SUFFIX = {"qemu": ".qcow2", "nspawn": ".tar"}
-POLL = 0.5  # seconds between two looks at the nodes
-VERIFY_SHARE = 20  # verification, and each command of it, may take this part of the backend's time: a minute natively
+POLL = 0.5  # seconds between two checks of the nodes
+VERIFY_SHARE = (
+    20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
+)
 LAST_LINES = 15
 MIB = 1 << 20
 
@@ -65,21 +67,21 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class NodeResult:
-    """How far a node came; all fields except rc are those of `--output json`."""
+    """How far a node has come; all fields except rc are in `--output json`."""
 
     name: str
     role: str
-    state: str  # waiting, working, ready or failed; empty: the node never said anything
+    state: str  # waiting, working, ready or failed; empty: the node has never reported
     step: str
     detail: str
-    seconds: float  # from the start until it was ready, or until it was given up
+    seconds: float  # from the start until it was ready or given up
     image: str
     rc: int | None = None  # return code of the step
 
 
 @dataclass(frozen=True)
 class NetworkBoot:
-    """How QEMU's machines boot over the network: which do not, with what firmware, next to whose DHCP server."""
+    """How QEMU's machines boot over the network: all but which, with what firmware, with which DHCP server."""
 
     from_disk: frozenset[str] = frozenset()
     firmware: str = "uefi"
@@ -87,7 +89,7 @@ class NetworkBoot:
 
 
 class ClusterNotReady(NodeNotReady):
-    """A node did not become ready, or the cluster is not what its nodes say; `nodes` holds how far each came."""
+    """A node did not become ready, or the cluster is not what its nodes say; `nodes` says how far each came."""
 
     def __init__(self, message: str, hint: str, nodes: Sequence[NodeResult]) -> None:
         super().__init__(message, hint)
@@ -109,10 +111,9 @@ def boot_cluster(
 ) -> list[NodeResult]:
     """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
 
-    `timeout` is in seconds, None: the backend's own. `images` stands in for OUT/images; nspawn takes directories too.
-    With `network_boot` QEMU's machines begin with blank disks.
-    With `keep` the machines run on, ready or not. Raises BadUsage, MachineLacks, CommandFailed, and ClusterNotReady
-    when a node failed, missed its time or is not what it says.
+    `timeout` is in seconds; None: the backend's own. `images` replaces OUT/images; nspawn takes directories too.
+    With `network_boot`, QEMU's machines start with blank disks. With `keep`, machines keep running, ready or not.
+    Raises BadUsage, MachineLacks, CommandFailed; ClusterNotReady if a node failed, timed out or is not what it says.
     """
     check_nodes(cluster, nodes)
     images = images or {
@@ -177,13 +178,13 @@ def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Ends what an earlier run with this directory left or kept, of either backend. Raises CommandFailed."""
+    """Ends what an earlier run of either backend left or kept in this directory. Raises CommandFailed."""
     for module in (nspawn, qemu):
         module.remove_leftovers(directory)
 
 
 def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
-    """Whether these nodes alone can become ready. Raises BadUsage."""
+    """Raises BadUsage unless these nodes can become ready without the others."""
     names = {node.name for node in nodes}
     hosts = {node.name for node in cluster.controllers if cluster.serves_others(node)} or {cluster.controllers[0].name}
     if missing := sorted(hosts - names):
@@ -194,7 +195,7 @@ def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
 
 
 def find_image(out: Path, role: Role, backend: str) -> Path:
-    """The role's current image for the backend. Raises BadUsage when it was not built."""
+    """The role's current image for the backend. Raises BadUsage if it has not been built."""
     directory = out / "images" / role
     current = directory / "current"
     how = f"run `imagegen build --role {role}` first"
@@ -204,16 +205,16 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
         try:
             content_id = read_file(current, 200).decode(errors="replace").strip()
         except FileNotFoundError:
-            raise BadUsage(f"there is no image of the role {role} in {directory}", how) from None
+            raise BadUsage(f"there is no image for the role {role} in {directory}", how) from None
     name = content_id.removeprefix(f"{role}-").split(".")[0]
     image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
     if not is_file(image):
-        raise BadUsage(f"{image} is missing; the backend {backend} boots it", how)
+        raise BadUsage(f"{image} is missing; the {backend} backend needs it", how)
     return image
 
 
 def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
-    """Whether memory and disk suffice for all nodes, in bytes each. Raises MachineLacks with all that is missing."""
+    """Raises MachineLacks with everything that is missing unless memory and disk suffice for all nodes, in bytes."""
     memory, disk = (sum(column) for column in zip(*needs, strict=True))
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
@@ -234,20 +235,21 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 def hold_directory(directory: Path, report: Report = lambda line: None) -> Generator[None]:
     """Makes out/boot, closed to other users because trees hold secrets, and locks out a second run.
 
-    What root made there stays root's while nodes run on or a tree could not be removed. Raises BadUsage, MachineLacks.
+    What root made there stays root's while nodes keep running or a tree could not be removed. Raises BadUsage,
+    MachineLacks.
     """
 
     def in_use() -> bool:
         return any(is_file(directory / backend.STATE) for backend in (nspawn, qemu))
 
     with work_in(directory.parent, [directory.name], "boot", lambda line: report(progress_line("boot", "", "", line))):
-        pass  # nodes run long: others work in out meanwhile
+        pass  # nodes run long: let others work in out meanwhile
     try:
         with hold_lock(directory / "lock", "boot"), keep_closed(directory, in_use):
             yield
     except Held:
         raise BadUsage(
-            f"another `imagegen boot` uses {directory}", "wait for it, or give this one another -o"
+            f"another `imagegen boot` uses {directory}", "wait for it, or choose another directory with -o"
         ) from None
 
 
@@ -259,14 +261,14 @@ def watch_machines(
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> list[NodeResult]:
-    """Reports each change until all machines are ready, one has failed or ended, or `timeout` seconds are over."""
+    """Reports each change until all machines are ready, one has failed or ended, or `timeout` seconds have passed."""
     begin = now()
     documents: dict[str, dict[str, Any]] = {machine.node.name: {} for machine in machines}
     ready: dict[str, float] = {}
     while True:
         running, elapsed = [], now() - begin
         for machine in machines:
-            name, alive = machine.node.name, machine.alive()  # alive first: what it says last still counts
+            name, alive = machine.node.name, machine.alive()  # alive first: its last words still count
             if document := machine.status():
                 for line in progress_lines(name, documents[name], document):
                     report(line)
@@ -292,7 +294,7 @@ def verify_patiently(
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> list[Finding]:
-    """The findings of the last verification: it is repeated, for `timeout` seconds at most, until there is none.
+    """The findings of the last verification, repeated for at most `timeout` seconds until there are none.
 
     A service that a node has just seen up may not have reported yet.
     """
@@ -304,10 +306,10 @@ def verify_patiently(
 
 
 def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, runs: bool) -> NodeResult:
-    """A node's result from its last status document."""
+    """A node's result, from its last status document."""
     state, detail = str(document.get("state", "")), printable(document.get("detail", ""))
     if not runs and state != "failed":
-        state, detail = "failed", "the machine ended by itself"
+        state, detail = "failed", "the machine stopped by itself"
     step = str(document.get("step", ""))
     rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
     node = machine.node
@@ -337,9 +339,9 @@ def progress_line(name: str, step: object, state: object, detail: object) -> str
 
 
 def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], timeout: float) -> list[str]:
-    """For each node that is to blame: what happened, and its last log lines. Empty when all are ready.
+    """For each node at fault: what happened, and its last log lines. Empty if all are ready.
 
-    A node that only waits is not to blame if another has failed.
+    A node that only waits is not at fault if another has failed.
     """
     bad = [pair for pair in zip(machines, results, strict=True) if pair[1].state != "ready"]
     failed = [pair for pair in bad if pair[1].state == "failed"]
@@ -357,7 +359,7 @@ def explain_results(machines: Sequence[Machine], results: Sequence[NodeResult], 
 
 
 def last_lines(machine: Machine) -> list[str]:
-    """The agent's last log lines; of a machine that cannot be asked, its console's."""
+    """The agent's last log lines; if the machine cannot be asked, its console's."""
     journal = ["journalctl", "--boot", "--unit=imagegen-node", f"--lines={LAST_LINES}", "--no-pager", "--output=cat"]
     try:
         done = machine.execute(journal, timeout=60)

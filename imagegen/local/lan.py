@@ -24,14 +24,14 @@ Result = TypeVar("Result")
 
 
 class Lan:
-    """The namespace; all in it bears the run's name, so that a later run finds and ends it."""
+    """The namespace. Everything in it has the run's name, so that a later run can find and end it."""
 
     tools = ("ip", "nsenter", "dnsmasq")
 
     def __init__(self, name: str, network: Network, address: IPv4Address) -> None:
         """`address` is this machine's on the LAN, next to the gateway's. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
-            raise MachineLacks("network boots need root, for a network namespace: run this command with sudo")
+            raise MachineLacks('network boots need root: run `sudo "$(command -v imagegen)" boot ...`')
         require_tools(*self.tools)
         self.name = f"{name}-lan"
         self.other = f"{name}-dhcp"  # another machine on the LAN, where a DHCP server of somebody else is at work
@@ -62,11 +62,11 @@ class Lan:
         return tap
 
     def start_dnsmasq(self, configuration: Path, directory: Path, log: Path) -> Process:
-        """dnsmasq with a configuration of `imagegen pxe`. As root: the tree may be closed to other users."""
+        """Starts dnsmasq with a configuration of `imagegen pxe`, as root: the tree may be closed to other users."""
         return _dnsmasq(self.prefix, ["--user=root", f"--conf-file={configuration}"], directory / self.name, log)
 
     def start_other_dhcp(self, address: IPv4Address, nodes: Sequence[Node], directory: Path, log: Path) -> Process:
-        """A DHCP server that knows of no network boot, for proxy-DHCP to work next to. Raises CommandFailed."""
+        """Starts a DHCP server without network boot, to try proxy DHCP next to it. Raises CommandFailed."""
         run(["ip", "netns", "add", self.other])
         self._ip("link", "add", "other", "type", "veth", "peer", "name", "lan", "netns", self.other)
         self._ip("link", "set", "other", "master", BRIDGE, "up")
@@ -82,7 +82,7 @@ class Lan:
         return _dnsmasq(enter_command(self.other), options, directory / self.other, log)
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """What the function returns when it is called on the LAN: sockets that it makes belong there."""
+        """Calls the function on the LAN, where the sockets that it makes belong, and returns its result."""
         results: list[Result] = []
         errors: list[BaseException] = []
 
@@ -101,7 +101,7 @@ class Lan:
         return results[0]
 
     def enter(self) -> None:
-        """Moves the calling thread, and it alone, to the LAN (setns(2); os.setns is Python 3.12's)."""
+        """Moves only the calling thread to the LAN (setns(2); Python has os.setns since 3.12)."""
         with (NAMESPACES / self.name).open() as namespace:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
@@ -125,7 +125,7 @@ def enter_command(namespace: str) -> list[str]:
 
 
 def _dnsmasq(prefix: Sequence[str], options: Sequence[str], files: Path, log: Path) -> Process:
-    """A dnsmasq that stays in the foreground and keeps nothing outside `files`, which bears its name."""
+    """A dnsmasq that stays in the foreground and writes only to `files`, whose name it has."""
     own = ["--keep-in-foreground", "--pid-file=", f"--dhcp-leasefile={files}.leases", "--log-facility=-", "--log-dhcp"]
     with append_file(log) as output:
         return start([*prefix, "dnsmasq", *own, *options], stdout=output.fileno())

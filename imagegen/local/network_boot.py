@@ -50,12 +50,12 @@ class PxeQemu(Qemu):
         super().__init__(cluster, directory)
         check_tree(cluster, root)
         if needs_outside(cluster):
-            raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside it")
+            raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside")
         self.address = IPv4Address(str(urlsplit(choose_url(cluster)).hostname))
         if self.address not in cluster.network.cidr:
             raise BadUsage(
                 f"the nodes boot from {self.address}, which is outside {cluster.network.cidr}",
-                "give `pxe: {url: ...}` an address of their network, then run `imagegen pxe`",
+                "give `pxe: {url: ...}` an address in their network, then run `imagegen pxe`",
             )
         self.root = root.absolute()
         self.served = self.directory / qemu.SERVED
@@ -78,7 +78,7 @@ class PxeQemu(Qemu):
         machine = TapMachine(self, node, image) if node.name in self.from_disk else BlankMachine(self, node, image)
         if isinstance(machine, BlankMachine) and read_image(self.root, node.name) not in image.name:
             raise BadUsage(
-                f"{self.root} was made for other images than those in {image.parent}", "run `imagegen pxe` again"
+                f"{self.root} was made for images other than those in {image.parent}", "run `imagegen pxe` again"
             )
         self.machines.append(machine)
         machine.prepare(image, self.complete_seed(seed))
@@ -129,7 +129,7 @@ class PxeQemu(Qemu):
         self._stack.callback(self.ledger.close)
 
     def close(self) -> None:
-        """As Qemu.close(); the server ends also when machines are kept: what it had to give, they have."""
+        """As Qemu.close(); the server ends even if machines are kept, because they no longer need it."""
         try:
             self._stack.close()
         finally:
@@ -153,7 +153,7 @@ class TapMachine(QemuMachine):
         self._lan = network
 
     def command(self) -> list[str]:
-        """The QEMU that is this machine."""
+        """The command that runs this machine."""
         return qemu.node_command(
             self._lan.name,
             self.node,
@@ -171,15 +171,15 @@ class BlankMachine(TapMachine):
     blank = True
 
     def prepare(self, image: Path, seed: Tree) -> None:
-        """Makes the node's directory afresh. Raises CommandFailed."""
+        """Replaces the node's directory. Raises CommandFailed."""
         self.image = f"{image.stem}.{SUFFIXES[self.node.deploy.mode][-1]}"
         make_fresh(self.directory, 0o700)
         run(["qemu-img", "create", "-q", "-f", "qcow2", self.directory / "disk.qcow2", DISK])
 
     def status(self) -> dict[str, Any] | None:
-        """What the node reported to the server: its firmware's and its initramfs' part as well. None: nothing yet.
+        """What the node has reported to the server, from its firmware and initramfs too. None: nothing yet.
 
-        Raises ImagegenError when the server has ended.
+        Raises ImagegenError if the server has ended.
         """
         if self._lan.serving:
             self._lan.serving.wait(0)

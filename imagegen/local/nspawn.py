@@ -1,4 +1,4 @@
-"""The nspawn backend: nodes as containers, with the seed, the image's tree and the network that a real node has."""
+"""The nspawn backend: nodes as containers, with the same seed, tree and network as a real node."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
 STATUS = "run/imagegen/status.json"
 NAMESPACES = Path("/run/netns")
-ANY = range(-64, 256)  # every way a process can end
+ANY = range(-64, 256)  # all return codes
 
-# Runs the command in the control groups given as the first argument, anew whenever it ends with 133: so systemd-nspawn
-# with --keep-unit asks for a restart after a reboot. A kept machine can reboot without us.
+# Runs the command in the control groups given as the first argument, and again whenever it ends with 133, by which
+# systemd-nspawn --keep-unit asks for a restart after a reboot. So a kept machine can reboot without imagegen.
 LOOP = """
 for group in $0; do echo 0 >"$group/loop/cgroup.procs"; done
 while :; do
@@ -40,18 +40,18 @@ done
 class Nspawn:
     """One run's network and machines.
 
-    Everything that it makes outside its directory has the run's name, so a later run finds and ends it without pids.
+    Everything that it makes outside its directory has the run's name, so that a later run can find and end it.
     """
 
     tools = ("systemd-nspawn", "nsenter", "ip", "tar", "mount", "umount")
-    # In bytes; when idle a controller was seen to hold 1.7 GiB and a compute 0.3 GiB.
+    # In bytes; idle, a controller was measured at 1.7 GiB and a compute at 0.3 GiB.
     memory: ClassVar = {Role.CONTROLLER: 3 << 30, Role.COMPUTE: 1 << 30}
-    timeout = 20 * 60.0  # seconds until ready, natively
+    timeout = 20 * 60.0  # seconds until ready
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         """`directory` (out/boot) gets one directory per node. Raises MachineLacks without root or a tool."""
         if os.geteuid() != 0:
-            raise MachineLacks("booting nodes with systemd-nspawn needs root: run this command with sudo")
+            raise MachineLacks('systemd-nspawn needs root: run `sudo "$(command -v imagegen)" boot ...`')
         require_tools(*self.tools)
         self.cluster = cluster
         self.directory = directory
@@ -61,7 +61,7 @@ class Nspawn:
         self._kept = False
 
     def __enter__(self) -> Self:
-        """Removes what an earlier run left and makes the network. Raises CommandFailed."""
+        """Removes what an earlier run left, and makes the network. Raises CommandFailed."""
         with open_directory(self.directory, make=True):
             remove_leftovers(self.directory)
         write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
@@ -76,7 +76,7 @@ class Nspawn:
         self.close()
 
     def _make_hub(self) -> None:
-        """A namespace with a bridge that has the gateway's address, so that a node's gateway answers."""
+        """Makes a namespace with a bridge that has the gateway's address, so that the nodes' gateway answers."""
         run(["ip", "netns", "add", self.hub])
         run(["ip", "-n", self.hub, "link", "add", "br0", "type", "bridge"])
         if gateway := self.cluster.network.gateway:
@@ -96,11 +96,11 @@ class Nspawn:
             run(["ip", "-n", self.hub, "link", "set", link, "up"])
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
-        """The bytes of memory and of disk that a machine takes: a tree holds the image and what the node writes."""
+        """(memory, disk) in bytes that a machine needs: a tree holds the image and what the node writes."""
         return self.memory[node.role], (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
 
     def add(self, node: Node, image: Path, seed: Tree) -> NspawnMachine:
-        """A machine for that node, not yet started: `image`, a tar or a directory, unpacked afresh with the seed in it.
+        """A machine for that node, not started yet: a fresh copy of `image`, a tar or a directory, with the seed in it.
 
         Raises CommandFailed.
         """
@@ -116,11 +116,11 @@ class Nspawn:
         return machine
 
     def keep(self) -> None:
-        """From now on close() leaves the machines running; the next run with the same directory removes them."""
+        """Makes close() leave the machines running; the next run with the same directory removes them."""
         self._kept = True
 
     def close(self) -> None:
-        """Ends every machine and removes its namespaces and tree; consoles stay. Does nothing after keep()."""
+        """Ends every machine; removes its namespaces and tree, not its console log. Does nothing after keep()."""
         if self._kept:
             return
         end_run(self.name)
@@ -144,7 +144,7 @@ class NspawnMachine:
         self._process: Process | None = None
 
     def unpack(self, seed: Tree) -> None:
-        """Makes the node's directory afresh; of an image that is a directory only what changes is stored.
+        """Replaces the node's directory; if the image is a directory, only changes to it are stored.
 
         Raises CommandFailed.
         """
@@ -158,26 +158,26 @@ class NspawnMachine:
         write_tree(seed, self.tree / SEED, directory_mode=0o700)
 
     def start(self) -> None:
-        """Boots the node; its console goes to a file. Raises CommandFailed when its control groups cannot be made."""
+        """Boots the node; its console goes to a file. Raises CommandFailed if its control groups cannot be made."""
         groups = make_control_groups(self._namespace)
         with append_file(self._console) as console:
             self._process = start(
                 ["sh", "-euc", LOOP, " ".join(map(str, groups)), *nspawn_command(self._namespace, self.tree)],
-                # The containers' systemd (257) wants cgroup v2 also where the host is hybrid.
+                # The containers' systemd (257) needs cgroup v2, on a hybrid host too.
                 env={"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 stdout=console.fileno(),
             )
 
     def leader(self) -> int | None:
-        """The host's pid of the container's init, read each time because a reboot changes it. None: there is none."""
+        """The host's pid of the container's init, if it runs; read each time, because a reboot changes it."""
         return None if self._process is None else find_init(self._process.pid)
 
     def alive(self) -> bool:
-        """Whether the machine runs."""
+        """Whether the machine is running."""
         return self._process is not None and self._process.poll() is None
 
     def status(self) -> dict[str, Any] | None:
-        """The agent's newest status document. None: none yet."""
+        """The agent's newest status document, if there is one."""
         leader = self.leader()
         try:
             document = json.loads(Path(f"/proc/{leader}/root/{STATUS}").read_bytes())
@@ -190,7 +190,7 @@ class NspawnMachine:
         return plain_lines(read_tail(self._console))[-lines:]
 
     def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
-        """Runs a command inside as root, whatever its return code. Raises CommandFailed when the node does not run."""
+        """Runs a command on the node as root, with any return code. Raises CommandFailed if the node is not running."""
         leader = self.leader()
         if leader is None:
             raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
@@ -204,19 +204,19 @@ class NspawnMachine:
     def kill(self) -> None:
         """Ends the node at once, as a power cut does; start() boots it from what is on its disk.
 
-        Raises CommandFailed when something of it is left.
+        Raises CommandFailed if any of its processes survives.
         """
         end_groups([mount / self._namespace for mount in read_control_group_mounts()])
         self.reap()
 
     def reap(self) -> None:
-        """Collects the ended systemd-nspawn."""
+        """Reaps the systemd-nspawn that has ended."""
         if self._process is not None:
             self._process.wait(timeout=10)
 
 
 def mount_changes(image: Path, directory: Path) -> None:
-    """Mounts directory/tree: the image's tree as it is, what is written goes to directory/changes.
+    """Mounts directory/tree: the image's tree unchanged, with writes going to directory/changes.
 
     Raises CommandFailed.
     """
@@ -227,7 +227,7 @@ def mount_changes(image: Path, directory: Path) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes the tree of a node that has ended from the node's directory. Raises CommandFailed."""
+    """Removes the tree from the directory of a node that has ended. Raises CommandFailed."""
     if directory.is_symlink() or not directory.is_dir():
         return
     if (directory / "tree").is_mount() and not (directory / "tree").is_symlink():
@@ -239,9 +239,9 @@ def remove_tree(directory: Path) -> None:
 def nspawn_command(namespace: str, tree: Path) -> list[str]:
     """The command that boots a tree in a network namespace.
 
-    nsenter, because --network-namespace-path= shows the host's interfaces in the container's /sys (cloud-init then does
-    not find its MAC), and `ip netns exec` remounts /sys and hides the control groups. /dev/kvm is not bound: it would
-    bear the host's group number. Trees are thrown away, so that syncing them to the disk is left out.
+    It uses nsenter, because --network-namespace-path= shows the host's interfaces in the container's /sys, so that
+    cloud-init does not find its MAC address, and `ip netns exec` remounts /sys and hides the control groups. /dev/kvm
+    is not bound: it would have the host's group number. Trees are thrown away, so they are not synced to the disk.
     """
     return [
         *("nsenter", f"--net={NAMESPACES / namespace}", "systemd-nspawn", "--quiet", "--boot"),
@@ -252,12 +252,12 @@ def nspawn_command(namespace: str, tree: Path) -> list[str]:
 
 
 def enter_command(leader: int) -> list[str]:
-    """The command prefix that runs something inside the container of that init."""
+    """The command prefix to run something inside the container of that init."""
     return ["nsenter", f"--target={leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
 
 
 def find_init(ancestor: int, proc: Path = Path("/proc")) -> int | None:
-    """The pid of the container's init: the descendant that is process 1 of a pid namespace of its own. None: none."""
+    """The pid of the container's init, if there is one: the descendant that is process 1 of its own pid namespace."""
     try:
         if re.search(r"^NSpid:\t\d+(\t\d+)*\t1$", (proc / f"{ancestor}/status").read_text(), re.MULTILINE):
             return ancestor
@@ -268,7 +268,7 @@ def find_init(ancestor: int, proc: Path = Path("/proc")) -> int | None:
 
 
 def control_group_mounts(mountinfo: str) -> list[Path]:
-    """Where systemd's control groups are mounted: v2, v1's name=systemd too on a hybrid host. Source: proc(5)."""
+    """Where systemd's control groups are mounted: v2 and, on a hybrid host, v1's name=systemd. Source: proc(5)."""
     mounts = []
     for line in mountinfo.splitlines():
         head, _, tail = line.partition(" - ")
@@ -286,7 +286,7 @@ def read_control_group_mounts() -> list[Path]:
 def make_control_groups(name: str) -> list[Path]:
     """A control group of that name in every hierarchy. Raises CommandFailed.
 
-    With --keep-unit two containers would else share the group `/payload`, and one's systemd end the other's services.
+    Otherwise, with --keep-unit, two containers share the group `/payload`, and one's systemd ends the other's services.
     """
     groups = [mount / name for mount in read_control_group_mounts()]
     try:
@@ -301,7 +301,7 @@ def make_control_groups(name: str) -> list[Path]:
 
 
 def end_run(name: str) -> None:
-    """Ends all processes of a run, removes its control groups and namespaces. Raises CommandFailed if any survives."""
+    """Ends all processes of a run; removes its control groups and namespaces. Raises CommandFailed if any survives."""
     end_groups([group for mount in read_control_group_mounts() for group in mount.glob(f"{name}-n*")])
     for namespace in NAMESPACES.glob(f"{name}-*"):
         run(["ip", "netns", "delete", namespace.name])
@@ -310,8 +310,8 @@ def end_run(name: str) -> None:
 
 
 def end_groups(groups: Sequence[Path]) -> None:
-    """Ends the machines in these control groups, and removes the groups: in one that was killed a kernel may go on to
-    kill what systemd starts later. Raises CommandFailed.
+    """Ends the machines in these control groups, and removes the groups: after cgroup.kill, a kernel may also kill
+    what systemd starts there later. Raises CommandFailed.
     """
     # The payload first: systemd-nspawn then sees its init's end and removes its own lock files.
     kill_groups([group / "machine/payload" for group in groups], 10)
@@ -325,7 +325,7 @@ def end_groups(groups: Sequence[Path]) -> None:
 def kill_groups(groups: Sequence[Path], seconds: float) -> None:
     """Kills what is in and below these groups (cgroup v2's cgroup.kill) and waits until they are empty.
 
-    Raises CommandFailed when something is left after so many seconds.
+    Raises CommandFailed if something is left after that many seconds.
     """
     groups = [group for group in groups if (group / "cgroup.kill").exists()]
     for group in groups:
@@ -333,7 +333,7 @@ def kill_groups(groups: Sequence[Path], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while busy := [group for group in groups if "populated 1" in (group / "cgroup.events").read_text()]:
         if time.monotonic() > deadline:
-            raise CommandFailed(f"processes in {', '.join(map(str, busy))} do not end although they were killed")
+            raise CommandFailed(f"processes in {', '.join(map(str, busy))} were killed, but do not end")
         time.sleep(0.05)
 
 

@@ -1,7 +1,7 @@
-"""The QEMU backend: nodes as virtual machines that boot the disk image with their seed's ISO, each with the seed's NIC.
+"""The QEMU backend: nodes as virtual machines with the NIC in their seed, booted from the disk image and seed ISO.
 
-The network is a switch that every NIC is connected to. As well as the nodes there is a QEMU without a machine: its user
-network answers as the cluster's gateway and forwards a port of 127.0.0.1 to each node's ssh.
+Every NIC is connected to one switch. A further QEMU, without a machine, is the cluster's gateway: its user network
+forwards a port of 127.0.0.1 to each node's ssh.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from imagegen.seeds.iso import write_seed_iso
 
 STATE = "qemu.json"
 KEY = "ssh_key"
-SERVED = ".serve"  # what `imagegen serve` keeps in a network boot; no node can have that name
-NODE_FILES = ("disk.qcow2", "seed.iso", "qmp", "ssh")  # of a machine, beside its logs
-GROWTH = "16G"  # what a node's disk has beyond its image; sparse
+SERVED = ".serve"  # the data of `imagegen serve` in a network boot; no node can have this name
+NODE_FILES = ("disk.qcow2", "seed.iso", "qmp", "ssh")  # of a machine, besides its logs
+GROWTH = "16G"  # how much larger a node's disk is than its image; sparse
 OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
-ANY = range(-64, 256)  # every way a process can end
-NETWORK_SECONDS = 20.0  # until switch and gateway answer
-LOGIN_SECONDS = 120.0  # until ssh is through; under TCG that takes several seconds
+ANY = range(-64, 256)  # all return codes
+NETWORK_SECONDS = 20.0  # for switch and gateway to answer
+LOGIN_SECONDS = 120.0  # for ssh to connect; under TCG that takes several seconds
 
-# A process of its own, because kept machines outlive the command. Isolated, with this very package on its path.
+# A separate process, because kept machines outlive the command. Isolated, with this same package on its path.
 SWITCH = (
     "import sys; sys.path.append(sys.argv[1]); from imagegen.local.switch import run_switch; run_switch(sys.argv[2])"
 )
 
 
 class Firmware(StrEnum):
-    """What the machines boot with."""
+    """The machines' firmware."""
 
     BIOS = "bios"
     UEFI = "uefi"
@@ -63,7 +63,7 @@ class Firmware(StrEnum):
 
 @dataclass(frozen=True)
 class Outside:
-    """The user network's own addresses, and whether it keeps the nodes from everything outside."""
+    """The user network's own addresses, and whether it blocks the nodes' traffic to the outside."""
 
     gateway: IPv4Address
     dns: IPv4Address
@@ -72,7 +72,7 @@ class Outside:
 
 
 class Qemu:
-    """One run's network and machines. Every process bears the run's name, so a later run finds and ends it."""
+    """One run's network and machines. Every process has the run's name, so that a later run can find and end it."""
 
     tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
@@ -98,7 +98,7 @@ class Qemu:
         return []
 
     def __enter__(self) -> Self:
-        """Ends what an earlier run left and makes this run's ssh key. Raises CommandFailed."""
+        """Ends what an earlier run left, and makes this run's ssh key. Raises CommandFailed."""
         with open_directory(self.directory, make=True):
             remove_leftovers(self.directory)
         write_file(self.directory / STATE, text(json.dumps({"version": 1, "run": self.name}) + "\n", 0o600))
@@ -111,17 +111,17 @@ class Qemu:
         self.close()
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
-        """The bytes of memory and of disk that a machine takes: the disk holds only what the node writes."""
+        """(memory, disk) in bytes that a machine needs: the disk holds only what the node writes."""
         return self.memory[node.role], 4 << 30
 
     def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
-        """A machine for that node, not yet started: an overlay on `image` (qcow2 or raw) and a copy of the seed.
+        """A machine for that node, not started yet: an overlay on `image` (qcow2 or raw) and a copy of the seed.
 
-        All machines are added before the first one starts. Raises BadUsage, CommandFailed.
+        Add all machines before you start the first. Raises BadUsage, CommandFailed.
         """
         if self._processes:
             raise BadUsage(
-                f"{node.name} cannot join a network that is already running", "add every node before one starts"
+                f"{node.name} cannot join a network that is already running", "add every node before starting one"
             )
         machine = QemuMachine(self, node, image)
         self.machines.append(machine)
@@ -133,7 +133,7 @@ class Qemu:
         return {**seed, "vendor-data": text(vendor_data(self._public_key, slow=not self.accelerated), 0o600)}
 
     def connect(self) -> None:
-        """Starts the network unless it runs, and waits until it does. Raises CommandFailed."""
+        """Starts the network, unless it is running, and waits until it is. Raises CommandFailed."""
         if self._processes:
             return
         ports = {machine.node: machine.port for machine in self.machines}
@@ -148,7 +148,7 @@ class Qemu:
             self._await_process(start(argv, cwd=self.directory, stdout=output.fileno()), path, ready)
 
     def _await_process(self, process: Process, log: Path, ready: Callable[[], bool]) -> None:
-        """From now on the process is the network's. Raises CommandFailed when it does not become ready."""
+        """Makes the process the network's, which ends it. Raises CommandFailed if it does not become ready."""
         self._processes.append(process)
         if not wait_until(ready, process, NETWORK_SECONDS):
             raise CommandFailed(
@@ -156,16 +156,16 @@ class Qemu:
             )
 
     def keep(self) -> None:
-        """From now on close() leaves the machines running; the next run with the same directory ends them."""
+        """Makes close() leave the machines running; the next run with the same directory ends them."""
         self._kept = True
 
     def close(self) -> None:
-        """Ends every machine and removes disks, seeds and the key; consoles stay. After keep() all that stays."""
+        """Ends every machine and removes disks, seeds and the key, not the logs. After keep() nothing ends."""
         end_processes([m.tunnel for m in self.machines if m.tunnel is not None])
         if self._kept:
             return
         end_processes([*(m.process for m in self.machines if m.process is not None), *self._processes])
-        remove_leftovers(self.directory)  # also what was started and not noted down yet, and the LAN of a network boot
+        remove_leftovers(self.directory)  # also what was started but not recorded yet, and the LAN of a network boot
 
 
 class QemuMachine:
@@ -181,7 +181,7 @@ class QemuMachine:
         self._network = network
 
     def prepare(self, image: Path, seed: Tree) -> None:
-        """Makes the node's directory afresh: disk and seed. Raises CommandFailed."""
+        """Replaces the node's directory, with disk and seed. Raises CommandFailed."""
         make_fresh(self.directory, 0o700)
         kind = "raw" if image.suffix == ".raw" else "qcow2"
         disk = self.directory / "disk.qcow2"
@@ -190,14 +190,14 @@ class QemuMachine:
         write_seed_iso(seed, self.directory / "seed.iso")
 
     def start(self) -> None:
-        """Switches the node on, again after it ended too; console and status go to files. Raises CommandFailed."""
+        """Switches the node on, the first time or again; console and status go to files. Raises CommandFailed."""
         network = self._network
         network.connect()
         with create_file(self.directory / "qemu.log") as output:
             self.process = start([*network.prefix, *self.command()], cwd=network.directory, stdout=output.fileno())
 
     def command(self) -> list[str]:
-        """The QEMU that is this machine."""
+        """The command that runs this machine."""
         network = self._network
         return node_command(
             network.name,
@@ -208,24 +208,24 @@ class QemuMachine:
         )
 
     def alive(self) -> bool:
-        """Whether the machine runs."""
+        """Whether the machine is running."""
         return self.process is not None and self.process.poll() is None
 
     def status(self) -> dict[str, Any] | None:
-        """The agent's newest status document. None: none yet."""
+        """The agent's newest status document, if there is one."""
         return newest_document(read_tail(self.directory / "status.jsonl"))
 
     def console(self, lines: int = 20) -> list[str]:
-        """The last lines of the console and, when the machine ended, of QEMU itself; no control sequences."""
+        """The last lines of the console and, if the machine has ended, of QEMU's own log; without control sequences."""
         said = plain_lines(read_tail(self.directory / "console.log"))
         if not self.alive():
             said += plain_lines(read_tail(self.directory / "qemu.log"))
         return said[-lines:]
 
     def execute(self, argv: Sequence[str], input: bytes | None = None, timeout: float | None = None) -> Completed:
-        """Runs a command inside as root, whatever its return code. Raises CommandFailed when ssh cannot."""
+        """Runs a command on the node as root, with any return code. Raises CommandFailed if ssh fails."""
         tunnel = self._open_tunnel(LOGIN_SECONDS if timeout is None else min(timeout, LOGIN_SECONDS))
-        # Relative, in the directory: a socket's path must be short.
+        # Relative to the directory: a socket's path must be short.
         done = run(
             [*self._ssh("-o", "ControlMaster=no", "-S", self._socket), shlex.join(argv)],
             input=input,
@@ -256,7 +256,7 @@ class QemuMachine:
             return self.tunnel
         path, log = self._network.directory / self._socket, self.directory / "ssh.log"
         remove_place(path)
-        # Not by ControlPersist: such a process would belong to nobody.
+        # Not with ControlPersist: nothing would end such a process.
         argv = self._ssh("-N", "-o", "ControlMaster=yes", "-S", self._socket)
         with create_file(log) as output:
             self.tunnel = start(argv, cwd=self._network.directory, stdout=output.fileno())
@@ -269,17 +269,17 @@ class QemuMachine:
 
 
 def lan_socket(name: str) -> str:
-    """The switch's socket, in the run's directory. Relative, as all sockets here: their paths must be short."""
+    """The switch's socket, relative to the run's directory like all sockets here: their paths must be short."""
     return f"{name}-lan"
 
 
 def switch_command(name: str) -> list[str]:
-    """The process that joins the nodes and the gateway: see Switch."""
+    """The command of the process that connects the nodes and the gateway: see Switch."""
     return [sys.executable, "-I", "-c", SWITCH, str(PACKAGE.parent), lan_socket(name)]
 
 
 def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mapping[Node, int]) -> list[str]:
-    """The QEMU that is the gateway. `ports` are those of 127.0.0.1 that lead to the nodes' ssh."""
+    """The command of the gateway's QEMU. `ports` are those of 127.0.0.1 that lead to the nodes' ssh."""
     user = [
         f"user,id=outside,ipv6=off,restrict={'on' if outside.restrict else 'off'}",
         f"net={cluster.network.cidr},host={outside.gateway},dns={outside.dns},dhcpstart={outside.dhcp}",
@@ -296,11 +296,11 @@ def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mappin
 def node_command(
     name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None, tap: str = "", blank: bool = False
 ) -> list[str]:
-    """The QEMU that is a node; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
+    """The command of a node's QEMU; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
 
-    Its port of the LAN is a tap, else the switch. `blank`: it boots over the network first, and has no seed's medium.
-    By BIOS it then has QEMU's own iPXE, by UEFI the firmware's PXE, which loads iPXE by TFTP.
-    Without KVM cx16=off: cmpxchg16b of QEMU before 8.0 leaves other instructions' results in the flags, and a kernel
+    It is connected to `tap`, if given, or else to the switch. `blank`: it boots over the network first, and has no
+    seed medium. Under BIOS it then uses QEMU's own iPXE, under UEFI the firmware's PXE, which loads iPXE over TFTP.
+    Without KVM cx16=off: before QEMU 8.0, cmpxchg16b leaves other instructions' results in the flags, and a kernel
     that uses it for each allocation (6.12) dies of a double fault within a minute.
     """
     here = node.name
@@ -320,10 +320,10 @@ def node_command(
     return [
         *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", "2" if node.role is Role.CONTROLLER else "1"),
-        # What a node knows its machine by; without it all machines have the same, of zeros.
+        # By which a node recognises its machine; without it all machines have the same, zeros.
         *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
         *(("-bios", str(firmware)) if firmware else ()),
-        # A node's disk is thrown away: no need to wait for it.
+        # A node's disk is thrown away: writes need not reach it.
         *("-drive", f"if=none,id=root,file={here}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
         *("-device", f"virtio-blk-pci,drive=root,serial={serial}{first}"),
         *([] if blank else seed),
@@ -336,17 +336,17 @@ def node_command(
 
 
 def ssh_options(key: Path, port: int) -> list[str]:
-    """How ssh reaches a node. The host key is new and the way is this machine's loopback: there is nothing to check."""
+    """How ssh reaches a node. The host key is new and the path is the loopback: there is nothing to check."""
     options = ["BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
     options += ["LogLevel=ERROR", f"ConnectTimeout={LOGIN_SECONDS:.0f}"]
     return ["-F", "none", "-i", str(key), "-p", str(port), *(word for option in options for word in ("-o", option))]
 
 
 def vendor_data(public_key: str, *, slow: bool) -> str:
-    """The vendor-data that `boot` adds to a copy of the seed: root's key and, on a slow machine, patience for Nova
-    and one worker a service: importing Nova is what takes the time.
+    """The vendor-data that `boot` adds to a copy of the seed: root's key and, on a slow machine, longer time-outs for
+    Nova and one worker per service, because importing Nova takes most of the time.
 
-    By bootcmd, which no seed has: a key of user-data replaces the same key of vendor-data, they are not joined.
+    It uses bootcmd, which no seed has: user-data replaces a key of vendor-data instead of adding to it.
     """
     key = shlex.quote(public_key)
     script = f"""set -eu
@@ -380,7 +380,7 @@ heartbeat_timeout_threshold = 600
 
 
 def plan_outside(cluster: Cluster) -> Outside:
-    """The user network's addresses: the gateway, and free ones for what it insists on serving. Raises BadUsage."""
+    """The user network's addresses: the gateway, and free ones for the services that it always has. Raises BadUsage."""
     network = cluster.network
     taken = {network.gateway, *(node.address for node in cluster.nodes)}
     free = []
@@ -393,7 +393,7 @@ def plan_outside(cluster: Cluster) -> Outside:
 
 
 def needs_outside(cluster: Cluster) -> bool:
-    """Whether the nodes use something outside their network."""
+    """Whether the nodes use anything outside their network."""
     services = cluster.services
     places = [services.database, services.messaging, services.cache, services.identity]
     hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
@@ -409,7 +409,7 @@ def needs_outside(cluster: Cluster) -> bool:
 
 
 def can_accelerate(cpuinfo: str, access: bool) -> bool:
-    """Whether KVM works: the processor has it, not only the device, which opens and hangs in some containers."""
+    """Whether KVM works. The device alone proves nothing: in some containers it opens, and then hangs."""
     return access and re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpuinfo, re.MULTILINE) is not None
 
 
@@ -418,7 +418,7 @@ def find_ovmf() -> Path:
     for path in OVMF:
         if path.is_file():
             return path
-    raise MachineLacks("there is no UEFI firmware for QEMU: install the package ovmf")
+    raise MachineLacks("UEFI firmware for QEMU not found: install the package ovmf")
 
 
 def free_port() -> int:
@@ -430,7 +430,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether something listens at that TCP port of 127.0.0.1."""
+    """Whether something listens on that TCP port of 127.0.0.1."""
     try:
         create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -439,7 +439,7 @@ def answers(port: int) -> bool:
 
 
 def wait_until(done: Callable[[], bool], process: Process, seconds: float) -> bool:
-    """Whether `done` came true before the process ended or the time was over."""
+    """Whether `done` became true before the process ended or the time was up."""
     end = time.monotonic() + seconds
     while not done():
         if process.poll() is not None or time.monotonic() > end:
@@ -449,7 +449,7 @@ def wait_until(done: Callable[[], bool], process: Process, seconds: float) -> bo
 
 
 def end_processes(processes: Sequence[Process], seconds: float = 10.0) -> None:
-    """Ends processes for certain: asks all, kills what is left after that many seconds, and collects them."""
+    """Ends processes: terminates all, kills what is left after that many seconds, and reaps them."""
     for process in processes:
         process.terminate()
     end = time.monotonic() + seconds
@@ -461,8 +461,8 @@ def end_processes(processes: Sequence[Process], seconds: float = 10.0) -> None:
 
 
 def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
-    """Ends the machines that a run in the directory left, by --keep or because it was killed itself, and removes their
-    disks and seeds, the key and the state. Logs stay. Does nothing when no run left its state.
+    """Ends the machines that a run in the directory left, with --keep or because it was killed, and removes their disks
+    and seeds, the key and the state, but no logs. Does nothing if no run left its state.
     """
     try:
         name = json.loads(read_file(directory / STATE))["run"]
@@ -470,7 +470,7 @@ def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
         return
     except (ValueError, KeyError, TypeError, RecursionError):
         name = ""
-    # It is looked for in processes' arguments: an empty or short one would be found in those of others.
+    # It is searched for in processes' arguments: an empty or short one would match those of others.
     if isinstance(name, str) and re.fullmatch(r"imagegen-[0-9a-f]{8}", name):
         for entry in sorted(proc.iterdir()):
             if entry.name.isdecimal() and bears_name(entry, name):
@@ -488,14 +488,14 @@ def bears_name(entry: Path, name: str) -> bool:
     """Whether the process below /proc is a QEMU, the switch or a dnsmasq of the run with that name."""
     try:
         words = (entry / "cmdline").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile
+    except OSError:  # has ended meanwhile
         return False
     ours = words[0].startswith((b"qemu-system-", b"dnsmasq")) or SWITCH.encode() in words
     return ours and any(word.rpartition(b"/")[2].startswith(f"{name}-".encode()) for word in words)
 
 
 def kill_process(number: int, check: Callable[[], bool]) -> None:
-    """Kills a process and waits until it is gone; not another that got its number meanwhile, which `check` tells."""
+    """Kills a process and waits until it is gone; `check` excludes another that has got its pid meanwhile."""
     with suppress(ProcessLookupError):
         handle = os.pidfd_open(number)
         try:

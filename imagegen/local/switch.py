@@ -1,4 +1,4 @@
-"""The Ethernet switch between virtual machines: a process that joins the stream sockets of QEMU's netdevs."""
+"""The Ethernet switch between virtual machines: a process that connects the stream sockets of QEMU's netdevs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from socket import AF_UNIX, socket
 from typing import Generic, TypeVar
 
 LONGEST = 68 * 1024  # bytes of a frame: QEMU's own limit
-BACKLOG = 4 << 20  # bytes that wait for a port of the switch; what comes beyond is lost, as in any switch
+BACKLOG = 4 << 20  # bytes waiting for a port of the switch; more is dropped, as in any switch
 
 Port = TypeVar("Port")
 
@@ -19,8 +19,8 @@ Port = TypeVar("Port")
 class Switch(Generic[Port]):
     """A learning Ethernet switch: which ports a frame goes to.
 
-    A hub does not do: QEMU's user network takes every frame as meant for itself, whatever its destination's MAC, and
-    resets the connections that nodes make to each other.
+    A hub would not do: QEMU's user network takes every frame as its own, whatever the destination MAC, and resets the
+    connections between nodes.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Switch(Generic[Port]):
         self._places: dict[bytes, Port] = {}
 
     def forward(self, frame: bytes, source: Port) -> list[Port]:
-        """The ports for a frame that came in at `source`, which is where its sender is from now on."""
+        """The ports for a frame from `source`; remembers that its sender is there."""
         target, sender = frame[:6], frame[6:12]
         if len(sender) < 6:
             return []
@@ -40,7 +40,7 @@ class Switch(Generic[Port]):
         return [port for port in self.ports if port != source]
 
     def leave(self, port: Port) -> None:
-        """Forgets a port and who was there."""
+        """Forgets a port and the addresses behind it."""
         self.ports.remove(port)
         self._places = {address: place for address, place in self._places.items() if place != port}
 
@@ -57,7 +57,7 @@ async def serve_port(lan: Switch[StreamWriter], reader: StreamReader, writer: St
     """
     lan.ports.append(writer)
     try:
-        # Ends with what a machine does when it is switched off, or with what no frame can be.
+        # Ends when the machine is switched off, or sends what cannot be a frame.
         with suppress(asyncio.IncompleteReadError, OSError):
             while (length := struct.unpack("!I", await reader.readexactly(4))[0]) <= LONGEST:
                 frame = await reader.readexactly(length)
@@ -70,7 +70,7 @@ async def serve_port(lan: Switch[StreamWriter], reader: StreamReader, writer: St
 
 
 async def serve_switch(path: Path) -> None:
-    """Serves the socket for ever. It has its name once it listens, so that who sees it can connect."""
+    """Serves the socket for ever. It gets its name once it is listening, so that whoever sees it can connect."""
     lan: Switch[StreamWriter] = Switch()
     listener = socket(AF_UNIX)
     beside = path.with_name(f"{path.name}.new")

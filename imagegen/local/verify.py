@@ -1,4 +1,4 @@
-"""What is checked from outside once all nodes say that they are ready: Nova's cells, services, hosts and endpoints."""
+"""Checks from outside once all nodes say that they are ready: Nova's cells, services, hosts and endpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that is not as it must be: of what, and what is wrong. Never holds a password."""
+    """One thing that is wrong: with what, and what. Never holds a password."""
 
     subject: str
     message: str
@@ -45,7 +45,7 @@ class Facts:
 
 
 class Executor(Protocol):
-    """The part of a machine that is needed here."""
+    """The part of a machine's interface that is needed here."""
 
     def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
 
@@ -99,7 +99,7 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
     compute_url = f"http://{cluster.controllers[0].address}:8774/v2.1"
-    # As Nova's own user: it may read all of this, also where no administrator's password is known.
+    # As Nova's own user, which may read all of this, even if no administrator's password is known.
     call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
     return f"{source}\n\nmain(*{call!r})\n".encode()
@@ -192,7 +192,7 @@ def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Ro
 
 
 def _check_up(subject: str, what: str, rows: Sequence[Row], times: int = 1) -> list[Finding]:
-    """So many rows, all up and enabled."""
+    """There must be that many rows, all up and enabled."""
     if len(rows) != times:
         wanted = "once" if times == 1 else f"{times} times"
         return [Finding(subject, f"{what} is listed {len(rows)} times, not {wanted}")]
@@ -206,7 +206,7 @@ def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]
     for node in computes:
         cells = [row["Cell Name"] for row in rows if row["Hostname"] == node.name]
         if cells != [node.cell]:
-            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not once to {node.cell}"))
+            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not to {node.cell} once"))
     return found
 
 
@@ -237,8 +237,8 @@ def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list
                 == (mine[0], interface, region, True)
             ]
             if urls != [service["url"]]:
-                seen = ", ".join(urls) or "nowhere"
+                seen = ", ".join(urls) or "missing"
                 found.append(
-                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not once {service['url']}")
+                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not {service['url']} once")
                 )
     return found

@@ -23,7 +23,7 @@ class Role(StrEnum):
 
 
 class Hosted(StrEnum):
-    """The backing services that a controller can host. A cache is no place of the cluster: each controller has one."""
+    """The backing services that a controller can host. A cache needs no place: each controller has its own."""
 
     DATABASE = "database"
     MESSAGING = "messaging"
@@ -99,7 +99,7 @@ class Cluster:
     secrets_path: Path
     cells: tuple[str, ...]
     nodes: tuple[Node, ...]
-    idle_cache: bool = False  # the file gives the cache a place in the cluster, which is read and not needed
+    idle_cache: bool = False  # the file gives the cache a place in the cluster, which is accepted but not needed
 
     @property
     def controllers(self) -> tuple[Node, ...]:
@@ -127,15 +127,15 @@ class Cluster:
         return tuple(service for service in Hosted if runs(service))
 
     def serves_others(self, node: Node) -> bool:
-        """Whether other nodes need a backing service that runs on this one: its cache serves nobody else."""
+        """Whether other nodes need a backing service that runs on this one; its cache is for itself."""
         return any(service is not Hosted.CACHE for service in self.hosted_on(node))
 
     def console_port(self, cell: str) -> int:
-        """The port of a cell's noVNC proxy, on every controller: 6080 for the first cell, one more for each further."""
+        """The port of a cell's noVNC proxy, on every controller: 6080 for the first, one higher for each further."""
         return CONSOLE_PORT + self.cells.index(cell)
 
     def cell_uuid(self, cell: str) -> UUID:
-        """The fixed uuid of a cell's mapping, so that two creators cannot make two rows."""
+        """The fixed uuid of a cell's mapping, so that two controllers cannot make two rows."""
         return uuid5(NAMESPACE, f"cell/{self.region}/{cell}")
 
     def compute_id(self, node: Node) -> UUID:

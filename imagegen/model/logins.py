@@ -22,8 +22,8 @@ class Rights:
     topics: str = ".*"
 
 
-# A compute makes and reads what is a compute's: whoever reads a conductor's queue, or binds another to its topic, gets
-# requests that are not meant for him. It does make the exchange scheduler_fanout, to which it sends.
+# A compute makes and reads only computes' queues: a reader of a conductor's queue, or of one bound to its topic, would
+# get requests that are meant for the conductor. It does make the exchange scheduler_fanout, to which it sends.
 # Names: oslo.messaging, amqpdriver.listen (TOPIC, TOPIC.SERVER) and impl_rabbit.declare_fanout_consumer.
 OF_COMPUTES = Rights(
     configure=r"^(?!(conductor|scheduler)($|\.|_fanout_))",
@@ -102,8 +102,8 @@ def messaging_users(cluster: Cluster) -> list[MessagingUser]:
 def identity_users(cluster: Cluster) -> list[IdentityUser]:
     """The users of Nova and Placement on controllers, and that of all computes.
 
-    To the role `service` Keystone lets tokens be checked (in every release), Placement is open (since 2023.1), and Nova
-    tells of services and hypervisors (elements/nova-controller, policy.d). Before 2023.1 it takes an administrator.
+    The role `service` may check tokens in Keystone (in every release), use Placement (since 2023.1), and list Nova's
+    services and hypervisors (elements/nova-controller, policy.d). Before 2023.1, Placement needs an administrator.
     """
     release = find_release(cluster.release, cluster.distro)
     roles = ("service",) if release.knows("placement_service_role") else ("admin", "service")
@@ -112,7 +112,7 @@ def identity_users(cluster: Cluster) -> list[IdentityUser]:
 
 def typed_secrets(cluster: Cluster) -> dict[str, str]:
     """Optional keys that secrets.yaml must have, and why: an administrator types these passwords elsewhere."""
-    said = "{} is outside this cluster and needs a password for the user {}: `imagegen validate --explain` prints how"
+    said = "{} is outside this cluster and needs a password for user {}: `imagegen validate --explain` prints how"
     services = cluster.services
     typed = {}
     if services.messaging.node is None:

@@ -76,7 +76,7 @@ def default_release(distro: Distro) -> str:
 
 
 def default_suite(name: str) -> str:
-    """The suite that a distro gets when the cluster file names none. Raises UnknownRelease."""
+    """The distro's suite if the cluster file names none. Raises UnknownRelease."""
     return str(_distro(name)["default_suite"])
 
 
@@ -159,7 +159,7 @@ def _distro(name: str) -> dict[str, Any]:
     distros = _data()["distros"]
     if name not in distros:
         raise UnknownRelease(
-            "distro.name", f"there is no distro `{name[:40]}` here{_suggest(name, distros, tuple(distros))}"
+            "distro.name", f"there is no distro `{name[:40]}`{_suggest(name, distros, tuple(distros))}"
         )
     found: dict[str, Any] = distros[name]
     return found

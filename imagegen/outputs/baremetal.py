@@ -1,4 +1,4 @@
-"""What Ironic and Metal3 take: a node's enrolment, its image with its digest, and its config drive."""
+"""The files for Ironic and Metal3: a node's enrolment, its image with its digest, and its config drive."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def metal3_hints(node: Node) -> dict[str, Any]:
         if hint.operator != operator:
             raise refuse(node, f"`{name}: {hint_text(value)}`", f"its {field} always means `{operator}`")
         if field in found:
-            raise refuse(node, "both `name` and `by_path`", f"it has {field} alone for the two")
+            raise refuse(node, "both `name` and `by_path`", f"it has only {field} for the two")
         found[field] = value if name == "rotational" else int(hint.values[0]) if name == "size" else hint.values[0]
     return found
 

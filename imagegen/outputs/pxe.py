@@ -1,6 +1,6 @@
-"""What a machine's network boot takes: iPXE scripts, the images' files, and configurations of dnsmasq and nginx.
+"""The files for a machine's network boot: iPXE scripts, the images' files, and configurations for dnsmasq and nginx.
 
-Nothing here is secret, and nothing of ours has to run: any web server and any TFTP server can give it out.
+Nothing here is secret, and imagegen need not run: any web server and any TFTP server can serve it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from imagegen.inputs.device_hints import hint_text
 from imagegen.model.cluster import Cluster, Hosted, Node, Role
 
 PORT = 8080
-MOST_COMMAND_LINE = 2000  # bytes; Linux on x86 cuts off what is beyond 2,047 (COMMAND_LINE_SIZE)
+MOST_COMMAND_LINE = 2000  # bytes; Linux on x86 cuts off everything beyond 2,047 (COMMAND_LINE_SIZE)
 MOST_CONFIG_LINE = 1000  # bytes; dnsmasq reads a longer line as two (MAXDNAME)
-MOST_SPARE = 200  # addresses for machines that boot by an interface which is in no cluster file
+MOST_SPARE = 200  # addresses for machines that boot from an interface that is not in the cluster file
 LOADERS = ("undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe-arm64.efi")
-"""iPXE's own files, for firmware that is no iPXE; the last is not in every distro's package."""
+"""iPXE's own files, for other firmware; the last is not in every distro's package."""
 
 SUFFIXES = {"deploy": ("raw", "vmlinuz", "initrd", "raw.zst"), "live": ("raw", "vmlinuz", "initrd", "squashfs")}
-"""Which built files the tree has of a role, by the modes of its nodes. The raw image is for Ironic and Metal3; what
-fills the disk or the memory is last."""
+"""Mode of a node -> the built files that the tree needs for its role. The raw image is for Ironic and Metal3; the last
+fills the disk or the memory."""
 
 
 @dataclass(frozen=True)
 class NetbootImage:
-    """A built image: where its files are, and of each its sha256 and size in bytes."""
+    """A built image: where its files are, and the sha256 and size in bytes of each."""
 
     name: str  # ROLE-ID
     directory: Path
@@ -51,12 +51,12 @@ class NetbootImage:
 
 
 def choose_url(cluster: Cluster) -> str:
-    """Where the nodes find the tree, without a slash at its end. Raises BadUsage when the cluster file does not say."""
+    """The tree's URL, without a trailing slash. Raises BadUsage if the cluster file does not say."""
     if cluster.pxe_url:
         return cluster.pxe_url
     if cluster.network.gateway is None:
         raise BadUsage(
-            "the cluster file does not say where the nodes find what they boot",
+            "the cluster file does not say where the nodes find their boot files",
             "add `pxe: {url: http://ADDRESS:8080}`, with this machine's address in the nodes' network",
         )
     return f"http://{cluster.network.gateway}:{PORT}"
@@ -65,9 +65,9 @@ def choose_url(cluster: Cluster) -> str:
 def find_images(
     cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str]] = SUFFIXES
 ) -> dict[Role, NetbootImage]:
-    """The current image of each role, which has the files that its nodes' modes need: `suffixes`.
+    """The current image of each role, with the files (`suffixes`) that its nodes' modes need.
 
-    Raises BadUsage that names `build` for what is missing.
+    Raises BadUsage, whose hint is `build`, for missing ones.
     """
     found, missing = {}, []
     for role in cluster.roles:
@@ -85,7 +85,7 @@ def find_images(
 
 
 def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
-    """Path in the tree -> built file that belongs there."""
+    """Path in the tree -> built file for it."""
     suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
     return {
         f"images/{image.file_name(suffix)}": image.directory / image.file_name(suffix)
@@ -101,7 +101,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
     if "$" in str(root) or not str(root).isprintable():
         raise BadUsage(
             f"{root} holds a dollar sign or a control character, which nginx and dnsmasq misread",
-            "give another directory with -o",
+            "choose another directory with -o",
         )
     url = urlsplit(base)
     network = cluster.network
@@ -121,7 +121,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
     names = ("boot.ipxe", "dnsmasq.conf", "dnsmasq-proxy.conf", "nginx.conf")
     tree = {name: text(render_template(f"{name}.j2", values)) for name in names}
     if any(len(line) > MOST_CONFIG_LINE for file in tree.values() for line in file.data.splitlines()):
-        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "give a shorter one with -o")
+        raise BadUsage(f"the name of {root} is too long for dnsmasq's configuration", "choose a shorter one with -o")
     for node in cluster.nodes:
         chain = text(render_template("chain.ipxe.j2", {"base": base, "node": node.name}))
         tree[f"mac/{node.mac.replace(':', '-')}.ipxe"] = chain
@@ -134,7 +134,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
 
 
 def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
-    """The iPXE script of one node. Raises BadUsage when the kernel would not get the whole of its command line."""
+    """The iPXE script of one node. Raises BadUsage if its kernel command line is too long."""
     base = choose_url(cluster)
     if fault := _explain_length(cluster, node, image):
         raise BadUsage(fault)
@@ -143,7 +143,7 @@ def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
 
 
 def find_spare(cluster: Cluster) -> tuple[IPv4Address, IPv4Address] | None:
-    """First and last of the longest run of addresses that nothing in the cluster file has; of a long run, its end."""
+    """First and last of the longest run of addresses that are not in the cluster file; of a long run, only the end."""
     cidr, places = cluster.network.cidr, (getattr(cluster.services, service) for service in Hosted)
     urls = (choose_url(cluster), cluster.status_url, cluster.services.image_endpoint)
     named = [*(place.host for place in places if place), *(urlsplit(url or "").hostname or "" for url in urls)]
@@ -163,7 +163,7 @@ def _address(host: str) -> IPv4Address | None:
 
 
 def find_long_lines(cluster: Cluster) -> list[tuple[str, str]]:
-    """(path, message) of each node whose kernel's command line would be too long, before there is any image."""
+    """(path, message) for each node whose kernel command line would be too long, before any image exists."""
     if cluster.pxe_url is None and cluster.network.gateway is None:
         return []  # not to be booted over the network
     found = []
@@ -177,7 +177,7 @@ def find_long_lines(cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
-    """What is wrong with the length of the kernel's command line, `imagegen serve`'s part included; else nothing."""
+    """What is wrong with the kernel command line's length, including what `imagegen serve` adds; empty: nothing."""
     base = choose_url(cluster)
     served = [f"imagegen.seed=https://{urlsplit(base).hostname}:65535/seed/{node.name}/{'0' * 32}"]
     served += [f"imagegen.ca={'0' * 64}", *([] if cluster.status_url else [f"imagegen.status={base}/status"])]
@@ -185,7 +185,7 @@ def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
     if length <= MOST_COMMAND_LINE:
         return ""
     return (
-        f"the kernel's command line of {node.name} would have {length} bytes, but it gets at most {MOST_COMMAND_LINE};"
+        f"the kernel command line of {node.name} would have {length} bytes, but {MOST_COMMAND_LINE} is the limit;"
         " shorten the node's root_device hints, or status.url"
     )
 

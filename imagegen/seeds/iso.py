@@ -73,7 +73,7 @@ def list_directories(tree: Tree) -> list[str]:
 
 @contextmanager
 def _pinned_clock() -> Iterator[None]:
-    """Gives pycdlib, and only it, a clock that stands still in UTC: it knows no SOURCE_DATE_EPOCH."""
+    """Gives pycdlib, which ignores SOURCE_DATE_EPOCH, a fixed time in UTC."""
     still = SimpleNamespace(**vars(time))
     still.time = lambda: EPOCH
     still.localtime = time.gmtime

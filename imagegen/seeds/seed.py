@@ -1,4 +1,4 @@
-"""What makes a node that node: its cloud-init seed, as a tree of user-data, meta-data and network-config."""
+"""What distinguishes a node: its cloud-init seed, as a tree of user-data, meta-data and network-config."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def seed_trees(cluster: Cluster, secrets: Secrets) -> dict[str, Tree]:
 def seed_tree(cluster: Cluster, node: Node, secrets: Secrets) -> Tree:
     """The files user-data, meta-data and network-config of one node, mode 0600. Same input, same bytes.
 
-    The instance-id changes when any content does: a keyed digest, so that it says nothing about the secrets inside.
+    The instance-id changes with the content. It is a keyed digest, so it reveals nothing about the secrets inside.
     """
     files = node_files(cluster, node, secrets)
     user_data = "#cloud-config\n" + dump_yaml(_user_data(cluster, files))
@@ -116,13 +116,13 @@ def _keyed_digest(key: str, message: str) -> str:
 
 
 def _compute_id(cluster: Cluster, node: Node) -> str | None:
-    """The compute_id of a compute whose release has one."""
+    """The compute_id, for a compute whose release has one."""
     knows = find_release(cluster.release, cluster.distro).knows("compute_id")
     return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
 
 
 def _time_servers(cluster: Cluster, node: Node) -> list[str]:
-    """The cluster file's, and the first controller: even if nothing else can be reached, all nodes share one time."""
+    """The cluster file's, and the first controller: so nodes agree on the time even if nothing else can be reached."""
     first = cluster.controllers[0]
     return [*cluster.network.ntp, *([] if node == first else [str(first.address)])]
 
@@ -147,7 +147,7 @@ def _cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, objec
 
 
 def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, object]:
-    """Every name that a template of userdata_templates/ may use."""
+    """All values for the templates in userdata_templates/."""
     services = cluster.services
     console_port = cluster.console_port(node.cell)
     values: dict[str, object] = {
@@ -184,13 +184,13 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
 
 
 def _cache(cluster: Cluster) -> dict[str, Any]:
-    """Where a controller's memcached answers: on its own loopback, unless the cluster file names one elsewhere."""
+    """The address of a controller's memcached: its own loopback, unless the cluster file names another one."""
     place = cluster.services.cache or Place(LOOPBACK, CACHE_PORT)
     return {"host": place.host, "port": place.port}
 
 
 def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedFile]:
-    """A drop-in for each cell that is not the controller's own; it runs a conductor and a noVNC proxy for each."""
+    """A drop-in for each cell but the controller's own; the controller runs a conductor and a noVNC proxy for each."""
     files = []
     for cell in cluster.cells:
         if cell != node.cell:
@@ -202,7 +202,7 @@ def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedF
 def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
     return [
         _file("/etc/keystone/keystone.conf.d/50-imagegen.conf", "root:keystone", 0o640, "keystone.conf.j2", values),
-        # Keystone takes a key file as it is: no line end.
+        # Keystone takes a key file as it is: no newline at the end.
         _file("/etc/keystone/fernet-keys/0", "root:keystone", 0o640, secrets.keystone_fernet_key),
         _file("/etc/keystone/credential-keys/0", "root:keystone", 0o640, secrets.keystone_credential_key),
     ]
@@ -233,7 +233,7 @@ _HOSTED_FILES = {
 
 
 def _rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
-    """RabbitMQ's definitions: a vhost for each cell, the controllers' user, one for each cell's computes, no other."""
+    """RabbitMQ's definitions: a vhost per cell, the controllers' user, one for each cell's computes, and no others."""
 
     def describe(user: MessagingUser) -> dict[str, Any]:
         salt = bytes.fromhex(_keyed_digest(secrets.seed_key, f"rabbitmq/{user.name}"))[:4]
@@ -256,7 +256,7 @@ def _rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
 
 
 def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
-    """/etc/imagegen/node.json, what the agent works from: what this node needs, nothing that grows with the fleet."""
+    """/etc/imagegen/node.json, the agent's input: what this node needs, and nothing that grows with the fleet."""
     controller = node.role is Role.CONTROLLER
     user = controller_messaging(cluster) if controller else compute_messaging(cluster, node.cell)
     document: dict[str, Any] = {
@@ -290,7 +290,7 @@ def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) ->
 
 
 def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[dict[str, Any]]:
-    """Keystone's users of these names, else all, with their passwords and roles in project service."""
+    """Keystone's users with these names, or all, with their passwords and roles in project service."""
     return [
         {"name": user.name, "password": secrets.password(user.secret), "roles": list(user.roles)}
         for user in identity_users(cluster)
@@ -299,7 +299,7 @@ def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[di
 
 
 def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
-    """The part of node.json that only a controller has: schemas, cells, users and endpoints to keep in place."""
+    """The part of node.json that only a controller has: the schemas, cells, users and endpoints that it maintains."""
     services, address = cluster.services, cluster.controllers[0].address
     database: dict[str, Any] = {
         "host": services.database.host,
@@ -310,7 +310,7 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
         ],
     }
     hosts = cluster.hosted_on(node)
-    if Hosted.DATABASE in hosts:  # who may log in is its host's matter: no other seed grows with the controllers
+    if Hosted.DATABASE in hosts:  # only the host needs to know who may log in: no other seed grows with the controllers
         database["clients"] = database_clients(cluster)
     others = messaging_users(cluster)[1:] if Hosted.MESSAGING in hosts else []
     return {
@@ -344,7 +344,7 @@ def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
 
 
 def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:
-    """The cloud-config. It writes files and lets people in; the rest is the agent's part, so there is no runcmd."""
+    """The cloud-config. It writes files and lets people log in; the agent does the rest, so there is no runcmd."""
     document: dict[str, Any] = {
         "preserve_hostname": False,
         "manage_etc_hosts": "localhost",
@@ -362,7 +362,7 @@ def _user_data(cluster: Cluster, files: tuple[SeedFile, ...]) -> dict[str, Any]:
 
 
 def _network_config(cluster: Cluster, node: Node) -> dict[str, Any]:
-    """Version 2, one interface, matched and renamed: without set-name cloud-init 22.4 matches by the key as well."""
+    """Version 2, one interface, matched and renamed: without set-name, cloud-init 22.4 also matches the key."""
     network = cluster.network
     interface: dict[str, Any] = {
         "match": {"macaddress": node.mac},
@@ -378,7 +378,9 @@ def _network_config(cluster: Cluster, node: Node) -> dict[str, Any]:
 
 
 def _meta_data(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: str) -> dict[str, Any]:
-    """Meta-data without the instance-id. Every process on the node can read it: public facts, keyed digests."""
+    """Meta-data without the instance-id. Every process on the node can read it, so it has only public facts and keyed
+    digests.
+    """
     return {
         "local-hostname": node.name,
         "imagegen": {

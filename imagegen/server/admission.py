@@ -1,6 +1,6 @@
-"""Who may hold a connection, and how much of this process's memory answers may wait in: counted, and bounded.
+"""Limits on connections, and on the memory in which answers wait.
 
-A connection counts from its accept until its descriptor is closed, so a TLS handshake that never ends counts too.
+A connection counts from accept until its descriptor is closed, so a TLS handshake that never ends counts too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import Counter
 from typing import Any
 
 MOST_CONNECTIONS = 4096
-MOST_CONNECTIONS_EACH = 64  # of one address
-FILES_EACH = 2  # of a connection: its socket, and the image that it is sent
-RESERVED_FILES = 64  # for all else that this process opens
-MOST_TURNED_AWAY = 100  # at one go: then whoever was admitted is served
+MOST_CONNECTIONS_EACH = 64  # per address
+FILES_EACH = 2  # per connection: its socket, and the image being sent
+RESERVED_FILES = 64  # for everything else that this process opens
+MOST_TURNED_AWAY = 100  # in a row, before the admitted ones are served
 
-MOST_WAITING = 64 << 20  # bytes of answers that nobody has taken yet
-MOST_WAITING_EACH = 16 << 20  # of them for one address; the page's data of 1,000 nodes has about 5 MiB
+MOST_WAITING = 64 << 20  # bytes of answers not taken yet
+MOST_WAITING_EACH = 16 << 20  # of them per address; the page's data for 1,000 nodes has about 5 MiB
 
 
 class Admission:
@@ -28,34 +28,34 @@ class Admission:
         self._held: Counter[str] = Counter()
 
     def count(self, address: str) -> int:
-        """The open connections of that address."""
+        """How many connections that address has open."""
         return self._held[address]
 
     def admit(self, address: str) -> bool:
-        """Whether the address may hold one more; counts it."""
+        """Counts one more connection of that address, unless that is one too many; whether it was counted."""
         if self._held.total() >= self._most or self._held[address] >= self._most_each:
             return False
         self._held[address] += 1
         return True
 
     def release(self, address: str) -> None:
-        """One that was admitted is closed."""
+        """Uncounts a connection that has been closed."""
         self._held[address] -= 1
         if not self._held[address]:
             del self._held[address]
 
 
 class Entrance(socket.socket):
-    """A listening socket whose accept() closes at once what is not admitted."""
+    """A listening socket whose accept() immediately closes connections that are not admitted."""
 
     def __init__(self, listener: socket.socket, admission: Admission) -> None:
-        """Takes the listener over: it is closed afterwards."""
+        """Takes over the listener, which is closed afterwards."""
         super().__init__(listener.family, listener.type, listener.proto, fileno=listener.detach())
         self.setblocking(False)
         self._admission = admission
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next admitted connection. Raises BlockingIOError when none waits, or after many that were turned away."""
+        """The next admitted connection. Raises BlockingIOError if none is waiting, or after turning many away."""
         for _ in range(MOST_TURNED_AWAY):
             accepted, peer = super().accept()
             if self._admission.admit(peer[0]):
@@ -79,21 +79,21 @@ class _Admitted(socket.socket):
 
 
 class Waiting:
-    """The bytes that wait in this process until clients take them."""
+    """The bytes that are waiting in this process for clients to take them."""
 
     def __init__(self, most: int = MOST_WAITING, most_each: int = MOST_WAITING_EACH) -> None:
         self._most, self._most_each = most, most_each
         self._held: dict[object, tuple[str, int]] = {}
 
     def hold(self, owner: object, address: str, size: int) -> bool:
-        """Notes how much waits for one connection; whether that is within the budget."""
+        """Records how much is waiting for one connection; whether that is within the limits."""
         self._held[owner] = (address, size)
         total = sum(held for _, held in self._held.values())
         own = sum(held for whose, held in self._held.values() if whose == address)
         return total <= self._most and own <= self._most_each
 
     def free(self, owner: object) -> None:
-        """It was taken, or its connection is closed."""
+        """Forgets what was taken, or whose connection is closed."""
         self._held.pop(owner, None)
 
 

@@ -1,6 +1,6 @@
 """What `imagegen serve` answers: the tree of `imagegen pxe`, one seed per claim over TLS, and what the nodes report.
 
-Whoever is on the wire may ask: everything is bounded, and what is refused is written down (docs/threat-model.md).
+Anybody on the network may ask, so everything is limited, and refusals are recorded (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from imagegen.server.ledger import Ledger, Unclaimable, Unusable, check_document
 from imagegen.server.listener import SEND_FILE
 from imagegen.server.tokens import make_token, read_token
 
-BODY_SECONDS = 10.0  # for a whole body to arrive
+BODY_SECONDS = 10.0  # for a whole body
 LOOK_RATE = 3.0  # of nodes.json, which costs more
 LOOK_BURST = 15.0
 
-ARP = Path("/proc/thread-self/net/arp")  # of the network that this thread serves
+ARP = Path("/proc/thread-self/net/arp")  # of this thread's network namespace
 PAGE = PACKAGE / "data"
 CLOSED = {
     "Cache-Control": "no-store",
@@ -49,7 +49,7 @@ CLOSED = {
 
 
 def find_mac(address: str) -> str | None:
-    """The MAC address behind an IPv4 address, as the kernel's neighbour table knows it; None: not of this network."""
+    """The MAC address behind an IPv4 address, from the kernel's neighbour table; None: not in this network."""
     for line in ARP.read_text().splitlines()[1:]:  # proc(5): address, type, flags, MAC, mask, device
         fields = line.split()
         if fields[0] == address and fields[2] != "0x0":
@@ -62,7 +62,7 @@ class Site:
     """What is served, and to whom."""
 
     cluster: Cluster
-    url: str  # of the tree, without a slash at its end
+    url: str  # of the tree, without a trailing slash
     seed_url: str  # https://ADDRESS:PORT
     root: Path  # the directory that `imagegen pxe` wrote
     authority: Authority
@@ -70,7 +70,7 @@ class Site:
     make_seed: Callable[[Node], bytes] | None  # None: this server gives out no seeds
     say: Callable[[str], None]
     find_mac: Callable[[str], str | None] = find_mac
-    any_address: bool = False  # nodes come through a router or a translation: their addresses say nothing
+    any_address: bool = False  # nodes are behind a router or NAT: their addresses prove nothing
     nodes: Mapping[str, Node] = field(init=False)
     roles: Mapping[str, str] = field(init=False)
 
@@ -80,11 +80,11 @@ class Site:
 
     @property
     def status_url(self) -> str:
-        """Where the nodes report to: what the cluster file says, else here."""
+        """Where the nodes report: the cluster file's URL, or else this server."""
         return self.cluster.status_url or f"{self.url}/status"
 
     def refuse(self, code: int, node: str, reason: Reason, request: Request, text: str) -> HTTPException:
-        """The answer to what is refused, once it stands in the ledger."""
+        """Records a refusal in the ledger; returns the answer."""
         address = client_address(request)
         own = str(self.nodes[node].address) if node in self.nodes else ""
         self.ledger.refuse(node, reason, address, text, own)
@@ -92,22 +92,22 @@ class Site:
         return HTTPException(code, text)
 
     def wrong_speaker(self, node: Node, address: str) -> str:
-        """What is wrong with who claims or reports as that node: it has to be at the node's address. Empty: nothing."""
+        """What is wrong with the address of a claim or report as that node: it must be the node's. Empty: nothing."""
         if self.any_address or address == str(node.address):
             return ""
         return f"came from {address}, but the node's address is {node.address}"
 
     def wrong_mac(self, node: Node, address: str) -> str:
-        """The MAC address behind an address, when it is known and not the node's."""
+        """The MAC address behind an address, if it is known and not the node's."""
         mac = self.find_mac(address)
         return mac if mac not in (None, node.mac) else ""
 
     def knows(self, node: Node, address: str) -> bool:
-        """Whether who asks is the node, by its address or by its MAC address."""
+        """Whether the client is the node, by its IP or MAC address."""
         return address == str(node.address) or self.find_mac(address) == node.mac
 
     def may_be(self, node: Node, address: str) -> bool:
-        """Whether who asks can be the node: that it is cannot be seen when it boots by any interface, or any way."""
+        """Whether the client may be the node, which cannot be seen if it may boot from any interface or address."""
         return self.any_address or bool(node.serial) or self.knows(node, address)
 
     @property
@@ -121,7 +121,7 @@ def client_address(request: Request) -> str:
 
 
 class Files(StaticFiles):
-    """The tree's files: images are most of what is served."""
+    """The tree's files, with their own way to send large ones."""
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         answer = super().file_response(*args, **options)
@@ -129,10 +129,10 @@ class Files(StaticFiles):
 
 
 class SentFile(Response):
-    """A file, or its part from a byte on, which goes from the page cache to the client past this process's memory.
+    """A file, or a range of it, sent from the page cache to the client without passing through this process's memory.
 
-    Of ranges it knows `bytes=N-` and `bytes=N-M`, which clients send that go on where they broke off; RFC 9110 (14.2)
-    lets a server ignore all others.
+    It supports the ranges `bytes=N-` and `bytes=N-M`, by which clients resume downloads; RFC 9110 (14.2) lets a server
+    ignore all others.
     """
 
     def __init__(self, answer: FileResponse) -> None:
@@ -160,7 +160,7 @@ class SentFile(Response):
 
 
 def choose_part(headers: Headers, etag: str, size: int) -> tuple[int, int] | None:
-    """(begin, end) of the bytes that are asked for, the begin perhaps beyond the file; None: the whole."""
+    """(begin, end) of the requested bytes, where begin may be beyond the file; None: the whole file."""
     found = re.fullmatch(r"bytes=([0-9]{1,15})-([0-9]{1,15})?", headers.get("range", ""))
     if found is None or headers.get("if-range", etag) != etag:
         return None
@@ -169,12 +169,12 @@ def choose_part(headers: Headers, etag: str, size: int) -> tuple[int, int] | Non
 
 
 def make_files_app(site: Site) -> App:
-    """The application for plain HTTP: files, scripts, status. Never a seed."""
+    """The application for plain HTTP: files, scripts, statuses. Never a seed."""
     files = Files(directory=site.root)
     looks, looking = Rates(LOOK_RATE, LOOK_BURST), asyncio.Lock()
 
     def describe_nodes(since: int) -> bytes:
-        """The page's data. In a thread, with a connection of its own: of a large cluster it takes a while."""
+        """The page's data. Runs in a thread, with its own connection: for a large cluster it takes a while."""
         ledger = site.ledger.reopen()
         try:
             told = ledger.read(since)
@@ -201,7 +201,7 @@ def make_files_app(site: Site) -> App:
         if not re.fullmatch(r"[0-9]{1,15}", since):
             raise HTTPException(400, "since must be a number")
         if not looks.allow(client_address(request)):
-            raise HTTPException(429, f"more than {LOOK_RATE:.0f} looks a second from this address")
+            raise HTTPException(429, f"more than {LOOK_RATE:.0f} requests for nodes.json a second from this address")
         async with looking:
             data = await asyncio.to_thread(describe_nodes, int(since))
         return Response(data, media_type="application/json", headers=CLOSED)
@@ -235,12 +235,12 @@ def make_files_app(site: Site) -> App:
         if request.method == "HEAD":
             return Response()
         address = client_address(request)
-        # A node with a serial number may boot by another interface than its own.
+        # A node with a serial number may boot from another interface than its own.
         if not node.serial and (mac := site.wrong_mac(node, address)):
             text = f"{mac} asked for the script of {node.name}, whose MAC address is {node.mac}"
             raise site.refuse(403, node.name, Reason.SCRIPT_MAC, request, text)
         text = read_file(script).decode()
-        # Anybody may read it. Only who is the node itself has booted by it; a token for others takes none away.
+        # Anybody may read it. Only a request from the node itself counts as its boot; giving others a token voids none.
         if site.knows(node, address):
             reports_here = site.status_url == f"{site.url}/status"
             fetched = f"its iPXE script was fetched by {address}"
@@ -265,7 +265,7 @@ def make_files_app(site: Site) -> App:
 
 
 def make_seeds_app(site: Site) -> App:
-    """The application for TLS: each node's seed, once per claim. Nothing else."""
+    """The application for TLS: each node's seed, once per claim, and nothing else."""
 
     async def give_seed(request: Request) -> Response:
         name, token = request.path_params["node"], request.path_params["token"]
@@ -282,7 +282,7 @@ def make_seeds_app(site: Site) -> App:
             raise site.refuse(403, name, Reason.NO_SEEDS, request, "this server gives out no seeds")
         if (boot := read_token(site.authority.token_key, name, token)) is None:
             raise site.refuse(403, name, Reason.NO_TOKEN, request, f"this token was never given out for {name}")
-        seed = site.make_seed(node)  # before a claim is used up
+        seed = site.make_seed(node)  # before the claim is used up
         try:
             site.ledger.claim(name, address, token, boot)
         except Unclaimable as error:
@@ -297,7 +297,7 @@ def make_seeds_app(site: Site) -> App:
 
 
 def add_arguments(site: Site, node: Node, script: str) -> str:
-    """The node's script and what this server adds to the kernel's command line: where to report, token, pin."""
+    """The node's script with this server's kernel arguments: where to report, the token, the CA's sha256."""
     words = []
     if " imagegen.status=" not in script:
         words.append(f"imagegen.status={site.status_url}")
@@ -337,7 +337,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def make_app(site: Site, routes: list[BaseRoute]) -> App:
-    """An application of these routes, within the bounds; whatever goes wrong in it has one line of text."""
+    """An application with these routes and the limits; every error in it becomes one line of text."""
 
     async def tell_unusable(request: Request, error: Exception) -> Response:
         told = explain_unusable(site.ledger.path, error)
@@ -347,8 +347,8 @@ def make_app(site: Site, routes: list[BaseRoute]) -> App:
         )
 
     async def tell_failure(request: Request, error: Exception) -> Response:
-        # The text of an unforeseen error may quote any value, a secret too.
-        site.say(f"a request for {request.url.path.split('/')[1]} failed ({type(error).__name__}): report it")
+        # The text of an unforeseen error may contain anything, even a secret.
+        site.say(f"a request for {request.url.path.split('/')[1]} failed ({type(error).__name__}): please report it")
         return PlainTextResponse("the server failed\n", 500)
 
     handlers: dict[Any, Any] = {HTTPException: explain, Unusable: tell_unusable, Exception: tell_failure}
@@ -360,5 +360,5 @@ async def explain(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for that alone
     headers = (
         {"Connection": "close"} if error.status_code in (408, 413, 415) else {}
-    )  # the rest of the body may never come
+    )  # the rest of the body may never arrive
     return PlainTextResponse(f"{error.detail}\n", error.status_code, {**(error.headers or {}), **headers})

@@ -1,4 +1,4 @@
-"""What an application of `imagegen serve` never sees: requests that are too large or too many, or not meant for it."""
+"""Keeps from the applications of `imagegen serve` requests that are too large, too many, or not meant for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MOST_BODY = 64 << 10  # bytes; a status document has about 4 KiB
 MOST_HEADERS = 40
 LONGEST_PATH = 1024  # characters
-RATE = 20.0  # requests a second of one address, in the long run
+RATE = 20.0  # requests a second per address, in the long run
 BURST = 100.0
-MOST_ADDRESSES = 10_000  # whose rate is remembered
+MOST_ADDRESSES = 10_000  # whose rates are remembered
 
 
 class Rates:
-    """A token bucket an address."""
+    """A token bucket per address."""
 
     def __init__(self, rate: float = RATE, burst: float = BURST, now: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._now = rate, burst, now
@@ -43,10 +43,10 @@ class Rates:
 
 
 class Bounds:
-    """Refuses what is too large, too much or foreign before an application sees it."""
+    """Refuses what is too large, too frequent or foreign before an application sees it."""
 
     def __init__(self, app: App, announced: frozenset[tuple[str, int]], rates: Rates | None = None) -> None:
-        """`announced`: the hosts and ports that nodes and people are told."""
+        """`announced`: the hosts and ports that nodes and people are given."""
         self._app = app
         self._announced = announced
         self._rates = rates or Rates()

@@ -1,7 +1,7 @@
-"""Whether a request was meant for this server, and by whom: what a browser says about itself and the page behind it.
+"""Whether a request was meant for this server, from what a browser says about itself and the page behind it.
 
-A page of anywhere can make a browser in the nodes' network ask this server, under a name of its own if it likes (DNS
-rebinding). What iPXE, curl and the nodes send has a Host and none of the other headers.
+Any page on the Internet can make a browser in the nodes' network ask this server, even under the page's own name (DNS
+rebinding). Requests from iPXE, curl and the nodes have a Host and none of the other headers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 def read_authority(text: str, scheme: str) -> tuple[str, int] | None:
-    """(host, port) of `HOST[:PORT]`; port 0 where none is written. None: it is no such thing."""
+    """(host, port) of `HOST[:PORT]`; port 0 if there is none. None: not of that form."""
     try:
         parts = urlsplit(f"{scheme}://{text}")
         port = parts.port or 0
@@ -29,7 +29,7 @@ def read_authority(text: str, scheme: str) -> tuple[str, int] | None:
 
 
 def announced_authorities(urls: Iterable[str]) -> frozenset[tuple[str, int]]:
-    """(host, port) of each URL that nodes or people are told."""
+    """(host, port) of each URL that nodes or people are given."""
     parts = [urlsplit(url) for url in urls]
     return frozenset((str(each.hostname).lower(), each.port or PORTS.get(each.scheme, 0)) for each in parts)
 
@@ -43,21 +43,21 @@ def find_foreign(
         known |= {("localhost", reached[1])}
     hosts = _values(headers, b"host")
     host = read_authority(hosts[0], scheme) if len(hosts) == 1 else None
-    # Some firmware leaves the port out, whatever it is; a browser never does.
+    # Some firmware always leaves the port out; a browser never does.
     if host is None or not any(host[0] == name and host[1] in (0, port) for name, port in known):
-        return "the Host of this request is not this server: ask by the address that `imagegen serve` prints"
+        return "the request's Host is not this server: use the address that `imagegen serve` prints"
     for origin in _values(headers, b"origin"):
         asked_by, _, text = origin.partition("://")
         where = read_authority(text, asked_by) if asked_by in PORTS else None
         if where is None or (where[0], where[1] or PORTS[asked_by]) not in known:
-            return "a page of another origin asks: open this server's own page"
+            return "the request comes from a page of another origin: open this server's own page"
     if any(site.lower() not in OWN_SITES for site in _values(headers, b"sec-fetch-site")):
-        return "a page of another site asks: type this address, or open it from a bookmark"
+        return "the request comes from another site: type this address, or open it from a bookmark"
     return None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine alone."""
+    """Whether an address is a loopback address."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
@@ -65,7 +65,7 @@ def is_loopback(address: str) -> bool:
 
 
 def is_json(headers: Headers) -> bool:
-    """Whether the body is said to be JSON: a page elsewhere cannot say so without being asked first (CORS)."""
+    """Whether the request declares its body as JSON, which other sites' pages may not do without permission (CORS)."""
     kinds = _values(headers, b"content-type")
     return len(kinds) == 1 and kinds[0].partition(";")[0].strip().lower() == "application/json"
 

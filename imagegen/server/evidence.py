@@ -1,8 +1,8 @@
-"""Who got a seed, and who was refused what: tables of the ledger from which no flood can push a row out.
+"""Who got a seed, and who was refused what: tables of the ledger from which no flood can push out a row.
 
-Somebody on the wire chooses addresses, MAC addresses, paths and bodies. So no row is ever deleted for a new one, and
-what he chooses adds a bounded number of rows: each node and reason has its own, the node's address has one always,
-others as long as there is room, and what comes after them is counted in one row more.
+An attacker can choose addresses, MAC addresses, paths and bodies. So no row is ever deleted for a new one, and the
+number of rows is limited: per node and reason there is always room for the node's own address, there is room for some
+others, and one more row counts the rest.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-MOST_ADDRESSES = 16  # of a node and a reason, each with a row of its own
-MOST_MALFORMED = 256  # addresses that sent what is no status
-MALFORMED = "sent what is no status of a node of this cluster"
-OTHERS = "others"  # in the place of the address: those that found no room
+MOST_ADDRESSES = 16  # per node and reason, each with its own row
+MOST_MALFORMED = 256  # addresses that sent an invalid status
+MALFORMED = "sent something that is not a status of a node in this cluster"
+OTHERS = "others"  # instead of an address: those for which there was no room
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS granted (node TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL,
@@ -29,27 +29,27 @@ CREATE TABLE IF NOT EXISTS malformed (address TEXT PRIMARY KEY, newest TEXT NOT 
 
 
 class Reason(StrEnum):
-    """Why something was refused. Claims come before scripts and statuses, and what takes most to forge comes first."""
+    """Why something was refused. Claims come before scripts and statuses, and what is hardest to forge comes first."""
 
-    GIVEN = "given"  # a second claim by a token
-    USED_UP = "used-up"  # no claim of the window is left
+    GIVEN = "given"  # a second claim with the same token
+    USED_UP = "used-up"  # the window has no claim left
     VOID = "void"  # a token of an earlier boot
     CLOSED = "closed"  # no window is open
     NO_SEEDS = "no-seeds"
     CLAIM_MAC = "claim-mac"
     CLAIM_ADDRESS = "claim-address"
     NO_TOKEN = "no-token"  # noqa: S105 - a token that was never made
-    UNKNOWN = "unknown"  # a node that is none
+    UNKNOWN = "unknown"  # no such node
     SCRIPT_MAC = "script-mac"
     STATUS_ADDRESS = "status-address"
-    EARLIER = "earlier"  # by an imagegen whose ledger did not tell them apart
+    EARLIER = "earlier"  # from an older imagegen, whose ledger did not tell reasons apart
 
 
 RANK = {reason: number for number, reason in enumerate(Reason)}
 
 
 def note_grant(db: Any, node: str, address: str, now: float) -> None:
-    """A seed was given out. There are no more rows than claims that were armed for."""
+    """Records that a seed was given out. There are at most as many rows as armed claims."""
     db.execute(
         "INSERT INTO granted (node, address, at) VALUES (?, ?, ?)"
         " ON CONFLICT DO UPDATE SET at = excluded.at, times = times + 1",
@@ -60,7 +60,7 @@ def note_grant(db: Any, node: str, address: str, now: float) -> None:
 def note_refusal(
     db: Any, node: str, reason: Reason, address: str, text: str, now: float, own: str = "", times: int = 1
 ) -> None:
-    """Something was refused; the same again is counted. `own` is the node's address, which always has a row."""
+    """Records a refusal, and counts repetitions. `own` is the node's address, which always has a row."""
     held, known = db.execute(
         "SELECT count(*), coalesce(max(address = ?), 0) FROM refused WHERE node = ? AND reason = ?"
         " AND address NOT IN (?, ?)",
@@ -76,7 +76,7 @@ def note_refusal(
 
 
 def note_malformed(db: Any, address: str, now: float, times: int = 1) -> None:
-    """A status was none."""
+    """Records an invalid status."""
     known = db.execute("SELECT 1 FROM malformed WHERE address = ?", (address,)).fetchone()
     room = known or db.execute("SELECT count(*) FROM malformed").fetchone()[0] < MOST_MALFORMED
     db.execute(
@@ -87,7 +87,7 @@ def note_malformed(db: Any, address: str, now: float, times: int = 1) -> None:
 
 
 def read_grants(db: Any) -> list[dict[str, Any]]:
-    """`{node, address, at, times}` of every seed that was given out; the newest first."""
+    """`{node, address, at, times}` of every seed that was given out, newest first."""
     rows = db.execute("SELECT node, address, at, times FROM granted ORDER BY at DESC, node").fetchall()
     return [dict(row) for row in rows]
 
@@ -109,7 +109,7 @@ def _describe(row: Any) -> dict[str, Any]:
 
 
 def take_over(db: Any, reports: Iterable[Any]) -> None:
-    """The rows `{at, node, address, text, times}` of a ledger that kept all of it in one table."""
+    """Converts the rows `{at, node, address, text, times}` of a ledger that had one table for everything."""
     for row in reports:
         if row["text"].startswith("a status was refused"):
             note_malformed(db, row["address"], row["at"], row["times"])

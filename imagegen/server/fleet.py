@@ -1,4 +1,4 @@
-"""How far the nodes are, as `imagegen status` shows it: rows, totals, equal reasons as one line, what changed."""
+"""The state of the nodes, as `imagegen status` shows it: rows, totals, equal reasons as one line, changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagegen.base.streams import visible
 from imagegen.server.app import read_image
 from imagegen.server.ledger import DEGRADED, show_state
 
-SILENT = "silent"  # the word for a node that never said anything
+SILENT = "silent"  # a node that has never reported
 ORDER = ("failed", "lost", "degraded", "waiting", "working", SILENT, "ready")  # of the rows
 # ECMA-48, SGR
 COLOURS = {"failed": 31, "lost": 35, "degraded": 33, "waiting": 33, "working": 34, SILENT: 2, "ready": 32}
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def node_rows(told: Mapping[str, Any], out: Path) -> list[Row]:
-    """The nodes of Ledger.read() as `--output json` has them, failed ones first; an empty state: never heard of."""
+    """The nodes of Ledger.read() as `--output json` has them, failed ones first; an empty state: never reported."""
     at, rows = told["listened"], []
     for node in told["nodes"]:
         state = show_state(node, at)
@@ -55,7 +55,7 @@ def select(rows: Iterable[Row], names: Sequence[str] = (), states: Sequence[str]
 
 
 def is_settled(rows: Iterable[Row]) -> bool:
-    """Whether every node is ready or has failed: nothing more will happen by itself."""
+    """Whether every node is ready or has failed, so that nothing more will happen by itself."""
     return all(row["state"] in ("ready", "degraded", "failed") for row in rows)
 
 
@@ -67,7 +67,7 @@ def find_faults(rows: Sequence[Row]) -> list[str]:
             faults.append(f"{row['name']} failed in {row['step']}: {row['detail']}")
         elif row["state"] == "lost":
             where = f" in {row['step']}" if row["step"] else ""
-            faults.append(f"{row['name']} was last heard{where} at {row['heard']}")
+            faults.append(f"{row['name']} was last heard from{where} at {row['heard']}")
         elif row["state"] == "degraded":
             faults.append(f"{row['name']} is {row['detail']}")
     if late := sum(row["state"] in ("", "waiting", "working") for row in rows):
@@ -86,7 +86,7 @@ def describe_totals(rows: Sequence[Row]) -> str:
 
 
 def group_rows(rows: Sequence[Row], now: float) -> list[Row]:
-    """One row for all nodes that are in the same state for the same reason; its times are the longest of theirs.
+    """One row for all nodes in the same state for the same reason, with the longest of their times.
 
     Reasons that differ only in the node's own name are the same. What a working node is doing, and what a lost one said
     last, differs all the time and is not a reason.
@@ -163,7 +163,7 @@ def fold_numbers(numbers: Sequence[int], width: int) -> str:
 
 @dataclass(frozen=True)
 class Screen:
-    """What there is of a terminal, in characters; height 0: it may scroll."""
+    """A terminal's size, in characters; height 0: it may scroll."""
 
     width: int
     height: int
@@ -171,7 +171,7 @@ class Screen:
 
 
 def render(rows: Sequence[Row], now: float, screen: Screen | None) -> list[str]:
-    """The totals and a table of these rows, equal reasons as one line. For a terminal it fits there."""
+    """The totals and a table of these rows, equal reasons as one line; fitted to the terminal, if there is one."""
     totals, groups = describe_totals(rows), group_rows(rows, now)
     if screen is None:
         return [totals, *align([{key: key.upper() for key in COLUMNS}, *groups], COLUMNS)]
@@ -191,7 +191,7 @@ def render(rows: Sequence[Row], now: float, screen: Screen | None) -> list[str]:
 
 
 def align(table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
-    """Lines of columns; `-` where nothing is."""
+    """Lines of columns; `-` for an empty cell."""
     widths = [max(len(line[key] or "-") for line in table) for key in columns]
     return [
         "  ".join((line[key] or "-").ljust(n) for key, n in zip(columns, widths, strict=True)).rstrip()
@@ -208,7 +208,7 @@ def fit_columns(table: Sequence[Mapping[str, str]], columns: Sequence[str], widt
 
 
 def cut(text: str, width: int) -> str:
-    """The text, with `...` for its end when it is wider; the count of names in brackets stays."""
+    """The text, cut off with `...` if it is wider; a count in brackets at the end stays."""
     if len(text) <= width:
         return text
     found = re.search(r" \(\d+\)$", text)
@@ -233,7 +233,7 @@ def paint(line: str, state: str, colour: bool) -> str:
 
 
 def find_changes(before: Sequence[Row], after: Sequence[Row], now: float) -> list[str]:
-    """A line for each change of state, step or reason, equal ones as one; how far a step is is no change."""
+    """A line for each change of state, step or reason, equal ones as one; a step's progress is not a change."""
 
     def sum_up(row: Row) -> tuple[str, ...]:
         return (row["state"], row["step"], "" if row["state"] == "working" else row["detail"])

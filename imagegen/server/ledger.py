@@ -1,4 +1,4 @@
-"""What `imagegen serve` must not forget: each node's status and timeline, who may claim a seed, and who tried to.
+"""What `imagegen serve` must remember: each node's status and timeline, who may claim a seed, and who tried to.
 
 One SQLite file; a restart continues with it, and a second process may open windows in it.
 """
@@ -31,12 +31,12 @@ from imagegen.server.evidence import (
 STATES = ("waiting", "working", "ready", "failed")
 BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
 READY_BEAT = 300.0  # the same for one that is ready
-MISSED = 3  # reports in a row that make a node lost
+MISSED = 3  # missed reports in a row that make a node lost
 DEGRADED = "degraded: "  # how the detail of a ready node that does not do all its work begins (decision 35)
 LISTENING = 10.0  # seconds; how exactly it is known until when the server listened
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
-MOST_REPORTS = 100  # that are told; the ledger keeps them all
+MOST_REPORTS = 100  # refusals to show; the ledger keeps them all
 VERSION = 2  # of the tables, as PRAGMA user_version; before, that was 0 or 1
 
 _SCHEMA = """
@@ -65,28 +65,28 @@ _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
 
 
 Unusable = sqlite3.DatabaseError
-"""The file cannot be used: it is another user's, its disk is full, or it is damaged. explain_unusable() says which."""
+"""The file cannot be used: it belongs to another user, its disk is full, or it is damaged; see explain_unusable()."""
 
 
 class _Newer(Unusable):
-    """A later imagegen made it."""
+    """A newer imagegen made it."""
 
 
 def explain_unusable(path: Path, error: Exception) -> MachineLacks:
     """What is wrong with the ledger at that path, and the cure."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
     if isinstance(error, _Newer):
-        return MachineLacks(f"{path} was written by a newer imagegen", "use that one, or move the file away")
+        return MachineLacks(f"{path} was written by a newer imagegen", "use the newer one, or move the file away")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return MachineLacks(
             f"{path} is damaged ({error})",
-            f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
-            "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
+            f"stop `imagegen serve`, move {path} and its -wal and -shm files away, and run "
+            "`imagegen serve --arm NODE`: without its ledger it does not know who has claimed a seed",
         )
     if code == sqlite3.SQLITE_FULL:
         return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
     if code == sqlite3.SQLITE_BUSY:
-        return MachineLacks(f"{path} is held by another process", "end that one, then run this again")
+        return MachineLacks(f"{path} is held by another process", "stop that process, then run this again")
     return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
 
 
@@ -151,7 +151,7 @@ class Ledger:
         return Ledger(self.path, self._now)
 
     def enter_nodes(self, roles: Mapping[str, str]) -> None:
-        """Makes the ledger's nodes these, by name and role; of those that it had, it keeps what it knows."""
+        """Makes these the ledger's nodes, by name and role; keeps what it knows about those that it has already."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for row in self._db.execute("SELECT name FROM node").fetchall():
@@ -162,7 +162,7 @@ class Ledger:
                 self._db.execute(
                     f"INSERT INTO node (name, role, boot, revision) VALUES (?, ?, ?, {_NEXT})"  # noqa: S608
                     " ON CONFLICT (name) DO UPDATE SET role = excluded.role",
-                    # Anything but what it was before: no token of a ledger that is lost becomes good again.
+                    # Random, so that no token from a lost ledger becomes valid again.
                     (name, role, secrets.randbits(31)),
                 )
 
@@ -171,8 +171,8 @@ class Ledger:
     def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
         """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
 
-        With `new_only` a window that is open stays as it is, claims that were used included, and none is opened for a
-        node that has claimed before or was ready. Returns those that may claim nothing for that reason.
+        With `new_only`, open windows stay as they are, used claims included, and none is opened for a node that
+        has ever claimed a seed or been ready. Returns the nodes that may not claim for that reason.
         """
         now, left_out = self._now(), []
         with self._db:
@@ -194,7 +194,7 @@ class Ledger:
         return left_out
 
     def close_windows(self) -> None:
-        """From now on no seed is given out."""
+        """Closes all windows: no seed is given out any more."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for row in self._db.execute("SELECT node FROM window").fetchall():
@@ -202,12 +202,12 @@ class Ledger:
             self._db.execute("DELETE FROM window")
 
     def find_boot(self, name: str) -> int:
-        """Which boot of the node this is: a token is made for one."""
+        """The number of the node's boot, for which tokens are made."""
         boot: int = self._db.execute("SELECT boot FROM node WHERE name = ?", (name,)).fetchone()["boot"]
         return boot
 
     def claim(self, name: str, address: str, token: str, boot: int) -> None:
-        """Uses a genuine token of that boot and one claim of the node's window, on the disk for certain.
+        """Uses up a genuine token of that boot and one claim of the node's window, and syncs that to the disk.
 
         Raises Unclaimable.
         """
@@ -239,13 +239,13 @@ class Ledger:
             raise Unclaimable(Reason.USED_UP, f"{name} has claimed its seed as often as it may ({window['claims']})")
 
     def _settle(self, name: str) -> None:
-        """The node has a seed by now: no server that starts opens its window unasked."""
+        """Records that the node has had a seed: no server will open its window again without --arm."""
         self._db.execute("INSERT OR IGNORE INTO settled (node, at) VALUES (?, ?)", (name, self._now()))
 
     # what happens
 
     def begin_boot(self, name: str, step: str, detail: str, *, reports_here: bool = True) -> None:
-        """A machine booted as that node: its timeline starts again. One that reports elsewhere is not waited for."""
+        """A machine booted as that node: restarts its timeline. A node that reports elsewhere is not waited for."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._restart(name)
@@ -276,13 +276,13 @@ class Ledger:
         return True
 
     def refuse(self, name: str, reason: Reason, address: str, text: str, own: str = "") -> None:
-        """Writes down what was refused; `own` is the address of the node, if it is one."""
+        """Records a refusal; `own` is the node's address, if there is such a node."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             note_refusal(self._db, name, reason, address, text, self._now(), own)
 
     def refuse_malformed(self, address: str) -> None:
-        """Writes down that a status was none."""
+        """Records an invalid status."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             note_malformed(self._db, address, self._now())
@@ -310,7 +310,7 @@ class Ledger:
             )
         self._db.execute(
             "UPDATE node SET step = :step, detail = :detail, steps = :steps, changed = :now, heard = :now,"
-            # Its clock stops at the first word that it is ready or has failed.
+            # Its clock stops when it first reports that it is ready or has failed.
             " ended = CASE WHEN :state NOT IN ('ready', 'failed') THEN NULL"
             " WHEN state = :state THEN coalesce(ended, :now) ELSE :now END, state = :state WHERE name = :name",
             {"name": name, "state": state, "step": step, "detail": detail, "steps": json.dumps(steps), "now": now},
@@ -320,31 +320,31 @@ class Ledger:
     def _touch(self, name: str) -> None:
         self._db.execute(f"UPDATE node SET revision = {_NEXT} WHERE name = ?", (name,))  # noqa: S608
 
-    # whether somebody listens: what was said meanwhile cannot have been missed
+    # whether a server is listening: only then can a report be missed
 
     def begin_listening(self) -> None:
-        """From now on nodes are heard."""
+        """Records that a server has begun to listen."""
         now = self._now()
         self._db.execute("INSERT OR REPLACE INTO listening (id, since, until) VALUES (1, ?, ?)", (now, now))
 
     def keep_listening(self) -> None:
-        """They are heard still; to be said every LISTENING seconds. What a full disk does not take is not known."""
+        """Records that it is still listening, every LISTENING seconds; does nothing if the disk is full."""
         with suppress(Unusable):
             self._db.execute("UPDATE listening SET until = ?", (self._now(),))
 
-    # what is told
+    # queries
 
     def find_document(self, name: str) -> dict[str, Any] | None:
-        """`{state, step, detail, steps}` of a node's newest status document; None: it said nothing yet."""
+        """`{state, step, detail, steps}` of a node's newest status document; None: it has not reported yet."""
         row = self._db.execute("SELECT state, step, detail, steps FROM node WHERE name = ?", (name,)).fetchone()
         return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
         """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
-        got a seed, who was refused what, and how many rows of refusals there are besides.
+        got a seed, who was refused what, and how many more rows of refusals there are.
 
-        `listened` is until when the server heard what nodes say: now, while it works. `heard` has of every node that
-        ever spoke `{heard, due}`: when it was last heard, and after what time it is lost.
+        `listened` is when the server last listened: now, while it runs. `heard` has `{heard, due}` for every node that
+        has ever reported: when it did so last, and after what time it is lost.
         """
         with self._db:
             self._db.execute("BEGIN")  # one state of the file for all that follows
@@ -396,7 +396,7 @@ class Ledger:
             "more": more,
         }
 
-    # whether seeds are given out at all, for who wants to open a window beside the server
+    # whether the server gives out seeds at all, for a command that wants to open a window
 
     @property
     def gives_seeds(self) -> bool:
@@ -407,20 +407,20 @@ class Ledger:
         self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
 
     def find_unknown(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are not nodes of the ledger."""
+        """The names that are not nodes of the ledger."""
         known = {row["name"] for row in self._db.execute("SELECT name FROM node")}
         return [name for name in names if name not in known]
 
 
 def find_due(state: str, heard: float, since: float) -> float:
-    """After what time a node in that state is lost that was last heard then, by a server that listens since then."""
+    """When a node in that state counts as lost, if it was last `heard` then by a server that listens `since` then."""
     return max(heard, since) + MISSED * (READY_BEAT if state == "ready" else BEAT)
 
 
 def show_state(node: Mapping[str, Any], at: float) -> str:
-    """The state of a node of Ledger.read() at that time as it is shown: also lost or degraded.
+    """The state of a node of Ledger.read() as shown at that time, which may be lost or degraded.
 
-    One that has failed and then falls silent has failed: somebody has to go there anyway.
+    A node that failed and then went silent stays failed: somebody has to look at it anyway.
     """
     if node["state"] != "failed" and node["due"] is not None and at > node["due"]:
         return "lost"
@@ -443,7 +443,7 @@ LONGEST = {"node": 63, "role": 63, "step": 100, "detail": 1000}  # characters
 
 
 def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
-    """The status document (version 1 of the design) in a POST's body. Raises ValueError that says what is wrong."""
+    """The status document (version 1 of the design) in a POST's body. Raises ValueError, which says what is wrong."""
     try:
         document = json.loads(data)
     except RecursionError as error:
@@ -453,7 +453,7 @@ def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
     for key, longest in LONGEST.items():
         if not isinstance(document.get(key), str) or len(document[key]) > longest:
             raise ValueError(f"{key} must be text of at most {longest} characters")
-        document[key].encode()  # half a surrogate pair is no text
+        document[key].encode()  # half a surrogate pair is not text
     if document.get("state") not in STATES:
         raise ValueError(f"state must be one of {', '.join(STATES)}")
     steps: Sequence[Any] = document.get("steps", ())

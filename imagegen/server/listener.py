@@ -1,4 +1,4 @@
-"""Two listeners of one process: plain HTTP and TLS, each for an application of its own, with bounds on connections."""
+"""Two listeners of one process, plain HTTP and TLS, each with its own application and limits on connections."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from imagegen.server.admission import Admission, Entrance, Waiting, raise_file_l
 
 App = Callable[..., Awaitable[None]]
 
-HEAD_SECONDS = 10.0  # from a request's first byte, or the connection, until its head is there
-TAKE_SECONDS = 60.0  # for a client to take what fills its buffer
-IDLE_SECONDS = 5  # between two requests of a connection
+HEAD_SECONDS = 10.0  # from the connection, or a request's first byte, to the end of its head
+TAKE_SECONDS = 60.0  # for a client to empty its buffer
+IDLE_SECONDS = 5  # between two requests on a connection
 MOST_HEAD = 16 << 10  # bytes
-FILE_PART = 1 << 20  # bytes of a file that have TAKE_SECONDS
-STOP_SECONDS = 3  # for answers that are on their way
+FILE_PART = 1 << 20  # bytes of a file for which a client has TAKE_SECONDS
+STOP_SECONDS = 3  # for answers being sent
 SEND_FILE = "imagegen.send_file"
 """An ASGI extension of plain HTTP: `await scope["extensions"][SEND_FILE](file, offset, count)` sends a part of the body
 that was announced."""
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on who does not finish a request's head or does not take an answer."""
+    """HTTP/1.1 that hangs up on clients that do not finish a request's head or do not take an answer."""
 
     waiting: ClassVar[Waiting] = Waiting()
     _head: asyncio.TimerHandle | None = None
@@ -51,25 +51,25 @@ class BoundedProtocol(H11Protocol):
         await self._app(scope, receive, send)
 
     async def send_file(self, file: IO[bytes], offset: int, count: int) -> None:
-        """Sends that part of a file, which the answer's head announced, without taking it into this process's memory.
+        """Sends the part of a file that the answer's head announced, without reading it into this process's memory.
 
-        Raises ConnectionError, with the connection closed, when it is not taken or the file is shorter by now.
+        Raises ConnectionError, with the connection closed, if the client does not take it or the file has shrunk.
         """
         end = offset + count
         try:
             while offset < end:
                 part = min(end - offset, FILE_PART)
                 os.posix_fadvise(file.fileno(), offset, 2 * FILE_PART, os.POSIX_FADV_WILLNEED)
-                # h11 only asks for the length of what its caller sends in another way.
+                # h11 only asks for the length of what its caller sends itself.
                 self.conn.send_with_data_passthrough(h11.Data(data=range(part)))  # type: ignore[arg-type]
                 async with asyncio.timeout(TAKE_SECONDS):
                     sent = await self.loop.sendfile(self.transport, file, offset, part, fallback=False)
                 if sent < part:
-                    raise ConnectionError("the file is shorter than it was")
+                    raise ConnectionError("the file has shrunk")
                 offset += sent
         except BaseException as error:
             self.transport.abort()
-            if isinstance(error, OSError | RuntimeError):  # asyncio's for a connection that is closing, or gone
+            if isinstance(error, OSError | RuntimeError):  # from asyncio, for a connection that is closing or gone
                 raise ConnectionError(str(error)) from error
             raise
 
@@ -80,7 +80,7 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
-            self.transport.abort()  # answered already, and the body that was announced drips in
+            self.transport.abort()  # already answered, while the announced body trickles in
         elif self.conn.their_state is h11.IDLE:
             self._await_head()
         else:
@@ -118,7 +118,7 @@ class BoundedProtocol(H11Protocol):
 
 
 class QuietServer(Server):
-    """Leaves signals to who runs it."""
+    """Leaves signals to its caller."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -126,9 +126,9 @@ class QuietServer(Server):
 
 
 def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
-    """A listening TCP socket; port 0: any. `elsewhere` says how to choose another port.
+    """A listening TCP socket; port 0: any. `elsewhere` is the hint for choosing another port.
 
-    Raises BadUsage for an address that is not this machine's, MachineLacks.
+    Raises MachineLacks, and BadUsage for an address that is not this machine's.
     """
     listener = socket.socket()
     try:
@@ -142,7 +142,7 @@ def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
                 f"{address} is not an address of this machine",
                 "give it that address, name the right one in `pxe: {url: ...}`, or listen elsewhere with --listen",
             ) from error
-        cure = "run this as root" if error.errno == errno.EACCES else "end what listens there"
+        cure = "run this as root" if error.errno == errno.EACCES else "stop what listens there"
         raise MachineLacks(
             f"port {port} of {address}: {error.strerror}", f"{cure}, or {elsewhere}" if elsewhere else cure
         ) from error
@@ -150,9 +150,9 @@ def listen(address: str, port: int, elsewhere: str = "") -> socket.socket:
 
 
 def make_tls_context(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    """TLS of a server with this certificate and key, both PEM. Raises ssl.SSLError for what is none.
+    """A server's TLS context with this certificate and key, both PEM. Raises ssl.SSLError if they are not valid.
 
-    OpenSSL's loader wants a file: it gets one without a name, so that no killed server leaves its key on a disk.
+    OpenSSL's loader wants a file. It gets one without a name, so that a killed server leaves no key on a disk.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with os.fdopen(os.memfd_create("tls", os.MFD_CLOEXEC), "wb", 0) as stream:
@@ -171,10 +171,10 @@ class Listener:
 
 
 class Serving:
-    """Servers that a thread runs until the context is left."""
+    """Runs the servers in a thread until the context is left."""
 
     def __init__(self, listeners: Sequence[Listener], enter: Callable[[], None] = lambda: None) -> None:
-        """`enter` is called by the thread first: it may go to another network namespace."""
+        """The thread calls `enter` first, which may move it to another network namespace."""
         self._listeners = listeners
         self._servers = [QuietServer(_configure(listener)) for listener in listeners]
         self.admission = Admission(raise_file_limit())
@@ -183,7 +183,7 @@ class Serving:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        """Returns once all listen. Raises ImagegenError when one cannot."""
+        """Returns once all are listening. Raises ImagegenError if one cannot."""
         silence_loggers()
         self._thread.start()
         try:
@@ -195,13 +195,13 @@ class Serving:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the servers; answers on their way get a few seconds."""
+        """Ends the servers; answers being sent get a few seconds."""
         for server in self._servers:
             server.should_exit = True
         self._thread.join(2 * STOP_SECONDS)
 
     def wait(self, seconds: float) -> None:
-        """Waits so long for an end that nobody asked for. Raises ImagegenError when it came."""
+        """Waits that long. Raises ImagegenError if a server ends unexpectedly."""
         self._thread.join(seconds)
         if not self._thread.is_alive():
             raise ImagegenError(f"the server stopped unexpectedly: {self._failure}") from self._failure
@@ -221,10 +221,10 @@ class Serving:
 
 
 def bound_connections(create: Callable[..., Awaitable[Any]], admission: Admission) -> Callable[..., Awaitable[Any]]:
-    """asyncio's create_server for admitted connections; TLS has the time of a head to begin, and to end."""
+    """asyncio's create_server for admitted connections; TLS gets as long as a head to begin, and to end."""
 
     async def create_server(*args: Any, sock: socket.socket, ssl: Any = None, **options: Any) -> Any:
-        if ssl:  # uvicorn leaves both at a minute and half a minute
+        if ssl:  # uvicorn's are a minute and half a minute
             options |= {"ssl_handshake_timeout": HEAD_SECONDS, "ssl_shutdown_timeout": HEAD_SECONDS}
         return await create(*args, sock=Entrance(sock, admission), ssl=ssl, **options)
 

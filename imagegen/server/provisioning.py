@@ -1,4 +1,4 @@
-"""The time in which machines are provisioned: what is served from where, with which seeds, and what the nodes said."""
+"""Provisioning: what `imagegen serve` serves, who may claim seeds, and where its data is."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MakeSeed = Callable[[Cluster, Node], Tree]
 
 @dataclass(frozen=True)
 class Window:
-    """Who may claim a seed from now on: node names (empty: all that never claimed and never were ready), for how many
-    seconds, how often each.
+    """Who may claim a seed from now on: node names (empty: all that have never claimed a seed and never been ready),
+    for how many seconds, and how often each.
     """
 
     names: Sequence[str] = ()
@@ -48,7 +48,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Provisioning:
-    """A server at work."""
+    """A running server."""
 
     url: str
     seed_url: str
@@ -59,10 +59,10 @@ class Provisioning:
 
 @contextmanager
 def hold_directory(out: Path) -> Iterator[bool]:
-    """OUT/serve, closed to others; whether it is this process's alone. False: another server is at work there."""
+    """Holds OUT/serve, closed to others. Gives True, or False if another server is running there."""
     directory = out / DIRECTORY
     with work_in(out, [DIRECTORY], "serve"):
-        pass  # it runs for days: others work in out meanwhile
+        pass  # it runs for days: let others work in out meanwhile
     with ExitStack() as stack:
         try:
             stack.enter_context(hold_lock(directory / "lock", "serve"))
@@ -74,7 +74,7 @@ def hold_directory(out: Path) -> Iterator[bool]:
 
 
 def open_ledger(out: Path) -> Ledger:
-    """What was served from OUT. Raises BadUsage when nothing was, MachineLacks when it is another user's."""
+    """The ledger in OUT. Raises BadUsage if there is none, MachineLacks if it is another user's."""
     path = out / DIRECTORY / LEDGER
     try:
         check_ledger(path)
@@ -88,10 +88,10 @@ def open_ledger(out: Path) -> Ledger:
 
 
 def check_ledger(path: Path, *, make: bool = False) -> None:
-    """Whether SQLite, which follows links, finds none at its files' places; an empty ledger counts as one.
+    """Checks that SQLite, which follows links, finds none in place of its files; an empty ledger is valid.
 
-    What it adds belongs to the ledger's owner. Not beside an open Ledger of this process, whose POSIX locks a close()
-    would drop. Raises BadUsage, FileNotFoundError when there is no ledger.
+    Files that it adds belong to the ledger's owner. Do not call it while this process has a Ledger open: a close()
+    would drop its POSIX locks. Raises BadUsage, and FileNotFoundError if there is no ledger.
     """
     with open_directory(path.parent) as directory:
         there = set(list_names(directory))
@@ -120,7 +120,7 @@ def provision(
 ) -> Iterator[Provisioning]:
     """Serves `root`, the tree of `imagegen pxe`, and, unless `make_seed` is None, seeds; until the context is left.
 
-    `directory` has the ledger; the caller holds it. `address` is where to listen, by default what the nodes are told.
+    `directory` has the ledger; the caller holds it. `address` is where to listen, by default the nodes' boot URL's.
     Raises BadUsage, MachineLacks.
     """
     url = choose_url(cluster)
@@ -132,12 +132,12 @@ def provision(
     directory = directory.absolute()
     with ExitStack() as stack:
         plain = listen(
-            address, port, "choose another one by `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
+            address, port, "choose another port in `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
         )
         stack.callback(plain.close)
-        tls = listen(address, tls_port, "choose another one by --tls-port")
+        tls = listen(address, tls_port, "choose another port with --tls-port")
         stack.callback(tls.close)
-        for name in ("server.pem", "server.key"):  # of a version that wrote them, and was killed
+        for name in ("server.pem", "server.key"):  # left by an older version that was killed
             remove_place(directory / name)
         check_ledger(directory / LEDGER, make=True)
         try:
@@ -181,7 +181,7 @@ def provision(
 
 @contextmanager
 def attend(ledger: Ledger) -> Iterator[None]:
-    """Writes down that somebody listens, as long as this lasts: a node is not lost because nobody did."""
+    """Records that a server is listening while this lasts: otherwise nodes would count as lost when none was."""
     ledger.begin_listening()
     ended = Event()
 
@@ -201,14 +201,14 @@ def attend(ledger: Ledger) -> Iterator[None]:
 
 
 def check_tree(cluster: Cluster, root: Path) -> None:
-    """Whether `imagegen pxe` was run for these nodes. Raises BadUsage."""
+    """Raises BadUsage unless `imagegen pxe` was run for these nodes."""
     missing = [node.name for node in cluster.nodes if not is_file(root / f"nodes/{node.name}.ipxe")]
     if missing:
         raise BadUsage(f"{root} has no script for {', '.join(missing[:5])}", "run `imagegen pxe`")
 
 
 def describe_windows(told: Mapping[str, Any]) -> str:
-    """Who may claim a seed now, of Ledger.read(): names, how often still, until when."""
+    """Says who may claim a seed, from Ledger.read(): names, how often, until when."""
     groups: dict[str, list[str]] = {}
     for node in told["nodes"]:
         seed = node["seed"]
@@ -225,7 +225,7 @@ def describe_windows(told: Mapping[str, Any]) -> str:
 
 
 def describe_left_out(names: Sequence[str]) -> str:
-    """Which nodes' windows a start did not open, why, and how it is done."""
+    """Says for which nodes no window was opened, why, and how to open one."""
     who = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     have = "have claimed a seed or were ready" if len(names) > 1 else "has claimed a seed or was ready"
-    return f"no window is open for {who}, which {have} before: to reinstall, imagegen serve --arm {names[0]}"
+    return f"no window is open for {who}, which {have} before: to reinstall, run `imagegen serve --arm {names[0]}`"

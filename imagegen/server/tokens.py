@@ -1,4 +1,4 @@
-"""Tokens for claims of seeds. They are computed, not kept: whoever makes the server give some out takes none away."""
+"""Tokens for claims of seeds. They are computed, not stored, so requesting some uses nothing up."""
 
 from __future__ import annotations
 

@@ -432,7 +432,7 @@ def test_arming_says_what_the_server_cannot_do(site: Site) -> None:
         late = '- {name: late, role: compute, mac: "52:54:00:99:00:01", address: 10.77.9.9}'
         (site.place / "cluster.yaml").write_text(text.replace("nodes:\n", f"nodes:\n{late}\n"))
         done = imagegen(site, "serve", "--arm", "late")
-        assert done.returncode == 2 and "does not know late" in done.stderr and "start it again" in done.stderr
+        assert done.returncode == 2 and "does not know late" in done.stderr and "restart it" in done.stderr
 
 
 def test_who_hears_the_server_does_not_stop_it(site: Site) -> None:

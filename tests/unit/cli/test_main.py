@@ -97,7 +97,7 @@ def test_init_overwrites_nothing(name: str, output: Output) -> None:
     Path(name).write_text("mine")
     Path("cluster.yaml").write_text("mine too")
     assert run_command(["init"]) == ExitCode.BAD_INPUT
-    assert f"Error: cluster.yaml and {name} exist" in output()[1]
+    assert f"Error: refusing to overwrite cluster.yaml and {name}" in output()[1]
     assert files_below(Path()) == sorted(["cluster.yaml", name]) and Path(name).read_text() == "mine"
 
 
@@ -106,7 +106,7 @@ def test_init_makes_the_ca_beside_files_of_an_earlier_version(name: str, output:
     """What is there stays, nothing else joins it, and the message says so."""
     Path(name).write_text("mine")
     assert run_command(["init"]) == ExitCode.DONE
-    assert f"{name} stay as they are" in output()[1]
+    assert f"kept {name}" in output()[1]
     assert files_below(Path()) == sorted(["ca.key", "ca.pem", name]) and Path(name).read_text() == "mine"
 
 
@@ -135,7 +135,7 @@ def test_the_default_cluster_serves_what_reads_no_secret(argv: list[str], worker
 def test_what_is_about_a_cluster_of_ones_own_asks_for_init(argv: list[str], output: Output) -> None:
     """And writes nothing."""
     assert run_command(argv) == ExitCode.BAD_INPUT
-    assert "run imagegen init first" in output()[1]
+    assert "run `imagegen init`" in output()[1]
     assert files_below(Path()) == []
 
 
@@ -322,7 +322,7 @@ def test_serve_ends_well_by_a_signal(monkeypatch: pytest.MonkeyPatch, output: Ou
     monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
     assert run_command(["serve", "--for", "15m"]) == ExitCode.DONE
     said = output()[1]
-    assert "seeds at https://x: nobody may claim one" in said and "kept in out/serve: imagegen status" in said
+    assert "seeds at https://x: nobody may claim one" in said and "kept in out/serve: see `imagegen status`" in said
     assert run_command(["serve", "--no-seeds"]) == ExitCode.DONE
     assert "seeds at https://x: none are given out" in output()[1]
 

@@ -116,7 +116,7 @@ def test_the_json_of_bad_input_follows_the_schema(command: str, output: Output) 
         (["validat"], "", "No such command 'validat'"),
         (["--nosuch"], "", "No such option"),
         (["help", "nosuch"], "help", "No such command 'nosuch'"),
-        (["boot", "--proxy-dhcp"], "boot", "apply only to a boot over the network"),
+        (["boot", "--proxy-dhcp"], "boot", "apply only to network boots"),
         ([], "", "Missing command"),
     ],
 )
@@ -135,7 +135,7 @@ def test_bad_usage_has_a_document_too(argv: list[str], command: str, said: str, 
 
 def test_the_document_has_what_the_text_has(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
     """Hints, paths, warnings, the lines for external services, and where the log of a failed command is."""
-    assert run_json(output, "seed")[1]["problems"][0]["hint"].startswith("run imagegen init first")
+    assert run_json(output, "seed")[1]["problems"][0]["hint"].startswith("run `imagegen init`")
     assert run_json(output, "init")[1]["paths"] == ["cluster.yaml", "secrets.yaml", "ca.pem", "ca.key"]
     text = Path("cluster.yaml").read_text().replace("database: {node: linux-node1}", "database: {host: 10.0.0.5}")
     Path("cluster.yaml").write_text(text)

@@ -83,7 +83,7 @@ def test_a_key_is_not_said() -> None:
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     """Missing, damaged, or of two CAs: each says what to do."""
-    with pytest.raises(BadUsage, match=r"ca\.pem and .*ca\.key missing") as caught:
+    with pytest.raises(BadUsage, match=r"ca\.pem and .*ca\.key are missing") as caught:
         load_authority(tmp_path)
     assert "imagegen init" in caught.value.hint
     one, two = generate_authority(), generate_authority()

@@ -402,7 +402,7 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
     typed = typed_secrets(load_text(tmp_path, (CASES / "good/minimal.yaml").read_text() + outside))
     assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "identity_nova_compute"]
     assert typed["messaging_compute_far"] == (
-        "the message queue is outside this cluster and needs a password for the user compute_far: "
+        "the message queue is outside this cluster and needs a password for user compute_far: "
         "`imagegen validate --explain` prints how"
     )
 

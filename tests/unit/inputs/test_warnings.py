@@ -53,7 +53,11 @@ def change(**values: object) -> str:
     [
         (QUIET.replace(KEY, ""), "ssh_authorized_keys", "nobody can log in to the nodes, not even on their consoles"),
         (change(distro={"name": "debian", "suite": "bookworm"}), "release", "OpenStack zed on debian bookworm yet"),
-        (change(services={}), "services.image", "192.168.56.11 is the node ctl-1, where imagegen starts no Glance"),
+        (
+            change(services={}),
+            "services.image",
+            "is the node ctl-1, where imagegen does not install Glance",
+        ),
         (
             change(services={"cache": {"node": "ctl-1"}}),
             "services.cache",
@@ -63,20 +67,20 @@ def change(**values: object) -> str:
         (
             change(services={"cache": {"host": "10.0.0.9"}}),
             "services.cache",
-            "no authentication: whoever reaches it can make tok",
+            "no authentication: whoever reaches it can forge tok",
         ),
         (change(services={"cache": {"host": "192.168.56.12"}}), "services.cache", "192.168.56.12 is the node cpt-1"),
         (
             change(services={"database": {"host": "192.168.56.11"}}),
             "services.database",
-            "starts no database; write {nod",
+            "does not start this service; write {nod",
         ),
         (change(services={"messaging": {"host": "ctl-1"}}), "services.messaging", "ctl-1 is the node ctl-1"),
-        (change(services={"database": {"host": "localhost"}}), "services.database", "localhost is each node itself"),
+        (change(services={"database": {"host": "localhost"}}), "services.database", "localhost means each node itself"),
         (
             change(services={"identity": {"auth_url": "http://127.0.0.1:5000/v3"}}),
             "services.identity",
-            "127.0.0.1 is each node itself",
+            "127.0.0.1 means each node itself",
         ),
         (change(status={"url": "http://192.168.56.12/s"}), "status.url", "192.168.56.12 is the node cpt-1"),
         (change(pxe={"url": "http://192.168.56.11:80"}), "pxe.url", "which cannot serve its own first boot"),
@@ -93,7 +97,7 @@ def change(**values: object) -> str:
         (
             change(network={"cidr": "192.168.56.0/24", "dns": ["192.168.56.12"], "gateway": "192.168.56.1"}),
             "network.dns[0]",
-            "192.168.56.12 is the node cpt-1, which answers no DNS",
+            "192.168.56.12 is the node cpt-1, which does not answer DNS",
         ),
         (
             change(network={"cidr": "192.168.56.0/24", "ntp": ["192.168.56.11", "ntp.example"]}),
@@ -173,7 +177,7 @@ def test_a_long_command_line_is_a_problem(capsys: pytest.CaptureFixture[str]) ->
     text = QUIET.replace("address: 192.168.56.12", f"address: 192.168.56.12, root_device: {hints.strip()}")
     Path("cluster.yaml").write_text(text)
     assert run_command(["validate"]) == ExitCode.BAD_INPUT
-    assert "cluster.yaml:7: nodes[1].root_device: the kernel's command line of cpt-1 would" in capsys.readouterr().err
+    assert "cluster.yaml:7: nodes[1].root_device: the kernel command line of cpt-1 would" in capsys.readouterr().err
 
 
 def test_standard_input_is_a_cluster_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_a_failure_ends_the_watching_at_once() -> None:
 def test_a_machine_that_ends_has_failed() -> None:
     """Also one that had said that it was ready."""
     results, _ = watch(pair([document("ready"), None], [document("waiting", "controller")]))
-    assert (results[0].state, results[0].detail) == ("failed", "the machine ended by itself")
+    assert (results[0].state, results[0].detail) == ("failed", "the machine stopped by itself")
 
 
 def test_time_ends_the_watching() -> None:
@@ -338,6 +338,6 @@ def test_the_current_image_is_found(tmp_path: Path, kind: str, backend: str, suf
 
 def test_a_role_never_built_names_the_command(tmp_path: Path) -> None:
     """Build comes before boot."""
-    with pytest.raises(BadUsage, match="no image of the role compute") as raised:
+    with pytest.raises(BadUsage, match="no image for the role compute") as raised:
         boot.find_image(tmp_path, Role.COMPUTE, "qemu")
     assert "imagegen build --role compute" in raised.value.hint

@@ -106,7 +106,7 @@ def test_groups_are_killed_whole(tmp_path: Path) -> None:
 
 def test_a_group_that_survives_is_an_error(tmp_path: Path) -> None:
     """Nobody is told that all is gone while a process is left."""
-    with pytest.raises(CommandFailed, match="stubborn do not end"):
+    with pytest.raises(CommandFailed, match="stubborn were killed, but do not end"):
         nspawn.kill_groups([make_group(tmp_path, "stubborn", 1)], 0)
 
 

@@ -329,7 +329,7 @@ def test_a_seed_that_cannot_be_made_uses_no_claim(tmp_path: Path) -> None:
     served.faults.append(RuntimeError("a secret in its text"))
     with pytest.raises(RuntimeError):  # for the server that runs the application; the client has its answer by then
         served.ask(path, tls=True)
-    assert "a request for seed failed (RuntimeError): report it" in served.said
+    assert "a request for seed failed (RuntimeError): please report it" in served.said
     assert served.ask(path, tls=True).status == 200
 
 

@@ -90,7 +90,7 @@ def test_what_may_still_become_ready_is_not_settled(state: str) -> None:
 def test_faults_are_sentences() -> None:
     rows = [row("a", "failed", "disk", "no disk"), row("b", "lost", "image"), row("c", ""), row("d", "waiting", "x")]
     assert find_faults(rows) == [
-        "a failed in disk: no disk", f"b was last heard in image at {HEARD}", "2 node(s) are not ready yet",
+        "a failed in disk: no disk", f"b was last heard from in image at {HEARD}", "2 node(s) are not ready yet",
     ]  # fmt: skip
 
 
