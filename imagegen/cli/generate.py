@@ -17,7 +17,6 @@ from imagegen.images.build import image_content_id
 from imagegen.images.elements import elements_tree, images_yaml
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster
-from imagegen.model.releases import find_release
 from imagegen.seeds.seed import seed_tree
 
 
@@ -39,14 +38,14 @@ def generate(settings: Settings) -> Outcome:
 
 
 def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list[Path]:
-    out, release = settings.out, find_release(cluster.release, cluster.distro)
+    out, release = settings.out, cluster.release
     static = read_tree(data_directory("elements"))
     ids = {role: image_content_id(role, release, static) for role in cluster.roles}
     elements = elements_tree(static, cluster.roles, release, ids)
     seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
     with work_in(out, ["elements", "images.yaml", "seeds"], "generate", lambda line: say(settings, line)):
         write_tree(mark_tree(elements), out / "elements")
-        write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
+        write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.release.distro))
         for place, tree in seeds.items():
             write_tree(tree, place, directory_mode=0o700)
         remove_seeds_of_others(settings, out, cluster)

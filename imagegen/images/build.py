@@ -37,7 +37,7 @@ from imagegen.images.manifest import checksums, digest_files, intact_files, read
 from imagegen.images.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.images.network_formats import compress_raw, copy_kernel, pack_squashfs
 from imagegen.model.cluster import Cluster, Role
-from imagegen.model.releases import Release, find_release
+from imagegen.model.releases import Release
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "tar": {"owners": "numeric"},
@@ -116,7 +116,7 @@ class Plan:
 
 def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], cache: Path) -> Plan:
     """The plan for one role's image, with its content id. Raises releases.UnknownRelease."""
-    release = find_release(cluster.release, cluster.distro)
+    release = cluster.release
     static = read_tree(data_directory("elements"))
     whole = image_content_id(role, release, static)
     tree = elements_tree(static, [role], release, {role: whole})
@@ -166,7 +166,7 @@ def build_images(
     proxies: dict[str, str] = {}
     if due:
         check_machine(out, cache, len(due))
-        mirrors, proxies = mirrors or choose_mirrors(cluster.distro, os.environ), find_proxies(os.environ)
+        mirrors, proxies = mirrors or choose_mirrors(cluster.release.distro, os.environ), find_proxies(os.environ)
         check_urls(mirrors, proxies)
     images: list[Image] = []
     with end_on_signals():

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from imagegen.base.tree import File, Tree, text
-from imagegen.model.cluster import Distro, Role
-from imagegen.model.releases import Release, package_installs, package_map
+from imagegen.model.cluster import Role
+from imagegen.model.releases import Distro, Release, package_installs, package_map
 
 ROLE_ELEMENTS: Mapping[Role, tuple[str, ...]] = {
     Role.CONTROLLER: ("imagegen-deploy", "nova-controller"),

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from imagegen.base import commands
 from imagegen.base.errors import BadUsage, MachineLacks
-from imagegen.model.cluster import Distro
+from imagegen.model.releases import Distro
 
 MIRROR, SECURITY_MIRROR = "IMAGEGEN_MIRROR", "IMAGEGEN_SECURITY_MIRROR"
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")

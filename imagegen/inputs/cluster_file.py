@@ -17,8 +17,8 @@ from imagegen.inputs.device_hints import parse_hint
 from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.inputs.ssh_keys import find_key_fault
 from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
-from imagegen.model.cluster import CACHE_PORT, Cluster, Deploy, Distro, Hosted, Network, Node, Place, Role, Services
-from imagegen.model.releases import UnknownRelease, default_release, default_suite, find_release
+from imagegen.model.cluster import CACHE_PORT, Cluster, Deploy, Hosted, Network, Node, Place, Role, Services
+from imagegen.model.releases import Distro, Release, UnknownRelease, default_release, default_suite, find_release
 
 PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
@@ -55,7 +55,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     data = check_shape(document, cluster_schema(), found)
     if not isinstance(data, dict):
         raise BadInput(found.problems)
-    release, distro = _check_release(data, found)
+    release = _check_release(data, found)
     network = _check_network(data.get("network", {}), found)
     nodes = [node or {} for node in data.get("nodes", [])]
     cells = _check_cells(data, nodes, found)
@@ -67,14 +67,13 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     for i, key in enumerate(data.get("ssh_authorized_keys", [])):
         if key and (fault := find_key_fault(key)):
             found.add(f"ssh_authorized_keys[{i}]", fault)
-    if found.problems or network is None:
+    if found.problems or network is None or release is None:
         raise BadInput(found.problems)
     built = tuple(_build_node(node, cells[0]) for node in nodes)
     return Cluster(
         name=data["name"],
         region=data.get("region", "RegionOne"),
         release=release,
-        distro=distro,
         network=network,
         services=_build_services(data.get("services", {}), built),
         status_url=data.get("status", {}).get("url"),
@@ -93,15 +92,15 @@ def normalise_mac(text: str) -> str | None:
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2)) if re.fullmatch(r"[0-9a-f]{12}", digits) else None
 
 
-def _check_release(data: Mapping[str, Any], found: Findings) -> tuple[str, Distro]:
+def _check_release(data: Mapping[str, Any], found: Findings) -> Release | None:
     given = data.get("distro", {})
     try:
         name = given.get("name", Distro.name)
         distro = Distro(name, given.get("suite") or default_suite(name), given.get("arch", Distro.arch))
-        return find_release(data.get("release") or default_release(distro), distro).id, distro
+        return find_release(data.get("release") or default_release(distro), distro)
     except UnknownRelease as error:
         found.add(error.key, error.message)
-        return "", Distro()
+        return None
 
 
 def _check_network(data: Mapping[str, Any], found: Findings) -> Network | None:

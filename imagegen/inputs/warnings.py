@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from imagegen.base.errors import Problem
 from imagegen.inputs.yaml_file import Findings
 from imagegen.model.cluster import Cluster, Hosted
-from imagegen.model.releases import find_release
 
 
 def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
@@ -28,7 +27,7 @@ def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
 
 def untested_release(cluster: Cluster) -> str:
     """A sentence if nobody has built and booted the cluster's release on its distro; else empty."""
-    release = find_release(cluster.release, cluster.distro)
+    release = cluster.release
     if release.booted:
         return ""
     where = f"{release.distro.name} {release.distro.suite}"

@@ -8,6 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from imagegen.model.releases import Release
+
 # Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
 NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
 
@@ -29,13 +31,6 @@ class Hosted(StrEnum):
     MESSAGING = "messaging"
     CACHE = "cache"
     IDENTITY = "identity"
-
-
-@dataclass(frozen=True)
-class Distro:
-    name: str = "debian"
-    suite: str = "trixie"
-    arch: str = "amd64"
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,7 @@ class Cluster:
 
     name: str
     region: str
-    release: str
-    distro: Distro
+    release: Release
     network: Network
     services: Services
     status_url: str | None

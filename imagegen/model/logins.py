@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imagegen.model.cluster import Cluster
-from imagegen.model.releases import find_release
 
 COMPUTE_USER = "nova_compute"
 CONTROLLER_MESSAGING = "openstack"
@@ -105,8 +104,7 @@ def identity_users(cluster: Cluster) -> list[IdentityUser]:
     The role `service` may check tokens in Keystone (in every release), use Placement (since 2023.1), and list Nova's
     services and hypervisors (elements/nova-controller, policy.d). Before 2023.1, Placement needs an administrator.
     """
-    release = find_release(cluster.release, cluster.distro)
-    roles = ("service",) if release.knows("placement_service_role") else ("admin", "service")
+    roles = ("service",) if cluster.release.knows("placement_service_role") else ("admin", "service")
     return [IdentityUser(name, roles) for name in ("nova", "placement", COMPUTE_USER)]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from imagegen.base.resources import PACKAGE
-from imagegen.model.cluster import Distro
 
 DISTROS_WORD = "all"
 
@@ -23,6 +22,13 @@ class UnknownRelease(ValueError):
         super().__init__(message)
         self.key = key
         self.message = message
+
+
+@dataclass(frozen=True)
+class Distro:
+    name: str = "debian"
+    suite: str = "trixie"
+    arch: str = "amd64"
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def ironic_tree(
 
 def ironic_node(cluster: Cluster, node: Node, driver: str) -> dict[str, Any]:
     """One node of nodes.yaml, where Ironic refuses instance_info. driver_info, the BMC's login, is the operator's."""
-    properties: dict[str, Any] = {"cpu_arch": ARCHITECTURES.get(cluster.distro.arch, cluster.distro.arch)}
+    properties: dict[str, Any] = {
+        "cpu_arch": ARCHITECTURES.get(cluster.release.distro.arch, cluster.release.distro.arch)
+    }
     if node.root_device:
         properties["root_device"] = dict(sorted(node.root_device.items()))
     if node.serial:

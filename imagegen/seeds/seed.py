@@ -24,7 +24,6 @@ from imagegen.model.logins import (
     messaging_users,
     schema_of,
 )
-from imagegen.model.releases import find_release
 
 if TYPE_CHECKING:
     from imagegen.inputs.secrets_file import Secrets
@@ -117,7 +116,7 @@ def _keyed_digest(key: str, message: str) -> str:
 
 def _compute_id(cluster: Cluster, node: Node) -> str | None:
     """The compute_id, for a compute whose release has one."""
-    knows = find_release(cluster.release, cluster.distro).knows("compute_id")
+    knows = cluster.release.knows("compute_id")
     return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
 
 
@@ -158,7 +157,7 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "secrets": secrets,
         "auth_url": services.auth_url,
         "image_endpoint": services.image_endpoint,
-        "release": find_release(cluster.release, cluster.distro),
+        "release": cluster.release,
         "cidr": cluster.network.cidr,
         "time_servers": _time_servers(cluster, node),
         "console_port": console_port,
@@ -265,7 +264,7 @@ def _node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, 
         "role": node.role.value,
         "cluster": cluster.name,
         "region": cluster.region,
-        "release": cluster.release,
+        "release": cluster.release.id,
         "cell": node.cell,
         "address": str(node.address),
         "hosts": [service.value for service in cluster.hosted_on(node)],
@@ -387,7 +386,7 @@ def _meta_data(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: s
             "version": 1,
             "cluster": cluster.name,
             "region": cluster.region,
-            "release": cluster.release,
+            "release": cluster.release.id,
             "role": node.role.value,
             "cell": node.cell,
             "hosts_services": [service.value for service in cluster.hosted_on(node)],

@@ -96,5 +96,5 @@ def test_the_lease_is_given_back(deployment: Deployment) -> None:
     """A ready controller leaves it to whoever has work; what was done once for this release stands beside it."""
     query = "SELECT COUNT(*) FROM imagegen.lease; SELECT name FROM imagegen.done ORDER BY name"
     said = deployment.controller.ask("mariadb", "--batch", "--skip-column-names", f"--execute={query}").splitlines()
-    release = deployment.cluster.release
+    release = deployment.cluster.release.id
     assert said == ["0", f"online_data_migrations of {release}", f"upgrade_check of {release}"]

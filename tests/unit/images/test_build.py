@@ -27,7 +27,8 @@ from imagegen.images.dib import DibBuild, DibLog
 from imagegen.images.manifest import checksums, digest_files, intact_files, read_manifest, read_packages
 from imagegen.images.mirrors import Mirrors, choose_mirrors, find_mirrors, read_apt_sources
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.model.cluster import Distro, Role
+from imagegen.model.cluster import Role
+from imagegen.model.releases import Distro
 
 MAIN, SECURITY = "http://mirror.example/debian", "http://mirror.example/debian-security"
 DEB822 = f"""\

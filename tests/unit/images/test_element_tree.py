@@ -16,8 +16,8 @@ from repository import ELEMENTS
 
 from imagegen.base.tree import read_tree, write_tree
 from imagegen.images.elements import elements_tree
-from imagegen.model.cluster import Distro, Role
-from imagegen.model.releases import default_release, find_release
+from imagegen.model.cluster import Role
+from imagegen.model.releases import Distro, default_release, find_release
 
 # The phases of diskimage-builder 3, whose files are run (its developer's guide, "Phase Subdirectories").
 PHASES = {

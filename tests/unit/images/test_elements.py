@@ -24,8 +24,8 @@ from imagegen.images.elements import (
     in_house_elements,
     role_element,
 )
-from imagegen.model.cluster import Distro, Role
-from imagegen.model.releases import Release, find_release
+from imagegen.model.cluster import Role
+from imagegen.model.releases import Distro, Release, find_release
 
 RELEASE = find_release("2025.1", Distro())
 SMALL: Tree = {

@@ -237,7 +237,12 @@ def test_a_byte_order_mark_and_windows_lines_are_taken(tmp_path: Path) -> None:
 def test_the_default_cluster_is_the_contracts() -> None:
     """One controller that hosts everything, one compute, all values normalised."""
     cluster = load_cluster(None)
-    assert (cluster.name, cluster.region, cluster.release, cluster.cells) == ("demo", "RegionOne", "2025.1", ("cell1",))
+    assert (cluster.name, cluster.region, cluster.release.id, cluster.cells) == (
+        "demo",
+        "RegionOne",
+        "2025.1",
+        ("cell1",),
+    )
     assert [(node.name, node.role, node.mac, str(node.address), node.cell) for node in cluster.nodes] == [
         ("linux-node1", Role.CONTROLLER, "52:54:00:56:00:11", "192.168.56.11", "cell1"),
         ("linux-node2", Role.COMPUTE, "52:54:00:56:00:12", "192.168.56.12", "cell1"),
@@ -322,7 +327,7 @@ def test_a_mac_address_survives_its_spelling(raw: bytes, spelling: tuple[str, in
 @pytest.mark.parametrize("name", ["release-float", "release-name"])
 def test_a_release_has_one_id_however_it_is_named(name: str) -> None:
     """A float or a name in any case."""
-    assert load_cluster(CASES / f"good/{name}.yaml").release == "2025.1"
+    assert load_cluster(CASES / f"good/{name}.yaml").release.id == "2025.1"
 
 
 def test_a_release_number_is_taken_as_written(tmp_path: Path) -> None:
@@ -335,9 +340,9 @@ def test_a_release_number_is_taken_as_written(tmp_path: Path) -> None:
 def test_the_release_is_what_the_distro_ships_unless_said(tmp_path: Path) -> None:
     """A distro without a suite gets its default suite."""
     text = (CASES / "good/minimal.yaml").read_text()
-    assert load_text(tmp_path, text).release == "2025.1"
-    assert load_text(tmp_path, text + "distro: {name: ubuntu}\n").distro.suite == "noble"
-    assert load_text(tmp_path, text + "distro: {name: debian, suite: bookworm}\n").release == "zed"
+    assert load_text(tmp_path, text).release.id == "2025.1"
+    assert load_text(tmp_path, text + "distro: {name: ubuntu}\n").release.distro.suite == "noble"
+    assert load_text(tmp_path, text + "distro: {name: debian, suite: bookworm}\n").release.id == "zed"
 
 
 def test_the_secrets_file_is_relative_to_the_cluster_file(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from imagegen.base.errors import ExitCode
 from imagegen.cli.main import run_command
 from imagegen.inputs.cluster_file import default_text, read_cluster
 from imagegen.inputs.warnings import find_warnings, untested_release
-from imagegen.model.releases import find_release
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvbyBiYXIgYmF6IHF1eCBxdXV4IGNvcmdlIGdyYXVs me"
 QUIET = f"""\
@@ -137,7 +136,7 @@ def test_a_release_that_was_booted_is_not_doubted() -> None:
     """By releases.yaml's own mark."""
     Path("c.yaml").write_text(QUIET)
     cluster, _ = read_cluster(Path("c.yaml"))
-    assert find_release(cluster.release, cluster.distro).booted and untested_release(cluster) == ""
+    assert cluster.release.booted and untested_release(cluster) == ""
 
 
 def test_warnings_are_said_and_strict_takes_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +158,7 @@ def test_build_refuses_what_nobody_has_booted(
     """Before anything starts, unless it is asked for."""
     built: list[str] = []
     monkeypatch.setattr(
-        "imagegen.cli.build.build_images", lambda cluster, *_, **__: built.append(cluster.release) or []
+        "imagegen.cli.build.build_images", lambda cluster, *_, **__: built.append(cluster.release.id) or []
     )
     Path("cluster.yaml").write_text(change(distro={"name": "debian", "suite": "bookworm"}))
     assert run_command(["build"]) == ExitCode.BAD_INPUT

@@ -7,8 +7,8 @@ import yaml
 from repository import read_modules
 
 from imagegen.base.resources import PACKAGE, data_directory
-from imagegen.model.cluster import Distro
 from imagegen.model.releases import (
+    Distro,
     UnknownRelease,
     default_release,
     default_suite,

@@ -30,8 +30,9 @@ from secret_places import ROOT_OWNED
 from imagegen.base.tree import Tree, read_tree, write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.model.cluster import Cluster, Distro, Node, Place, Role
+from imagegen.model.cluster import Cluster, Node, Place, Role
 from imagegen.model.logins import OF_COMPUTES, database_schemas
+from imagegen.model.releases import Distro, find_release
 from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree, seed_trees
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "seeds"
@@ -579,7 +580,7 @@ def test_databases_take_controllers_alone() -> None:
 
 def test_users_have_the_least_roles_of_the_release() -> None:
     """`service` where Placement takes it, the administrator's before."""
-    zed = make_cluster(release="zed", distro=Distro(suite="bookworm"))
+    zed = make_cluster(release=find_release("zed", Distro(suite="bookworm")))
     for cluster, roles in ((make_cluster(), ["service"]), (zed, ["admin", "service"])):
         users = node_document(make_tree(CONTROLLER, cluster))["identity"]["users"]
         assert {user["name"]: user["roles"] for user in users} == dict.fromkeys(
@@ -624,11 +625,13 @@ def test_files_keys_are_each_nodes_own() -> None:
 
 def test_options_follow_the_release() -> None:
     """Only options that the release knows: no service token before 2023.2, Queens' words in Queens."""
-    zed = make_cluster(release="zed", distro=Distro(suite="bookworm"))
+    zed = make_cluster(release=find_release("zed", Distro(suite="bookworm")))
     assert "service_user" in options(make_tree(COMPUTE), NOVA)
     assert "service_user" not in options(make_tree(COMPUTE, zed), NOVA)
     assert node_document(make_tree(COMPUTE, zed))["compute_id"] is None
-    queens = options(make_tree(CONTROLLER, make_cluster(release="queens", distro=Distro("ubuntu", "bionic"))), NOVA)
+    queens = options(
+        make_tree(CONTROLLER, make_cluster(release=find_release("queens", Distro("ubuntu", "bionic")))), NOVA
+    )
     assert queens["DEFAULT"]["firewall_driver"] == "nova.virt.firewall.NoopFirewallDriver"
     assert queens["placement"]["os_region_name"] == "RegionOne"
     assert "auth_uri" in queens["keystone_authtoken"]
@@ -639,7 +642,7 @@ def test_options_follow_the_release() -> None:
 
 def test_lock_path_is_the_distros() -> None:
     """RDO's packages do not make Debian's directory."""
-    rdo = make_cluster(release="2024.2", distro=Distro("centos", "9-stream"))
+    rdo = make_cluster(release=find_release("2024.2", Distro("centos", "9-stream")))
     assert options(make_tree(COMPUTE, rdo), NOVA)["oslo_concurrency"]["lock_path"] == "/var/lib/nova/tmp"
     assert options(make_tree(COMPUTE), NOVA)["oslo_concurrency"]["lock_path"] == "/var/lock/nova"
 
