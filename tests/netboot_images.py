@@ -13,7 +13,7 @@ SUFFIXES = ("raw", "raw.zst", "squashfs", "vmlinuz", "initrd")
 
 
 def make_images(out: Path, roles: tuple[str, ...] = ("controller", "compute")) -> None:
-    """OUT/images/ROLE with a manifest; ids are of one digit a role."""
+    """OUT/images/ROLE with a manifest and `current`; ids are of one digit a role."""
     for number, role in enumerate(roles, 1):
         place = out / "images" / role
         place.mkdir(parents=True)
@@ -24,6 +24,7 @@ def make_images(out: Path, roles: tuple[str, ...] = ("controller", "compute")) -
             digest = hashlib.sha256(f"{role} {suffix}".encode()).hexdigest()
             files[name] = {"size": len(f"{role} {suffix}"), "sha256": digest}
         (place / "manifest.json").write_text(json.dumps({"id": str(number) * 12, "files": files}))
+        (place / "current").write_text(f"{str(number) * 12}\n")
 
 
 def share_images(images: Path, out: Path) -> None:

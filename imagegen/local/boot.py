@@ -13,11 +13,12 @@ from typing import Any, Protocol, Self
 from imagegen.base.commands import Completed
 from imagegen.base.console import printable, read_steps
 from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
-from imagegen.base.handles import is_file, open_directory, read_file
+from imagegen.base.handles import is_file, open_directory
 from imagegen.base.lock import Held, hold_lock
 from imagegen.base.outdir import keep_closed, work_in
 from imagegen.base.signals import end_on_signals
 from imagegen.base.tree import File, Tree, write_file
+from imagegen.images.current import find_current
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import nspawn, qemu
 from imagegen.local.network_boot import PxeQemu
@@ -29,7 +30,7 @@ Report = Callable[[str], None]
 """Takes one line of progress."""
 
 # Backend -> the suffix of the image file that it boots.
-IMAGE_SUFFIX = {"qemu": ".qcow2", "nspawn": ".tar"}
+IMAGE_SUFFIX = {"qemu": "qcow2", "nspawn": "tar"}
 POLL = 0.5  # seconds between two checks of the nodes
 VERIFY_SHARE = (
     20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
@@ -196,21 +197,14 @@ def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
 
 def find_image(out: Path, role: Role, backend: str) -> Path:
     """The role's current image for the backend. Raises BadUsage if it has not been built."""
-    directory = out / "images" / role
-    current = directory / "current"
     how = f"run `imagegen build --role {role}` first"
-    if current.is_symlink():
-        content_id = current.readlink().name
-    else:
-        try:
-            content_id = read_file(current, 200).decode(errors="replace").strip()
-        except FileNotFoundError:
-            raise BadUsage(f"there is no image for the role {role} in {directory}", how) from None
-    name = content_id.removeprefix(f"{role}-").split(".")[0]
-    image = directory / f"{role}-{name[:12]}{IMAGE_SUFFIX[backend]}"
-    if not is_file(image):
-        raise BadUsage(f"{image} is missing; the {backend} backend needs it", how)
-    return image
+    image = find_current(out, role)
+    if image is None:
+        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role}", how)
+    suffix = IMAGE_SUFFIX[backend]
+    if not image.has(suffix):
+        raise BadUsage(f"{image.directory / image.file_name(suffix)} is missing; the {backend} backend needs it", how)
+    return image.directory / image.file_name(suffix)
 
 
 def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:

@@ -18,8 +18,7 @@ from imagegen.local import qemu
 from imagegen.local.lan import Lan
 from imagegen.local.qemu import Firmware, Qemu, QemuMachine, find_ovmf, needs_outside, plan_outside
 from imagegen.model.cluster import Cluster, Node
-from imagegen.outputs.pxe import SUFFIXES, choose_url
-from imagegen.server.app import read_image
+from imagegen.outputs.pxe import SUFFIXES, choose_url, read_image
 from imagegen.server.ledger import Ledger
 from imagegen.server.listener import Serving, listen
 from imagegen.server.provisioning import LEDGER, MakeSeed, Window, check_tree, provision

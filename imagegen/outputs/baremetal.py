@@ -9,9 +9,10 @@ from typing import Any
 from imagegen.base.errors import BadUsage
 from imagegen.base.templates import dump_yaml
 from imagegen.base.tree import File, Tree, text
+from imagegen.images.current import RoleImage
 from imagegen.inputs.device_hints import hint_text, parse_hint
 from imagegen.model.cluster import Cluster, Node, Role
-from imagegen.outputs.pxe import NetbootImage, choose_url
+from imagegen.outputs.pxe import choose_url
 from imagegen.seeds.config_drive import configdrive_iso, configdrive_tree, encode_configdrive, meta_data, network_data
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -37,7 +38,7 @@ METAL3_HINTS = {
 
 
 def ironic_tree(
-    cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree], driver: str = "redfish"
+    cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Tree], driver: str = "redfish"
 ) -> Tree:
     """Path -> file for `openstack baremetal`: nodes.yaml, instance-info/ and, with secrets inside, configdrive/."""
     nodes = [ironic_node(cluster, node, driver) for node in cluster.nodes]
@@ -71,7 +72,7 @@ def ironic_node(cluster: Cluster, node: Node, driver: str) -> dict[str, Any]:
     }
 
 
-def instance_info(cluster: Cluster, image: NetbootImage) -> dict[str, Any]:
+def instance_info(cluster: Cluster, image: RoleImage) -> dict[str, Any]:
     """instance_info of a node: the raw image, which the deploy ramdisk streams to the disk, with its sha256."""
     name = image.file_name("raw")
     return {
@@ -82,7 +83,7 @@ def instance_info(cluster: Cluster, image: NetbootImage) -> dict[str, Any]:
     }
 
 
-def metal3_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], seeds: Mapping[str, Tree]) -> Tree:
+def metal3_tree(cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Tree]) -> Tree:
     """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage: see metal3_hints."""
     tree = {}
     for node in cluster.nodes:
@@ -117,7 +118,7 @@ def secret_name(node: Node, key: str) -> str:
     return f"{node.name}-{key.removesuffix('Data')}-data"
 
 
-def bare_metal_host(cluster: Cluster, node: Node, image: NetbootImage) -> dict[str, Any]:
+def bare_metal_host(cluster: Cluster, node: Node, image: RoleImage) -> dict[str, Any]:
     """metal3.io/v1alpha1 BareMetalHost without `bmc`, which is the operator's to add. Raises BadUsage."""
     info = instance_info(cluster, image)
     spec: dict[str, Any] = {

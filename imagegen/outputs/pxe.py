@@ -5,20 +5,20 @@ Nothing here is secret, and imagegen need not run: any web server and any TFTP s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from imagegen.base.errors import BadUsage
-from imagegen.base.handles import is_file
+from imagegen.base.handles import read_file
 from imagegen.base.templates import render_template
 from imagegen.base.tree import Tree, text
+from imagegen.images.current import RoleImage, find_current
 from imagegen.images.disk import KERNEL_WORDS
-from imagegen.images.manifest import checksums, read_manifest
+from imagegen.images.manifest import checksums
 from imagegen.inputs.device_hints import hint_text
 from imagegen.model.cluster import Cluster, Hosted, Node, Role
 
@@ -34,22 +34,6 @@ SUFFIXES = {"deploy": ("raw", "vmlinuz", "initrd", "raw.zst"), "live": ("raw", "
 fills the disk or the memory."""
 
 
-@dataclass(frozen=True)
-class NetbootImage:
-    """A built image: where its files are, and the sha256 and size in bytes of each."""
-
-    name: str  # ROLE-ID
-    directory: Path
-    files: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def id(self) -> str:
-        return self.name.rpartition("-")[2]
-
-    def file_name(self, suffix: str) -> str:
-        return f"{self.name}.{suffix}"
-
-
 def choose_url(cluster: Cluster) -> str:
     """The tree's URL, without a trailing slash. Raises BadUsage if the cluster file does not say."""
     if cluster.pxe_url:
@@ -62,21 +46,17 @@ def choose_url(cluster: Cluster) -> str:
     return f"http://{cluster.network.gateway}:{PORT}"
 
 
-def find_images(
-    cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str]] = SUFFIXES
-) -> dict[Role, NetbootImage]:
+def find_images(cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str]] = SUFFIXES) -> dict[Role, RoleImage]:
     """The current image of each role, with the files (`suffixes`) that its nodes' modes need.
 
     Raises BadUsage, whose hint is `build`, for missing ones.
     """
     found, missing = {}, []
     for role in cluster.roles:
-        directory = out / "images" / role
-        manifest = read_manifest(directory)
-        image = NetbootImage(f"{role}-{manifest.get('id', '')}", directory, manifest.get("files", {}))
+        image = find_current(out, role) or RoleImage(role, out / "images" / role, {})
         modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
         wanted = {suffix for mode in modes for suffix in suffixes[mode]}
-        if lacking := sorted(s for s in wanted if not is_file(directory / image.file_name(s))):
+        if lacking := sorted(suffix for suffix in wanted if not image.has(suffix)):
             missing.append(f"{role} ({', '.join(lacking)})")
         found[role] = image
     if missing:
@@ -84,7 +64,16 @@ def find_images(
     return found
 
 
-def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
+def read_image(root: Path, node: str) -> str:
+    """The content id that the node's script names; empty when there is no script."""
+    try:
+        found = re.search(r" imagegen\.id=([0-9a-f]{12})\b", read_file(root / f"nodes/{node}.ipxe").decode())
+    except (OSError, BadUsage):
+        return ""
+    return found[1] if found else ""
+
+
+def link_files(images: Iterable[RoleImage]) -> dict[str, Path]:
     """Path in the tree -> built file for it."""
     suffixes = sorted({suffix for group in SUFFIXES.values() for suffix in group})
     return {
@@ -95,7 +84,7 @@ def link_files(images: Iterable[NetbootImage]) -> dict[str, Path]:
     }
 
 
-def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) -> Tree:
+def pxe_tree(cluster: Cluster, images: Mapping[Role, RoleImage], root: Path) -> Tree:
     """Every text of the tree that lies at `root`, by path. Same input, same bytes. Raises BadUsage."""
     base = choose_url(cluster)
     if "$" in str(root) or not str(root).isprintable():
@@ -133,7 +122,7 @@ def pxe_tree(cluster: Cluster, images: Mapping[Role, NetbootImage], root: Path) 
     return dict(sorted(tree.items()))
 
 
-def node_script(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+def node_script(cluster: Cluster, node: Node, image: RoleImage) -> str:
     """The iPXE script of one node. Raises BadUsage if its kernel command line is too long."""
     base = choose_url(cluster)
     if fault := _explain_length(cluster, node, image):
@@ -170,13 +159,13 @@ def find_long_lines(cluster: Cluster) -> list[tuple[str, str]]:
     for i, node in enumerate(cluster.nodes):
         name = f"{node.role}-{'0' * 12}"
         facts = {"sha256": "0" * 64, "size": 10**12}
-        image = NetbootImage(name, Path(), {f"{name}.{suffix}": facts for suffix in SUFFIXES[node.deploy.mode]})
+        image = RoleImage(name, Path(), {f"{name}.{suffix}": facts for suffix in SUFFIXES[node.deploy.mode]})
         if fault := _explain_length(cluster, node, image):
             found.append((f"nodes[{i}].root_device" if node.root_device else f"nodes[{i}]", fault))
     return found
 
 
-def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+def _explain_length(cluster: Cluster, node: Node, image: RoleImage) -> str:
     """What is wrong with the kernel command line's length, including what `imagegen serve` adds; empty: nothing."""
     base = choose_url(cluster)
     served = [f"imagegen.seed=https://{urlsplit(base).hostname}:65535/seed/{node.name}/{'0' * 32}"]
@@ -190,7 +179,7 @@ def _explain_length(cluster: Cluster, node: Node, image: NetbootImage) -> str:
     )
 
 
-def kernel_arguments(cluster: Cluster, node: Node, image: NetbootImage) -> str:
+def kernel_arguments(cluster: Cluster, node: Node, image: RoleImage) -> str:
     """The kernel's command line, as the initramfs of the image reads it (elements/imagegen-deploy)."""
     base = choose_url(cluster)
     name = image.file_name(SUFFIXES[node.deploy.mode][-1])

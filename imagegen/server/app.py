@@ -22,11 +22,11 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from imagegen.base.errors import BadUsage
 from imagegen.base.handles import is_file, read_file
 from imagegen.base.resources import PACKAGE
 from imagegen.inputs.ca import Authority
 from imagegen.model.cluster import Cluster, Node
+from imagegen.outputs.pxe import read_image
 from imagegen.server.bounds import MOST_BODY, App, Bounds, Rates, Receive, Scope, Send
 from imagegen.server.callers import announced_authorities, is_json
 from imagegen.server.evidence import Reason
@@ -309,15 +309,6 @@ def add_arguments(site: Site, node: Node, script: str) -> str:
         ]
     first, _, rest = script.partition("\n")
     return f"{first}\nset seed-arguments {' '.join(words)}\n{rest}" if words else script
-
-
-def read_image(root: Path, node: str) -> str:
-    """The content id that the node's script names; empty when there is no script."""
-    try:
-        found = re.search(r" imagegen\.id=([0-9a-f]{12})\b", read_file(root / f"nodes/{node}.ipxe").decode())
-    except (OSError, BadUsage):
-        return ""
-    return found[1] if found else ""
 
 
 async def read_body(request: Request) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.base.streams import visible
-from imagegen.server.app import read_image
+from imagegen.outputs.pxe import read_image
 from imagegen.server.ledger import DEGRADED, show_state
 
 SILENT = "silent"  # a node that has never reported

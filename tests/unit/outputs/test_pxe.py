@@ -24,6 +24,7 @@ from imagegen.base import access
 from imagegen.base.errors import BadInput, BadUsage, ExitCode
 from imagegen.base.tree import Tree
 from imagegen.cli import main
+from imagegen.images.current import RoleImage
 from imagegen.images.disk import KERNEL_WORDS, grub_config
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.model.cluster import Cluster, Deploy
@@ -137,7 +138,7 @@ def test_any_hint_survives(value: str) -> None:
     """As the cluster file's schema allows them."""
     node = replace(load_cluster(None).nodes[1], root_device={"model": value})
     facts = {"raw": {"size": 1, "sha256": ""}, "raw.zst": {"size": 1, "sha256": "0" * 64}}
-    image = pxe.NetbootImage("compute-1", Path(), {f"compute-1.{suffix}": fact for suffix, fact in facts.items()})
+    image = RoleImage("compute-1", Path(), {f"compute-1.{suffix}": fact for suffix, fact in facts.items()})
     text = pxe.kernel_arguments(load_cluster(None), node, image)
     assert parse_plan(text).root_device == {"model": value}
     assert not set("$;&|{}()<>") & set(text)
@@ -272,7 +273,7 @@ def test_the_bound_is_that_of_the_whole_line(first: int, second: int, name: int)
     hints = {"model": "%" * first or "x", "vendor": "%" * second or "x"}
     node = replace(default.nodes[1], name="n" * name, root_device=hints)
     facts = {"raw": {"size": 10**12, "sha256": "0" * 64}, "raw.zst": {"size": 1, "sha256": "0" * 64}}
-    image = pxe.NetbootImage(
+    image = RoleImage(
         f"compute-{'0' * 12}", Path(), {f"compute-{'0' * 12}.{suffix}": fact for suffix, fact in facts.items()}
     )
     authority = SimpleNamespace(sha256="0" * 64, token_key=b"k" * 32)
