@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -15,9 +13,9 @@ from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain, table
 from imagegen.cli.progress import progress
-from imagegen.inputs.secrets_file import Secrets
-from imagegen.local.boot import ClusterNotReady, NetworkBoot, boot_cluster
-from imagegen.model.cluster import Cluster, Node
+from imagegen.local.boot import Boot, ClusterNotReady, boot_cluster
+from imagegen.local.network_boot import NetworkBoot
+from imagegen.local.qemu import Firmware
 
 
 @click.command()
@@ -76,28 +74,17 @@ def boot(
     cluster, secrets = load_inputs(settings)
     chosen = choose_nodes(settings, cluster, names)
     choose_nodes(settings, cluster, from_disk)
-    how = {"from_disk": frozenset(from_disk), "firmware": firmware or "uefi", "proxy_dhcp": proxy_dhcp}
-    network_boot = how if over_network else None
-    return _boot_nodes(settings, cluster, secrets, chosen, backend, timeout and timeout * 60, keep, network_boot)
+    network = NetworkBoot(frozenset(from_disk), Firmware(firmware or "uefi"), proxy_dhcp) if over_network else None
+    return _boot_nodes(
+        settings, Boot(cluster, secrets, settings.out, chosen, backend, network, timeout and timeout * 60, keep)
+    )
 
 
-def _boot_nodes(
-    settings: Settings,
-    cluster: Cluster,
-    secrets: Secrets,
-    nodes: Sequence[Node],
-    backend: str,
-    timeout: float | None,
-    keep: bool,
-    network_boot: dict[str, Any] | None,
-) -> Outcome:
+def _boot_nodes(settings: Settings, boot: Boot) -> Outcome:
     columns = ("name", "role", "state", "seconds", "image")
     try:
         with progress(settings, every_line=True) as report:
-            how = NetworkBoot(**network_boot) if network_boot else None
-            results = boot_cluster(
-                cluster, secrets, settings.out, nodes, backend, timeout, keep, report, network_boot=how
-            )
+            results = boot_cluster(boot, report)
     except ClusterNotReady as error:
         if settings.debug:
             tell("".join(traceback.format_exception(error)).rstrip())

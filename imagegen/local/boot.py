@@ -21,7 +21,7 @@ from imagegen.base.tree import File, Tree, write_file
 from imagegen.images.current import find_current
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import nspawn, qemu
-from imagegen.local.network_boot import PxeQemu
+from imagegen.local.network_boot import NetworkBoot, PxeQemu
 from imagegen.local.verify import Finding, verify_cluster
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.seeds.seed import seed_tree
@@ -81,12 +81,27 @@ class NodeResult:
 
 
 @dataclass(frozen=True)
-class NetworkBoot:
-    """How QEMU's machines boot over the network: all but which, with what firmware, with which DHCP server."""
+class Boot:
+    """What to boot on this machine, and how."""
 
-    from_disk: frozenset[str] = frozenset()
-    firmware: str = "uefi"
-    proxy_dhcp: bool = False
+    cluster: Cluster
+    secrets: Secrets
+    out: Path
+    nodes: tuple[Node, ...]
+    backend: str = "qemu"
+    network: NetworkBoot | None = None  # QEMU's machines start with blank disks
+    timeout: float | None = None  # seconds; None: the backend's own
+    keep: bool = False  # machines keep running, ready or not
+    images: Mapping[Role, Path] | None = None  # instead of OUT/images; nspawn takes directories too
+
+    @property
+    def directory(self) -> Path:
+        return self.out / "boot"
+
+    def find_images(self) -> Mapping[Role, Path]:
+        """Each role's image. Raises BadUsage if one has not been built."""
+        roles = dict.fromkeys(node.role for node in self.nodes)
+        return self.images or {role: find_image(self.out, role, self.backend) for role in roles}
 
 
 class ClusterNotReady(NodeNotReady):
@@ -97,51 +112,19 @@ class ClusterNotReady(NodeNotReady):
         self.nodes = tuple(nodes)
 
 
-def boot_cluster(
-    cluster: Cluster,
-    secrets: Secrets,
-    out: Path,
-    nodes: Sequence[Node],
-    backend: str,
-    timeout: float | None,
-    keep: bool,
-    report: Report,
-    *,
-    images: Mapping[Role, Path] | None = None,
-    network_boot: NetworkBoot | None = None,
-) -> list[NodeResult]:
-    """Boots `nodes`, waits until all are ready and verifies the cluster from outside.
+def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
+    """Boots the nodes, waits until all are ready and verifies the cluster from outside.
 
-    `timeout` is in seconds; None: the backend's own. `images` replaces OUT/images; nspawn takes directories too.
-    With `network_boot`, QEMU's machines start with blank disks. With `keep`, machines keep running, ready or not.
     Raises BadUsage, MachineLacks, CommandFailed; ClusterNotReady if a node failed, timed out or is not what it says.
     """
-    check_nodes(cluster, nodes)
-    images = images or {
-        role: find_image(out, role, backend) for role in cluster.roles if role in {n.role for n in nodes}
-    }
-    directory = out / "boot"
-
-    def make_network() -> Network:
-        if network_boot is None:
-            return open_network(backend, cluster, directory)
-        remove_leftovers(directory)
-        return PxeQemu(
-            cluster,
-            directory,
-            out / "pxe",
-            lambda cluster, node: seed_tree(cluster, node, secrets),
-            lambda line: report(progress_line("serve", "", "", line)),
-            from_disk=network_boot.from_disk,
-            firmware=qemu.Firmware(network_boot.firmware),
-            proxy_dhcp=network_boot.proxy_dhcp,
-        )
-
-    with hold_directory(directory, report), end_on_signals(), make_network() as network:
-        check_machine([network.needs(node, images[node.role]) for node in nodes], directory)
-        limit = network.timeout if timeout is None else timeout
+    cluster, secrets, directory = boot.cluster, boot.secrets, boot.directory
+    check_nodes(cluster, boot.nodes)
+    images = boot.find_images()
+    with hold_directory(directory, report), end_on_signals(), make_network(boot, report) as network:
+        check_machine([network.needs(node, images[node.role]) for node in boot.nodes], directory)
+        limit = network.timeout if boot.timeout is None else boot.timeout
         machines = []
-        for node in nodes:
+        for node in boot.nodes:
             report(progress_line(node.name, "prepare", "working", images[node.role].name))
             machines.append(network.add(node, images[node.role], seed_tree(cluster, node, secrets)))
         for machine in machines:
@@ -152,11 +135,13 @@ def boot_cluster(
             report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
             controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
             limit = network.timeout / VERIFY_SHARE
-            found = verify_patiently(lambda: verify_cluster(cluster, secrets, nodes, controller, limit), limit, report)
+            found = verify_patiently(
+                lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit), limit, report
+            )
             faults = [f"every node says that it is ready, but {finding}" for finding in found]
         if faults:
             save_journals(machines, directory)
-        if keep:
+        if boot.keep:
             network.keep()
             for machine in machines:
                 report(progress_line(machine.node.name, "login", "kept", machine.login))
@@ -165,6 +150,21 @@ def boot_cluster(
             "\n".join(faults), f"consoles and journals are in {directory}; --keep leaves nodes running", results
         )
     return results
+
+
+def make_network(boot: Boot, report: Report) -> Network:
+    """The backend that was asked for. Raises BadUsage, MachineLacks."""
+    if boot.network is None:
+        return open_network(boot.backend, boot.cluster, boot.directory)
+    remove_leftovers(boot.directory)
+    return PxeQemu(
+        boot.cluster,
+        boot.directory,
+        boot.out / "pxe",
+        lambda cluster, node: seed_tree(cluster, node, boot.secrets),
+        lambda line: report(progress_line("serve", "", "", line)),
+        boot.network,
+    )
 
 
 def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:

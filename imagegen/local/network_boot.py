@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,17 @@ WINDOW = 24 * 3600.0  # seconds; longer than any run
 LIVE_MEMORY = 4 << 30  # bytes: the image and all that the node writes are in it
 
 
+@dataclass(frozen=True)
+class NetworkBoot:
+    """How machines boot over the network: all but which, with what firmware, and next to which DHCP server."""
+
+    from_disk: frozenset[str] = frozenset()  # these boot from image and seed ISO
+    firmware: Firmware = Firmware.UEFI
+    proxy_dhcp: bool = False  # another server gives the addresses
+
+
 class PxeQemu(Qemu):
-    """One run's network and machines. Nodes in `from_disk` boot from image and seed ISO, the rest over the LAN."""
+    """One run's network and machines."""
 
     tools = (*Qemu.tools, *Lan.tools)
 
@@ -40,10 +50,7 @@ class PxeQemu(Qemu):
         root: Path,
         make_seed: MakeSeed,
         say: Callable[[str], None],
-        *,
-        from_disk: frozenset[str] = frozenset(),
-        firmware: Firmware = Firmware.UEFI,
-        proxy_dhcp: bool = False,
+        how: NetworkBoot = NetworkBoot(),
     ) -> None:
         """`root` is the tree of `imagegen pxe`. Raises BadUsage and MachineLacks."""
         super().__init__(cluster, directory)
@@ -60,9 +67,8 @@ class PxeQemu(Qemu):
         self.served = self.directory / qemu.SERVED
         self.make_seed = make_seed
         self.say = say
-        self.from_disk = from_disk
-        self.network_firmware = find_ovmf() if firmware is Firmware.UEFI else None
-        self.proxy_dhcp = proxy_dhcp
+        self.how = how
+        self.network_firmware = find_ovmf() if how.firmware is Firmware.UEFI else None
         self.lan = Lan(self.name, cluster.network, self.address)
         self.ledger: Ledger | None = None
         self.serving: Serving | None = None
@@ -74,7 +80,7 @@ class PxeQemu(Qemu):
 
     def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
         """As Qemu.add(); a machine that boots over the network gets a blank disk, and its seed when it asks."""
-        machine = TapMachine(self, node, image) if node.name in self.from_disk else BlankMachine(self, node, image)
+        machine = TapMachine(self, node, image) if node.name in self.how.from_disk else BlankMachine(self, node, image)
         if isinstance(machine, BlankMachine) and read_image(self.root, node.name) not in image.name:
             raise BadUsage(
                 f"{self.root} was made for images other than those in {image.parent}", "run `imagegen pxe` again"
@@ -86,7 +92,7 @@ class PxeQemu(Qemu):
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """As Qemu.needs(); a blank disk takes the whole image, and a live node has it in memory."""
         memory, disk = super().needs(node, image)
-        if node.name in self.from_disk:
+        if node.name in self.how.from_disk:
             return memory, disk
         return memory_of(self, node), disk + (3 << 30)
 
@@ -99,10 +105,10 @@ class PxeQemu(Qemu):
             if isinstance(machine, TapMachine):
                 machine.tap = self.lan.add_tap()
         self._serve_files()
-        if self.proxy_dhcp:
+        if self.how.proxy_dhcp:
             address, nodes = plan_outside(self.cluster).dhcp, [machine.node for machine in self.machines]
             self._await_dnsmasq("dhcp.log", lambda log: self.lan.start_other_dhcp(address, nodes, self.served, log))
-        configuration = self.root / ("dnsmasq-proxy.conf" if self.proxy_dhcp else "dnsmasq.conf")
+        configuration = self.root / ("dnsmasq-proxy.conf" if self.how.proxy_dhcp else "dnsmasq.conf")
         self._await_dnsmasq("dnsmasq.log", lambda log: self.lan.start_dnsmasq(configuration, self.served, log))
 
     def _await_dnsmasq(self, log: str, begin: Callable[[Path], Process]) -> None:

@@ -24,6 +24,7 @@ from imagegen.cli.main import run_command
 from imagegen.images import build
 from imagegen.images.build import FORMATS
 from imagegen.local import boot
+from imagegen.local.qemu import Firmware
 from imagegen.model import cluster
 from imagegen.server.evidence import Reason
 from imagegen.server.ledger import Ledger
@@ -49,13 +50,11 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for each in formats
         ]
 
-    def boot_cluster(
-        cluster: Any, secrets: Any, out: Path, nodes: Any, *rest: Any, network_boot: Any = None
-    ) -> list[boot.NodeResult]:
-        calls["boot"] = ([node.name for node in nodes], *rest[:-1])
-        calls["network boot"] = network_boot
-        rest[-1]("linux-node1: databases")
-        return [boot.NodeResult(n.name, str(n.role), "ready", "serve", "", 61.4, "abc") for n in nodes]
+    def boot_cluster(asked: boot.Boot, report: Any) -> list[boot.NodeResult]:
+        calls["boot"] = ([node.name for node in asked.nodes], asked.backend, asked.timeout, asked.keep)
+        calls["network boot"] = asked.network
+        report("linux-node1: databases")
+        return [boot.NodeResult(n.name, str(n.role), "ready", "serve", "", 61.4, "abc") for n in asked.nodes]
 
     monkeypatch.setattr("imagegen.cli.build.build_images", build_images)
     monkeypatch.setattr("imagegen.cli.generate.image_content_id", lambda role, release, static: "0" * 64)
@@ -281,7 +280,7 @@ def test_boot_over_the_network_says_how(workers: dict[str, Any], output: Output)
     assert run_command(["boot", "--pxe"]) == 0
     assert workers["network boot"] == boot.NetworkBoot()
     assert run_command(["boot", "--pxe", "--from-disk", "linux-node1", "--firmware", "bios", "--proxy-dhcp"]) == 0
-    assert workers["network boot"] == boot.NetworkBoot(frozenset({"linux-node1"}), "bios", proxy_dhcp=True)
+    assert workers["network boot"] == boot.NetworkBoot(frozenset({"linux-node1"}), Firmware.BIOS, proxy_dhcp=True)
     output()
     for words, said in (
         (["--proxy-dhcp"], "add --pxe"),

@@ -185,9 +185,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
         timeout = more.pop("timeout", None)
-        return boot.boot_cluster(
-            CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout, keep, lines.append, images=images
-        )
+        asked = boot.Boot(CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout=timeout, keep=keep, images=images)
+        return boot.boot_cluster(asked, lines.append)
 
     return run
 
