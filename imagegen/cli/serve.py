@@ -17,16 +17,14 @@ from imagegen.cli.inputs import choose_nodes, load_inputs, load_own_cluster, war
 from imagegen.cli.options import Address, Duration, Settings, common_options
 from imagegen.cli.output import Outcome, say
 from imagegen.seeds.seed import seed_tree
-from imagegen.server.ledger import Unusable, explain_unusable
 from imagegen.server.provisioning import (
     DIRECTORY,
-    LEDGER,
     Window,
     describe_left_out,
     describe_windows,
     hold_directory,
-    open_ledger,
     provision,
+    use_ledger,
 )
 
 
@@ -114,8 +112,6 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
             say(settings, f"stopped; what the nodes reported is kept in {directory}: imagegen status")
-    except Unusable as error:
-        raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
 
 
@@ -124,16 +120,13 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
     at_work = f"another `imagegen serve` is running in {settings.out}"
     if not window.names:
         raise BadUsage(at_work, "arm nodes there with --arm, or give another -o")
-    ledger = open_ledger(settings.out)
-    try:
+    with use_ledger(settings.out / DIRECTORY) as ledger:
         if unknown := ledger.find_unknown(window.names):
             raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "stop it and start it again")
         if not ledger.gives_seeds:
             raise BadUsage(f"{at_work}, and gives out no seeds", "stop it and start it without --no-seeds")
         ledger.open_windows(window.names, window.seconds, window.claims)
         say(settings, f"from the `imagegen serve` that is running: {describe_windows(ledger.read())}")
-    finally:
-        ledger.close()
     return Outcome()
 
 

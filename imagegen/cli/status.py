@@ -19,7 +19,7 @@ from imagegen.cli.output import Outcome, complain, say
 from imagegen.cli.progress import live_table
 from imagegen.server.fleet import ORDER, Screen, find_changes, find_faults, is_settled, node_rows, render, select
 from imagegen.server.ledger import Ledger
-from imagegen.server.provisioning import open_ledger
+from imagegen.server.provisioning import DIRECTORY, use_ledger
 
 
 @click.command()
@@ -56,16 +56,13 @@ def status(
 def _show_status(
     settings: Settings, names: Sequence[str], states: Sequence[str], watch: bool, timeout: float | None
 ) -> Outcome:
-    ledger = open_ledger(settings.out)
-    try:
+    with use_ledger(settings.out / DIRECTORY) as ledger:
         if unknown := ledger.find_unknown(names):
             raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists them all")
         if watch:
             end = None if timeout is None else time.monotonic() + timeout
             _watch_ledger(settings, ledger, names, states, end)
         told = ledger.read()
-    finally:
-        ledger.close()
     rows = select(node_rows(told, settings.out), names)
     faults = find_faults(rows)
     late = any(row["state"] not in ("ready", "degraded", "failed") for row in rows)

@@ -64,7 +64,7 @@ UNION SELECT node FROM window WHERE used > 0 UNION SELECT node FROM token WHERE 
 _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
 
 
-Unusable = sqlite3.DatabaseError
+Unusable = sqlite3.Error
 """The file cannot be used: it is another user's, its disk is full, or it is damaged. explain_unusable() says which."""
 
 
@@ -72,22 +72,65 @@ class _Newer(Unusable):
     """A later imagegen made it."""
 
 
+class _Damaged(Unusable):
+    """A value is none that imagegen wrote."""
+
+
+# What the columns of that name hold, in every table. SQLite itself lets any column have any value.
+_TIMES = frozenset(("at", "since", "until", "first", "closes", "began", "ended", "changed", "heard"))
+_TEXTS = frozenset(("name", "role", "state", "step", "detail", "node", "address", "newest", "text"))
+_NUMBERS = frozenset(("revision", "boot", "claims", "used", "times", "value", "armed"))
+_UNSET = frozenset(("began", "ended", "changed", "heard"))  # may be NULL
+_LAST = 1e11  # seconds since 1970 that a date can show
+
+
+def _read_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
+    """A row whose values are of their columns' kinds. Raises Unusable."""
+    for (name, *_), value in zip(cursor.description, values, strict=True):
+        if name in _TEXTS:
+            good = type(value) is str and (name != "state" or not value or value in STATES)
+        elif name in _TIMES:
+            good = (value is None and name in _UNSET) or (type(value) is float and 0 <= value < _LAST)
+        else:
+            good = name not in _NUMBERS or type(value) is int
+        if not good:
+            raise _Damaged(f"it has no such {name}: {str(value)[:40]!r}")
+    return sqlite3.Row(cursor, values)
+
+
+def _read_list(text: object) -> list[Any]:
+    """The steps of a node. Raises Unusable."""
+    try:
+        found = json.loads(text)  # type: ignore[arg-type]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _Damaged("the steps of a node are no JSON") from error
+    if not isinstance(found, list):
+        raise _Damaged("the steps of a node are no list")
+    return found
+
+
+_NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH)
+
+
 def explain_unusable(path: Path, error: Exception) -> MachineLacks:
     """What is wrong with the ledger at that path, and the cure."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
     if isinstance(error, _Newer):
         return MachineLacks(f"{path} was written by a newer imagegen", "use that one, or move the file away")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return MachineLacks(
-            f"{path} is damaged ({error})",
-            f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
-            "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
-        )
+    if isinstance(error, OSError) or code in _NO_ACCESS:
+        return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
     if code == sqlite3.SQLITE_FULL:
         return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
-    if code == sqlite3.SQLITE_BUSY:
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return MachineLacks(f"{path} is held by another process", "end that one, then run this again")
-    return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
+    if code == sqlite3.SQLITE_IOERR:
+        return MachineLacks(f"{path} cannot be read or written ({error})", "the kernel's log (dmesg) says more")
+    # Pages that are none, tables or columns that are missing, values of another kind.
+    return MachineLacks(
+        f"{path} is damaged ({error})",
+        f"end `imagegen serve`, move {path} and its -wal and -shm files away, and start it again by "
+        "`imagegen serve --arm NODE`: without its ledger it no longer knows who has claimed a seed",
+    )
 
 
 class Unclaimable(Exception):
@@ -104,7 +147,7 @@ class Ledger:
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path, self._now = path, now
         self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
+        self._db.row_factory = _read_row
         try:
             # Survives the process at any moment. Only claims must survive the machine too: see claim().
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -265,7 +308,7 @@ class Ledger:
                 self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
                 return False
             # A node that was ready and goes through its steps once more has booted again.
-            again = row["state"] == "ready" and state != "ready" and len(steps) < len(json.loads(row["steps"]))
+            again = row["state"] == "ready" and state != "ready" and len(steps) < len(_read_list(row["steps"]))
             if row["began"] is None or again:
                 self._restart(name)
             self._enter(name, state, step, document["detail"], steps)
@@ -337,7 +380,7 @@ class Ledger:
     def find_document(self, name: str) -> dict[str, Any] | None:
         """`{state, step, detail, steps}` of a node's newest status document; None: it said nothing yet."""
         row = self._db.execute("SELECT state, step, detail, steps FROM node WHERE name = ?", (name,)).fetchone()
-        return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
+        return {**dict(row), "steps": _read_list(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
         """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
@@ -348,7 +391,11 @@ class Ledger:
         """
         with self._db:
             self._db.execute("BEGIN")  # one state of the file for all that follows
-            rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
+            keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
+            rows = self._db.execute(
+                f"SELECT {', '.join(keys)} FROM node WHERE revision > ? ORDER BY name",  # noqa: S608
+                (since,),
+            ).fetchall()
             changed = "WHERE node IN (SELECT name FROM node WHERE revision > ?)"
             events = self._db.execute(
                 f"SELECT node, at, state, step FROM event {changed} ORDER BY id",  # noqa: S608
@@ -358,7 +405,7 @@ class Ledger:
                 f"SELECT node, closes, claims, used FROM window {changed}",  # noqa: S608
                 (since,),
             ).fetchall()
-            revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
+            revision = self._db.execute("SELECT coalesce(max(revision), 0) AS revision FROM node").fetchone()[0]
             grants = read_grants(self._db)
             reports, more = read_refusals(self._db, MOST_REPORTS)
             beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
@@ -367,7 +414,6 @@ class Ledger:
         listens_since, listened = listening or (0.0, now)
         if now - listened < 2 * LISTENING:
             listened = now
-        keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
         nodes = {
             row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None, "claimed": []}
             for row in rows
@@ -405,6 +451,11 @@ class Ledger:
 
     def set_gives_seeds(self, value: bool) -> None:
         self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether a server ever worked with it: none has a cluster without nodes."""
+        return self._db.execute("SELECT 1 FROM node").fetchone() is not None
 
     def find_unknown(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are not nodes of the ledger."""

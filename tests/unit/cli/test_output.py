@@ -276,10 +276,9 @@ def evil_file_name(place: Path) -> list[str]:
 
 def evil_status(place: Path) -> list[str]:
     keep_ledger({"n": "failed"})
-    ledger = provisioning.open_ledger(Path("out"))
-    ledger.refuse("n", Reason.SCRIPT_MAC, EVIL, EVIL)
-    ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
-    ledger.close()
+    with provisioning.use_ledger(Path("out/serve")) as ledger:
+        ledger.refuse("n", Reason.SCRIPT_MAC, EVIL, EVIL)
+        ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
     return ["status"]
 
 
