@@ -37,7 +37,7 @@ LISTENING = 10.0  # seconds; how exactly it is known until when the server liste
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
 MOST_REPORTS = 100  # that are told; the ledger keeps them all
-VERSION = 2  # of the tables, as PRAGMA user_version; before, that was 0 or 1
+VERSION = 3  # of the tables, as PRAGMA user_version; before version 2, that was 0 or 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
@@ -49,13 +49,15 @@ CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at
     step TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
 CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
-    used INTEGER NOT NULL DEFAULT 0);
+    used INTEGER NOT NULL DEFAULT 0, armed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS used (digest TEXT PRIMARY KEY, node TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settled (node TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
 """
 _ADDED = ("boot INTEGER NOT NULL DEFAULT 0", "heard REAL")  # columns of node that version 1 has not
+# Likewise of window, and version 2. Whether somebody armed a node by name was not written down: nobody did.
+_ARMED = "armed INTEGER NOT NULL DEFAULT 0"
 # Of a ledger of version 1, what says that a node claimed its seed or was ready.
 _SETTLED_BEFORE = """
 SELECT name FROM node WHERE state = 'ready' OR ended IS NOT NULL UNION SELECT node FROM event WHERE state = 'ready'
@@ -158,19 +160,21 @@ class Ledger:
             raise
 
     def _make_tables(self) -> None:
-        """Makes the tables, or takes over those of version 1."""
+        """Makes the tables, or takes over those of an earlier version."""
         if (version := self._version()) >= VERSION:
             if version > VERSION:
                 raise _Newer(f"version {version}")
             return
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            if (gives_seeds := self._version()) >= VERSION:  # another process was quicker
+            if (version := self._version()) >= VERSION:  # another process was quicker
                 return
             old = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'report'").fetchone()
             if old:
                 for column in _ADDED:
                     self._db.execute(f"ALTER TABLE node ADD COLUMN {column}")
+            if old or version == 2:
+                self._db.execute(f"ALTER TABLE window ADD COLUMN {_ARMED}")
             for statement in f"{_SCHEMA};{SCHEMA}".split(";"):
                 self._db.execute(statement)
             if old:
@@ -179,7 +183,7 @@ class Ledger:
                 take_over(self._db, self._db.execute("SELECT * FROM report ORDER BY at").fetchall())
                 self._db.execute("DROP TABLE report")
                 self._db.execute("DROP TABLE token")
-                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (gives_seeds,))
+                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (version,))
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _version(self) -> int:
@@ -214,8 +218,9 @@ class Ledger:
     def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
         """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
 
-        With `new_only` a window that is open stays as it is, claims that were used included, and none is opened for a
-        node that has claimed before or was ready. Returns those that may claim nothing for that reason.
+        The nodes are armed by name, unless `new_only`. Then a window that is open stays as it is, claims that were used
+        included. Of a node that has claimed before or was ready it stays only if that was armed by name, and none is
+        opened. Returns those that may claim nothing for that reason.
         """
         now, left_out = self._now(), []
         with self._db:
@@ -223,18 +228,31 @@ class Ledger:
             settled = {row["node"] for row in self._db.execute("SELECT node FROM settled")}
             for name in names:
                 row = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
-                if new_only and row and row["closes"] > now and row["used"] < row["claims"]:
-                    continue
-                if new_only and name in settled:
+                is_open = row and row["closes"] > now and row["used"] < row["claims"]
+                if new_only and name in settled and not (is_open and row["armed"]):
+                    self._close_unarmed(name)
                     left_out.append(name)
                     continue
+                if new_only and is_open:
+                    continue
                 self._db.execute(
-                    "INSERT INTO window (node, closes, claims) VALUES (?, ?, ?) ON CONFLICT (node)"
-                    " DO UPDATE SET closes = excluded.closes, claims = excluded.claims, used = 0",
-                    (name, now + seconds, claims),
+                    "INSERT INTO window (node, closes, claims, armed) VALUES (?, ?, ?, ?) ON CONFLICT (node)"
+                    " DO UPDATE SET closes = excluded.closes, claims = excluded.claims, used = 0,"
+                    " armed = excluded.armed",
+                    (name, now + seconds, claims, not new_only),
                 )
                 self._touch(name)
         return left_out
+
+    def _close_unarmed(self, name: str) -> None:
+        """The node has what it needs: only a window that somebody armed by name stays, as a live node's does."""
+        now = self._now()
+        closed = self._db.execute(
+            "UPDATE window SET closes = ? WHERE node = ? AND closes > ? AND used < claims AND NOT armed",
+            (now, name, now),
+        )
+        if closed.rowcount:
+            self._touch(name)
 
     def close_windows(self) -> None:
         """From now on no seed is given out."""
@@ -316,6 +334,7 @@ class Ledger:
                 self._end_tokens(name)
             if state == "ready":
                 self._settle(name)
+                self._close_unarmed(name)
         return True
 
     def refuse(self, name: str, reason: Reason, address: str, text: str, own: str = "") -> None:
