@@ -11,7 +11,7 @@ import click
 
 from imagegen.base.errors import BadUsage, Problem
 from imagegen.base.streams import tell
-from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain, table
 from imagegen.cli.progress import progress
@@ -21,7 +21,7 @@ from imagegen.model.cluster import Cluster, Node
 
 
 @click.command()
-@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
+@click.argument("names", metavar="[NODE]...", nargs=-1, type=NodeName())
 @click.option("--backend", type=click.Choice(["qemu", "nspawn"]), default="qemu", show_default=True)
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Default: the backend's."
@@ -29,7 +29,10 @@ from imagegen.model.cluster import Cluster, Node
 @click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
 @click.option(
-    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this one from its image and ISO."
+    "--from-disk",
+    multiple=True,
+    type=NodeName(),
+    help="Repeatable. With --pxe: boot this one from its image and ISO.",
 )
 @click.option(
     "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."

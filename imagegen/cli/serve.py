@@ -13,7 +13,7 @@ import click
 
 from imagegen.base.errors import BadUsage
 from imagegen.base.signals import end_on_signals
-from imagegen.cli.inputs import choose_nodes, load_inputs, load_own_cluster, warn_of_readers
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, load_own_cluster, warn_of_readers
 from imagegen.cli.options import Address, Duration, Settings, common_options
 from imagegen.cli.output import Outcome, say
 from imagegen.seeds.seed import seed_tree
@@ -29,7 +29,7 @@ from imagegen.server.provisioning import (
 
 
 @click.command()
-@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every new node.")
+@click.option("--arm", "armed", multiple=True, type=NodeName(), help="Repeatable. Default: every new node.")
 @click.option(
     "--for",
     "seconds",

@@ -14,6 +14,7 @@ import click
 
 from imagegen.base.errors import BadUsage, ExitCode, Problem
 from imagegen.base.streams import print_line, tell
+from imagegen.cli.inputs import NodeName
 from imagegen.cli.options import Duration, Settings, common_options
 from imagegen.cli.output import Outcome, complain, say
 from imagegen.cli.progress import live_table
@@ -23,7 +24,7 @@ from imagegen.server.provisioning import DIRECTORY, use_ledger
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NODE]...")
+@click.argument("names", metavar="[NODE]...", nargs=-1, type=NodeName())
 @click.option("--state", "states", multiple=True, type=click.Choice(ORDER), help="Show only these. Repeatable.")
 @click.option("--watch", is_flag=True, help="Keep watching until every node is ready or has failed.")
 @click.option("--timeout", type=Duration(), help="Watch, and give up after this long, such as 20m or 2h.")
