@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from netboot_images import make_loaders
 from repository import read_modules
 
+from imagegen import __version__
 from imagegen.base import streams
 from imagegen.base.errors import CommandFailed, ExitCode, Problem
 from imagegen.base.resources import PACKAGE
@@ -62,7 +63,7 @@ def run_json(output: Output, *argv: str) -> tuple[ExitCode, dict[str, Any]]:
 BEFORE = {"boot": ["build"], "pxe": ["build"], "serve": ["build"], "baremetal": ["build"]}
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "schema"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_real_document_of_every_command_follows_the_schema(command: str, output: Output) -> None:
     """As the command itself makes it, from what the commands before it left."""
     for before in [*(["init"] if command != "init" else []), *BEFORE.get(command, [])]:
@@ -84,10 +85,32 @@ def test_the_real_document_of_every_command_follows_the_schema(command: str, out
     assert told.get(rows.get(command, ""), True)
 
 
-def test_the_json_of_schema_is_the_schema(output: Output) -> None:
-    """It is JSON already."""
-    assert run_command(["schema", "--output", "json"]) == ExitCode.DONE
-    jsonschema.Draft202012Validator.check_schema(json.loads(output()[0]))
+def test_schema_prints_the_schema_itself_for_editors(output: Output) -> None:
+    """`imagegen schema > cluster.schema.json`; the document of --output json has the same under a key."""
+    schema = run_json(output, "schema")[1]["schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert run_command(["schema"]) == ExitCode.DONE
+    assert json.loads(output()[0]) == schema
+
+
+def test_help_and_version_have_a_document(output: Output) -> None:
+    """--help that of `imagegen help`, wherever it stands."""
+    assert run_json(output, "--version")[1]["imagegen_version"] == __version__
+    for options, command in ((["--help"], []), (["-h"], []), (["seed", "--help"], ["seed"])):
+        told = run_json(output, *options)[1]
+        assert told == run_json(output, "help", *command)[1]
+        assert run_command(options) == ExitCode.DONE
+        assert output()[0] == told["help"] + "\n"
+    assert run_command(["--output=json", "seed", "-h"]) == ExitCode.DONE
+    assert json.loads(output()[0]) == told
+
+
+def test_completion_is_the_shells_whatever_the_line_asks_for(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    monkeypatch.setenv("_IMAGEGEN_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "imagegen --output json stat")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert run_command([]) == ExitCode.DONE
+    assert output()[0] == "plain,status\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "status", "schema", "help")])
@@ -160,7 +183,8 @@ def test_the_output_schema_is_strict() -> None:
     jsonschema.validate(good, SCHEMA)
     changes: list[dict[str, Any]] = [{"ok": False}, {"version": 2}, {"command": "x"}, {"extra": 1}, {"images": []}]
     changes += [{"nodes": []}, {"paths": ["x"]}, {"help": "x"}, {"log": "x"}, {"last_lines": []}, {"warnings": ["x"]}]
-    for change in [*changes, {"command": "build"}, {"command": "init"}, {"command": "help"}]:
+    changes += [{"schema": {}}, {"imagegen_version": "1"}]
+    for change in [*changes, *({"command": name} for name in ("build", "init", "help", "schema", ""))]:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**good, **change}, SCHEMA)
 
