@@ -11,6 +11,7 @@ import re
 import sys
 import unicodedata
 from contextlib import suppress
+from pathlib import Path
 
 RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
 COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
@@ -43,8 +44,6 @@ def _is_harmless(c: str) -> bool:
 
 def print_data(text: str, *, colours: bool = False) -> None:
     """Writes text to stdout, all of it, as visible() has it. Raises OutputLost."""
-    if sys.stdout is None:
-        return
     try:
         sys.stdout.write(visible(text, colours=colours))
         sys.stdout.flush()
@@ -62,8 +61,6 @@ def tell(text: str, label: str = "", color: str = RED) -> None:
 
     Never fails: work must not end because nobody can read about it.
     """
-    if sys.stderr is None:
-        return
     with suppress(OSError):
         colored = label and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         sys.stderr.write((f"{color}{label}{PLAIN} " if colored else label and f"{label} ") + visible(text) + "\n")
@@ -80,6 +77,7 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Python's stream of a descriptor that was closed
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        getattr(sys, name).reconfigure(errors="backslashreplace")

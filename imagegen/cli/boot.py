@@ -9,7 +9,7 @@ import click
 
 from imagegen.base.errors import BadUsage, Problem
 from imagegen.base.streams import tell
-from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain, table
 from imagegen.cli.progress import progress
@@ -19,7 +19,7 @@ from imagegen.local.qemu import Firmware
 
 
 @click.command()
-@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
+@click.argument("names", metavar="[NODE]...", nargs=-1, type=NodeName())
 @click.option(
     "--backend",
     type=click.Choice(["qemu", "nspawn"]),
@@ -36,7 +36,10 @@ from imagegen.local.qemu import Firmware
 @click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
 @click.option(
-    "--from-disk", multiple=True, metavar="NODE", help="Repeatable. With --pxe: boot this node from its image and ISO."
+    "--from-disk",
+    multiple=True,
+    type=NodeName(),
+    help="Repeatable. With --pxe: boot this node from its image and ISO.",
 )
 @click.option(
     "--firmware", type=click.Choice(["bios", "uefi"]), help="With --pxe: the blank machines' firmware. Default: uefi."

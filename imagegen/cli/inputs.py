@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from imagegen.base.errors import BadUsage, ImagegenError
 from imagegen.base.marks import remove_old_seeds
@@ -68,12 +69,16 @@ def choose_nodes(settings: Settings, cluster: Cluster, names: Sequence[str]) -> 
     return tuple(node for node in cluster.nodes if not names or node.name in names)
 
 
-def complete_nodes(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
-    """The names of nodes for a shell's completion; none when there is no good cluster file."""
-    with suppress(ImagegenError):
-        names = [node.name for node in load_cluster(context.obj.cluster or DEFAULT_CLUSTER).nodes]
-        return [name for name in names if name.startswith(begun)]
-    return []
+class NodeName(click.ParamType):  # type: ignore[type-arg]
+    """A node's name, which a shell completes; with nothing when there is no good cluster file."""
+
+    name = "NODE"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        with suppress(ImagegenError):
+            names = [node.name for node in load_cluster(ctx.obj.cluster or DEFAULT_CLUSTER).nodes]
+            return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return []
 
 
 def remove_seeds_of_others(settings: Settings, out: Path, cluster: Cluster) -> None:

@@ -26,6 +26,7 @@ from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain
 
 MAX_PROBLEMS = 100
+VERSION = f"imagegen {__version__}"
 
 
 # In the order of their use: the command, which is the file beside this one, and what it does.
@@ -68,7 +69,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(message=VERSION)
 @common_options
 def cli() -> None:
     """Turn one cluster file into OpenStack Nova nodes that configure themselves.
@@ -108,16 +109,19 @@ def run_command(argv: Sequence[str]) -> ExitCode:
         # Where click's help goes, and a shell's completion.
         with redirect_stdout(io.TextIOWrapper(taken, "utf-8", write_through=True)):
             outcome = cli.main(args=list(argv), prog_name="imagegen", standalone_mode=False, obj=settings)
-    except SystemExit as ended:  # of click's completion
-        outcome = None if ended.code in (0, None) else Outcome(code=ExitCode.FAILED)
+        if not isinstance(outcome, Outcome):  # --help, --version
+            settings.output = "json" if _asks_for_json(argv) else "text"
+            outcome = _wrap_text(settings, taken.getvalue().decode())
+    except SystemExit as ended:  # of click's completion, whose form is the shell's
+        settings.output = "text"
+        code = ExitCode.DONE if ended.code in (0, None) else ExitCode.FAILED
+        outcome = Outcome(taken.getvalue().decode().splitlines(), code=code)
     except OutputLost as lost:
         return _end_without_stdout(lost)
     except BaseException as error:
         settings.output = "json" if _asks_for_json(argv) else "text"
         outcome = _explain(settings, error)
-    if not isinstance(outcome, Outcome):  # --help, --version
-        outcome, text = Outcome(), taken.getvalue().decode()
-    elif settings.output == "text" or (settings.command == "schema" and outcome.code is ExitCode.DONE):
+    if settings.output == "text":
         text = "".join(f"{line}\n" for line in outcome.lines)
     else:
         text = json.dumps(outcome.document(settings), indent=2) + "\n"
@@ -126,6 +130,14 @@ def run_command(argv: Sequence[str]) -> ExitCode:
     except OutputLost as lost:
         return outcome.code or _end_without_stdout(lost)
     return outcome.code
+
+
+def _wrap_text(settings: Settings, text: str) -> Outcome:
+    """The outcome of --help, which is that of `imagegen help`, or of --version."""
+    if text.rstrip("\n") == VERSION:
+        return Outcome([VERSION], more={"imagegen_version": __version__})
+    settings.command = "help"
+    return Outcome(text.splitlines(), more={"help": text.rstrip("\n")})
 
 
 def _end_without_stdout(lost: OutputLost) -> ExitCode:

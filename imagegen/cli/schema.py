@@ -15,11 +15,12 @@ from imagegen.inputs.cluster_file import cluster_schema
 @common_options
 @click.pass_obj
 def schema(settings: Settings) -> Outcome:
-    """Print the JSON schema of the cluster file.
+    """Print the JSON schema of the cluster file. With --output json it is the key `schema` of the document.
 
     \b
     Example, for editors that use the YAML language server:
       imagegen schema > cluster.schema.json
       and in cluster.yaml:  # yaml-language-server: $schema=cluster.schema.json
     """
-    return Outcome(json.dumps(cluster_schema(), indent=2).splitlines())
+    found = cluster_schema()
+    return Outcome(json.dumps(found, indent=2).splitlines(), more={"schema": found})

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from imagegen.base.outdir import work_in
-from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs, remove_seeds_of_others
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, remove_seeds_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.cli.progress import progress
@@ -21,7 +21,7 @@ from imagegen.seeds.seed import seed_tree
 
 
 @click.command()
-@click.argument("names", metavar="[NODE]...", nargs=-1, shell_complete=complete_nodes)
+@click.argument("names", metavar="[NODE]...", nargs=-1, type=NodeName())
 @common_options
 @click.pass_obj
 def seed(settings: Settings, names: tuple[str, ...]) -> Outcome:

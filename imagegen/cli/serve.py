@@ -13,25 +13,23 @@ import click
 
 from imagegen.base.errors import BadUsage
 from imagegen.base.signals import end_on_signals
-from imagegen.cli.inputs import choose_nodes, load_inputs, load_own_cluster, warn_of_readers
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, load_own_cluster, warn_of_readers
 from imagegen.cli.options import Address, Duration, Settings, common_options
 from imagegen.cli.output import Outcome, say
 from imagegen.seeds.seed import seed_tree
-from imagegen.server.ledger import Unusable, explain_unusable
 from imagegen.server.provisioning import (
     DIRECTORY,
-    LEDGER,
     Window,
     describe_left_out,
     describe_windows,
     hold_directory,
-    open_ledger,
     provision,
+    use_ledger,
 )
 
 
 @click.command()
-@click.option("--arm", "armed", multiple=True, metavar="NODE", help="Repeatable. Default: every new node.")
+@click.option("--arm", "armed", multiple=True, type=NodeName(), help="Repeatable. Default: every new node.")
 @click.option(
     "--for",
     "seconds",
@@ -112,8 +110,6 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
             say(settings, f"stopped; the nodes' reports are kept in {directory}: see `imagegen status`")
-    except Unusable as error:
-        raise explain_unusable(directory / LEDGER, error) from error
     return Outcome()
 
 
@@ -122,16 +118,13 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
     at_work = f"another `imagegen serve` is running in {settings.out}"
     if not window.names:
         raise BadUsage(at_work, "arm nodes there with --arm, or choose another directory with -o")
-    ledger = open_ledger(settings.out)
-    try:
+    with use_ledger(settings.out / DIRECTORY) as ledger:
         if unknown := ledger.find_unknown(window.names):
             raise BadUsage(f"{at_work}, and does not know {', '.join(unknown)}", "restart it")
         if not ledger.gives_seeds:
             raise BadUsage(f"{at_work}, and gives out no seeds", "restart it without --no-seeds")
         ledger.open_windows(window.names, window.seconds, window.claims)
         say(settings, f"seeds from the running `imagegen serve`: {describe_windows(ledger.read())}")
-    finally:
-        ledger.close()
     return Outcome()
 
 

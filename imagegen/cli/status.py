@@ -14,16 +14,17 @@ import click
 
 from imagegen.base.errors import BadUsage, ExitCode, Problem
 from imagegen.base.streams import print_line, tell
+from imagegen.cli.inputs import NodeName
 from imagegen.cli.options import Duration, Settings, common_options
 from imagegen.cli.output import Outcome, complain, say
 from imagegen.cli.progress import live_table
 from imagegen.server.fleet import ORDER, Screen, find_changes, find_faults, is_settled, node_rows, render, select
 from imagegen.server.ledger import Ledger
-from imagegen.server.provisioning import open_ledger
+from imagegen.server.provisioning import DIRECTORY, use_ledger
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NODE]...")
+@click.argument("names", metavar="[NODE]...", nargs=-1, type=NodeName())
 @click.option("--state", "states", multiple=True, type=click.Choice(ORDER), help="Show only these. Repeatable.")
 @click.option("--watch", is_flag=True, help="Keep watching until every node is ready or has failed.")
 @click.option("--timeout", type=Duration(), help="Watch, and give up after this long, such as 20m or 2h.")
@@ -56,16 +57,13 @@ def status(
 def _show_status(
     settings: Settings, names: Sequence[str], states: Sequence[str], watch: bool, timeout: float | None
 ) -> Outcome:
-    ledger = open_ledger(settings.out)
-    try:
+    with use_ledger(settings.out / DIRECTORY) as ledger:
         if unknown := ledger.find_unknown(names):
             raise BadUsage(f"there is no node {', '.join(unknown)}", "`imagegen status` lists all nodes")
         if watch:
             end = None if timeout is None else time.monotonic() + timeout
             _watch_ledger(settings, ledger, names, states, end)
         told = ledger.read()
-    finally:
-        ledger.close()
     rows = select(node_rows(told, settings.out), names)
     faults = find_faults(rows)
     late = any(row["state"] not in ("ready", "degraded", "failed") for row in rows)

@@ -112,8 +112,11 @@ class Site:
 
     @property
     def announced(self) -> frozenset[tuple[str, int]]:
-        """The hosts and ports that nodes and people are told."""
-        return announced_authorities([self.url, self.seed_url, self.status_url])
+        """The hosts and ports of this server that nodes and people are told.
+
+        Not that of status_url, which may be somebody else's: then its pages would be taken for our own.
+        """
+        return announced_authorities([self.url, self.seed_url])
 
 
 def client_address(request: Request) -> str:

@@ -29,7 +29,7 @@ def read_authority(text: str, scheme: str) -> tuple[str, int] | None:
 
 
 def announced_authorities(urls: Iterable[str]) -> frozenset[tuple[str, int]]:
-    """(host, port) of each URL that nodes or people are given."""
+    """(host, port) of each URL of this server that nodes or people are given."""
     parts = [urlsplit(url) for url in urls]
     return frozenset((str(each.hostname).lower(), each.port or PORTS.get(each.scheme, 0)) for each in parts)
 

@@ -21,6 +21,7 @@ ORDER = ("failed", "lost", "degraded", "waiting", "working", SILENT, "ready")  #
 COLOURS = {"failed": 31, "lost": 35, "degraded": 33, "waiting": 33, "working": 34, SILENT: 2, "ready": 32}
 COLUMNS = ("nodes", "role", "state", "step", "seconds", "heard", "detail")
 LEAST_NODES = 12  # columns of a terminal, for names
+LEAST_STEP = 18  # likewise, for a step, as long as there is one so long
 MOST_DETAIL = 4  # lines of a terminal, for one group's reason
 
 Row = dict[str, Any]
@@ -200,10 +201,14 @@ def align(table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[st
 
 
 def fit_columns(table: Sequence[Mapping[str, str]], columns: Sequence[str], width: int) -> list[str]:
-    """Likewise, with names cut until the lines are no wider than that."""
-    others = sum(2 + max(len(line[key] or "-") for line in table) for key in columns if key != "nodes")
-    room = max(LEAST_NODES, width - others)
-    lines = align([{**line, "nodes": cut(line["nodes"], room)} for line in table], columns)
+    """Likewise, with names and steps, which alone may be long, cut until the lines are no wider than that."""
+    widths = {key: max(len(line[key] or "-") for line in table) for key in columns}
+    room = width - sum(n for key, n in widths.items() if key not in ("nodes", "step")) - 2 * (len(columns) - 1)
+    names = max(LEAST_NODES, min(widths["nodes"], room - min(LEAST_STEP, widths["step"])))
+    step = max(LEAST_STEP, room - names)
+    lines = align(
+        [{**line, "nodes": cut(line["nodes"], names), "step": cut(line["step"], step)} for line in table], columns
+    )
     return [cut(line, width) for line in lines]
 
 

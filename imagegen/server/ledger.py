@@ -37,7 +37,7 @@ LISTENING = 10.0  # seconds; how exactly it is known until when the server liste
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
 MOST_REPORTS = 100  # refusals to show; the ledger keeps them all
-VERSION = 2  # of the tables, as PRAGMA user_version; before, that was 0 or 1
+VERSION = 3  # of the tables, as PRAGMA user_version; before version 2, that was 0 or 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
@@ -49,13 +49,15 @@ CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at
     step TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
 CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
-    used INTEGER NOT NULL DEFAULT 0);
+    used INTEGER NOT NULL DEFAULT 0, armed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS used (digest TEXT PRIMARY KEY, node TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settled (node TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
 """
 _ADDED = ("boot INTEGER NOT NULL DEFAULT 0", "heard REAL")  # columns of node that version 1 has not
+# Likewise of window, and version 2. Whether somebody armed a node by name was not written down: nobody did.
+_ARMED = "armed INTEGER NOT NULL DEFAULT 0"
 # Of a ledger of version 1, what says that a node claimed its seed or was ready.
 _SETTLED_BEFORE = """
 SELECT name FROM node WHERE state = 'ready' OR ended IS NOT NULL UNION SELECT node FROM event WHERE state = 'ready'
@@ -64,7 +66,7 @@ UNION SELECT node FROM window WHERE used > 0 UNION SELECT node FROM token WHERE 
 _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
 
 
-Unusable = sqlite3.DatabaseError
+Unusable = sqlite3.Error
 """The file cannot be used: it belongs to another user, its disk is full, or it is damaged; see explain_unusable()."""
 
 
@@ -72,22 +74,65 @@ class _Newer(Unusable):
     """A newer imagegen made it."""
 
 
+class _Damaged(Unusable):
+    """A value is none that imagegen wrote."""
+
+
+# What the columns of that name hold, in every table. SQLite itself lets any column have any value.
+_TIMES = frozenset(("at", "since", "until", "first", "closes", "began", "ended", "changed", "heard"))
+_TEXTS = frozenset(("name", "role", "state", "step", "detail", "node", "address", "newest", "text"))
+_NUMBERS = frozenset(("revision", "boot", "claims", "used", "times", "value", "armed"))
+_UNSET = frozenset(("began", "ended", "changed", "heard"))  # may be NULL
+_LAST = 1e11  # seconds since 1970 that a date can show
+
+
+def _read_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
+    """A row whose values are of their columns' kinds. Raises Unusable."""
+    for (name, *_), value in zip(cursor.description, values, strict=True):
+        if name in _TEXTS:
+            good = type(value) is str and (name != "state" or not value or value in STATES)
+        elif name in _TIMES:
+            good = (value is None and name in _UNSET) or (type(value) is float and 0 <= value < _LAST)
+        else:
+            good = name not in _NUMBERS or type(value) is int
+        if not good:
+            raise _Damaged(f"it has no such {name}: {str(value)[:40]!r}")
+    return sqlite3.Row(cursor, values)
+
+
+def _read_list(text: object) -> list[Any]:
+    """The steps of a node. Raises Unusable."""
+    try:
+        found = json.loads(text)  # type: ignore[arg-type]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _Damaged("the steps of a node are no JSON") from error
+    if not isinstance(found, list):
+        raise _Damaged("the steps of a node are no list")
+    return found
+
+
+_NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH)
+
+
 def explain_unusable(path: Path, error: Exception) -> MachineLacks:
     """What is wrong with the ledger at that path, and the cure."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
     if isinstance(error, _Newer):
         return MachineLacks(f"{path} was written by a newer imagegen", "use the newer one, or move the file away")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return MachineLacks(
-            f"{path} is damaged ({error})",
-            f"stop `imagegen serve`, move {path} and its -wal and -shm files away, and run "
-            "`imagegen serve --arm NODE`: without its ledger it does not know who has claimed a seed",
-        )
+    if isinstance(error, OSError) or code in _NO_ACCESS:
+        return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
     if code == sqlite3.SQLITE_FULL:
         return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
-    if code == sqlite3.SQLITE_BUSY:
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return MachineLacks(f"{path} is held by another process", "stop that process, then run this again")
-    return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
+    if code == sqlite3.SQLITE_IOERR:
+        return MachineLacks(f"{path} cannot be read or written ({error})", "see the kernel's log: dmesg")
+    # Broken pages, missing tables or columns, values of another kind.
+    return MachineLacks(
+        f"{path} is damaged ({error})",
+        f"stop `imagegen serve`, move {path} and its -wal and -shm files away, and run "
+        "`imagegen serve --arm NODE`: without its ledger it does not know who has claimed a seed",
+    )
 
 
 class Unclaimable(Exception):
@@ -104,7 +149,7 @@ class Ledger:
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path, self._now = path, now
         self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
+        self._db.row_factory = _read_row
         try:
             # Survives the process at any moment. Only claims must survive the machine too: see claim().
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -115,19 +160,21 @@ class Ledger:
             raise
 
     def _make_tables(self) -> None:
-        """Makes the tables, or takes over those of version 1."""
+        """Makes the tables, or takes over those of an earlier version."""
         if (version := self._version()) >= VERSION:
             if version > VERSION:
                 raise _Newer(f"version {version}")
             return
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            if (gives_seeds := self._version()) >= VERSION:  # another process was quicker
+            if (version := self._version()) >= VERSION:  # another process was quicker
                 return
             old = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'report'").fetchone()
             if old:
                 for column in _ADDED:
                     self._db.execute(f"ALTER TABLE node ADD COLUMN {column}")
+            if old or version == 2:
+                self._db.execute(f"ALTER TABLE window ADD COLUMN {_ARMED}")
             for statement in f"{_SCHEMA};{SCHEMA}".split(";"):
                 self._db.execute(statement)
             if old:
@@ -136,7 +183,7 @@ class Ledger:
                 take_over(self._db, self._db.execute("SELECT * FROM report ORDER BY at").fetchall())
                 self._db.execute("DROP TABLE report")
                 self._db.execute("DROP TABLE token")
-                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (gives_seeds,))
+                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (version,))
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _version(self) -> int:
@@ -171,8 +218,9 @@ class Ledger:
     def open_windows(self, names: Iterable[str], seconds: float, claims: int, *, new_only: bool = False) -> list[str]:
         """Each of these nodes may claim its seed this often, for this many seconds from now; earlier claims are void.
 
-        With `new_only`, open windows stay as they are, used claims included, and none is opened for a node that
-        has ever claimed a seed or been ready. Returns the nodes that may not claim for that reason.
+        The nodes are armed by name, unless `new_only`: then open windows stay as they are, used claims included, but of
+        a node that has claimed or been ready only one that was armed by name stays, and none is opened. Returns the
+        nodes that may not claim for that reason.
         """
         now, left_out = self._now(), []
         with self._db:
@@ -180,18 +228,31 @@ class Ledger:
             settled = {row["node"] for row in self._db.execute("SELECT node FROM settled")}
             for name in names:
                 row = self._db.execute("SELECT * FROM window WHERE node = ?", (name,)).fetchone()
-                if new_only and row and row["closes"] > now and row["used"] < row["claims"]:
-                    continue
-                if new_only and name in settled:
+                is_open = row and row["closes"] > now and row["used"] < row["claims"]
+                if new_only and name in settled and not (is_open and row["armed"]):
+                    self._close_unarmed(name)
                     left_out.append(name)
                     continue
+                if new_only and is_open:
+                    continue
                 self._db.execute(
-                    "INSERT INTO window (node, closes, claims) VALUES (?, ?, ?) ON CONFLICT (node)"
-                    " DO UPDATE SET closes = excluded.closes, claims = excluded.claims, used = 0",
-                    (name, now + seconds, claims),
+                    "INSERT INTO window (node, closes, claims, armed) VALUES (?, ?, ?, ?) ON CONFLICT (node)"
+                    " DO UPDATE SET closes = excluded.closes, claims = excluded.claims, used = 0,"
+                    " armed = excluded.armed",
+                    (name, now + seconds, claims, not new_only),
                 )
                 self._touch(name)
         return left_out
+
+    def _close_unarmed(self, name: str) -> None:
+        """The node has what it needs: only a window that somebody armed by name stays, as a live node's does."""
+        now = self._now()
+        closed = self._db.execute(
+            "UPDATE window SET closes = ? WHERE node = ? AND closes > ? AND used < claims AND NOT armed",
+            (now, name, now),
+        )
+        if closed.rowcount:
+            self._touch(name)
 
     def close_windows(self) -> None:
         """Closes all windows: no seed is given out any more."""
@@ -265,7 +326,7 @@ class Ledger:
                 self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
                 return False
             # A node that was ready and goes through its steps once more has booted again.
-            again = row["state"] == "ready" and state != "ready" and len(steps) < len(json.loads(row["steps"]))
+            again = row["state"] == "ready" and state != "ready" and len(steps) < len(_read_list(row["steps"]))
             if row["began"] is None or again:
                 self._restart(name)
             self._enter(name, state, step, document["detail"], steps)
@@ -273,6 +334,7 @@ class Ledger:
                 self._end_tokens(name)
             if state == "ready":
                 self._settle(name)
+                self._close_unarmed(name)
         return True
 
     def refuse(self, name: str, reason: Reason, address: str, text: str, own: str = "") -> None:
@@ -337,7 +399,7 @@ class Ledger:
     def find_document(self, name: str) -> dict[str, Any] | None:
         """`{state, step, detail, steps}` of a node's newest status document; None: it has not reported yet."""
         row = self._db.execute("SELECT state, step, detail, steps FROM node WHERE name = ?", (name,)).fetchone()
-        return {**dict(row), "steps": json.loads(row["steps"])} if row and row["state"] else None
+        return {**dict(row), "steps": _read_list(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
         """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
@@ -348,7 +410,11 @@ class Ledger:
         """
         with self._db:
             self._db.execute("BEGIN")  # one state of the file for all that follows
-            rows = self._db.execute("SELECT * FROM node WHERE revision > ? ORDER BY name", (since,)).fetchall()
+            keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
+            rows = self._db.execute(
+                f"SELECT {', '.join(keys)} FROM node WHERE revision > ? ORDER BY name",  # noqa: S608
+                (since,),
+            ).fetchall()
             changed = "WHERE node IN (SELECT name FROM node WHERE revision > ?)"
             events = self._db.execute(
                 f"SELECT node, at, state, step FROM event {changed} ORDER BY id",  # noqa: S608
@@ -358,7 +424,7 @@ class Ledger:
                 f"SELECT node, closes, claims, used FROM window {changed}",  # noqa: S608
                 (since,),
             ).fetchall()
-            revision = self._db.execute("SELECT coalesce(max(revision), 0) FROM node").fetchone()[0]
+            revision = self._db.execute("SELECT coalesce(max(revision), 0) AS revision FROM node").fetchone()[0]
             grants = read_grants(self._db)
             reports, more = read_refusals(self._db, MOST_REPORTS)
             beats = self._db.execute("SELECT name, state, heard FROM node WHERE heard IS NOT NULL").fetchall()
@@ -367,7 +433,6 @@ class Ledger:
         listens_since, listened = listening or (0.0, now)
         if now - listened < 2 * LISTENING:
             listened = now
-        keys = ("name", "role", "state", "step", "detail", "began", "ended", "changed")
         nodes = {
             row["name"]: {**{key: row[key] for key in keys}, "timeline": [], "seed": None, "claimed": []}
             for row in rows
@@ -405,6 +470,11 @@ class Ledger:
 
     def set_gives_seeds(self, value: bool) -> None:
         self._db.execute("INSERT OR REPLACE INTO setting VALUES ('gives_seeds', ?)", (value,))
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether a server ever worked with it: none has a cluster without nodes."""
+        return self._db.execute("SELECT 1 FROM node").fetchone() is not None
 
     def find_unknown(self, names: Iterable[str]) -> list[str]:
         """The names that are not nodes of the ledger."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -73,17 +73,29 @@ def hold_directory(out: Path) -> Iterator[bool]:
         yield True
 
 
-def open_ledger(out: Path) -> Ledger:
-    """The ledger in OUT. Raises BadUsage if there is none, MachineLacks if it is another user's."""
-    path = out / DIRECTORY / LEDGER
+@contextmanager
+def use_ledger(directory: Path, *, make: bool = False) -> Iterator[Ledger]:
+    """The ledger in OUT/serve, open until the context is left; with `make` a new one if there is none.
+
+    Raises BadUsage if nothing was served from there; at any time MachineLacks if the ledger is damaged, another user's,
+    or its disk is full.
+    """
+    path = directory / LEDGER
+    nothing = BadUsage(
+        f"nothing has been served from {directory.parent} yet", "run `imagegen serve`, or name its directory with -o"
+    )
     try:
-        check_ledger(path)
-        return Ledger(path)
+        check_ledger(path, make=make)
     except FileNotFoundError:
-        raise BadUsage(
-            f"nothing has been served from {out} yet", "run `imagegen serve`, or name its directory with -o"
-        ) from None
-    except (PermissionError, Unusable) as error:
+        raise nothing from None
+    except PermissionError as error:
+        raise explain_unusable(path, error) from error
+    try:
+        with closing(Ledger(path)) as ledger:
+            if not (make or ledger.has_nodes):  # an empty file, or one that a server is about to fill
+                raise nothing
+            yield ledger
+    except Unusable as error:
         raise explain_unusable(path, error) from error
 
 
@@ -139,12 +151,7 @@ def provision(
         stack.callback(tls.close)
         for name in ("server.pem", "server.key"):  # left by an older version that was killed
             remove_place(directory / name)
-        check_ledger(directory / LEDGER, make=True)
-        try:
-            ledger = Ledger(directory / LEDGER)
-        except Unusable as error:
-            raise explain_unusable(directory / LEDGER, error) from error
-        stack.callback(ledger.close)
+        ledger = stack.enter_context(use_ledger(directory, make=True))
         ledger.enter_nodes({node.name: str(node.role) for node in cluster.nodes})
         ledger.set_gives_seeds(make_seed is not None)
         if make_seed is None or window.names:
@@ -186,10 +193,9 @@ def attend(ledger: Ledger) -> Iterator[None]:
     ended = Event()
 
     def work() -> None:
-        own = ledger.reopen()
-        while not ended.wait(LISTENING / 2):
-            own.keep_listening()
-        own.close()
+        with suppress(Unusable), closing(ledger.reopen()) as own:
+            while not ended.wait(LISTENING / 2):
+                own.keep_listening()
 
     thread = Thread(target=work, daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -481,11 +482,21 @@ def test_a_tls_port_that_is_taken_names_its_option(site: Site) -> None:
     assert done.returncode == 3 and "Address already in use" in done.stderr and "--tls-port" in done.stderr
 
 
-def test_a_damaged_ledger_is_named_by_serve_and_status(site: Site) -> None:
+@pytest.mark.parametrize(
+    "damage", ["", "DROP TABLE refused", "ALTER TABLE node RENAME TO nod", "UPDATE node SET heard = 'abc'"]
+)
+def test_a_damaged_ledger_is_named_by_serve_and_status(site: Site, damage: str) -> None:
     """With its cure, and no traceback."""
-    site.directory.mkdir()
+    with site.serve():
+        pass
     (site.directory / MARK).touch()
-    (site.directory / "ledger.sqlite").write_bytes(b"garbage" * 1000)
+    if damage:
+        database = sqlite3.connect(site.directory / "ledger.sqlite")
+        database.execute(damage)
+        database.commit()
+        database.close()
+    else:
+        (site.directory / "ledger.sqlite").write_bytes(b"garbage" * 1000)
     for command in ("serve", "status"):
         done = imagegen(site, command)
         assert done.returncode == 3 and "ledger.sqlite is damaged" in done.stderr and "--arm NODE" in done.stderr

@@ -21,6 +21,7 @@ from imagegen.base.errors import CommandFailed, ExitCode, MachineLacks, NodeNotR
 from imagegen.base.resources import PACKAGE
 from imagegen.cli import main
 from imagegen.cli.main import run_command
+from imagegen.cli.options import Settings
 from imagegen.images import build
 from imagegen.images.build import FORMATS
 from imagegen.local import boot
@@ -524,6 +525,34 @@ def test_help_teaches_with_examples(command: str, output: Output) -> None:
     assert run_command([command, "--help"]) == 0
     stdout = output()[0]
     assert "Example" in stdout and f"imagegen {command}" in stdout.replace("imagegen -c demo/cluster.yaml", "imagegen")
+
+
+def find_node_parameters() -> list[tuple[str, click.Parameter]]:
+    """Each parameter of each command that its help calls NODE."""
+    context = click.Context(main.cli)
+    commands = {name: main.cli.get_command(context, name) for name in main.COMMANDS}
+    return [
+        (name, parameter)
+        for name, command in commands.items()
+        if command
+        for parameter in command.params
+        if "NODE" in parameter.make_metavar(context)
+    ]
+
+
+def test_names_of_nodes_are_completed_wherever_they_are_given(output: Output) -> None:
+    """From the cluster file that the command line names; without a good one there is nothing, and no error."""
+    given = {(name, parameter.name) for name, parameter in find_node_parameters()}
+    assert given >= {("status", "names"), ("serve", "armed"), ("boot", "from_disk"), ("seed", "names")}
+    for before in (None, "good", "bad"):
+        if before == "good":
+            run_command(["init", "-q"])
+        elif before:
+            Path("cluster.yaml").write_text("name: [")
+        for name, parameter in find_node_parameters():
+            context = click.Context(main.cli, obj=Settings())
+            found = [item.value for item in parameter.shell_complete(context, "linux-node2")]
+            assert found == (["linux-node2"] if before == "good" else []), name
 
 
 def test_help_lists_the_contracts_commands_in_order() -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from netboot_images import make_loaders
 from repository import read_modules
 
+from imagegen import __version__
 from imagegen.base import streams
 from imagegen.base.errors import CommandFailed, ExitCode, Problem
 from imagegen.base.resources import PACKAGE
@@ -62,7 +63,7 @@ def run_json(output: Output, *argv: str) -> tuple[ExitCode, dict[str, Any]]:
 BEFORE = {"boot": ["build"], "pxe": ["build"], "serve": ["build"], "baremetal": ["build"]}
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "schema"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_real_document_of_every_command_follows_the_schema(command: str, output: Output) -> None:
     """As the command itself makes it, from what the commands before it left."""
     for before in [*(["init"] if command != "init" else []), *BEFORE.get(command, [])]:
@@ -84,10 +85,32 @@ def test_the_real_document_of_every_command_follows_the_schema(command: str, out
     assert told.get(rows.get(command, ""), True)
 
 
-def test_the_json_of_schema_is_the_schema(output: Output) -> None:
-    """It is JSON already."""
-    assert run_command(["schema", "--output", "json"]) == ExitCode.DONE
-    jsonschema.Draft202012Validator.check_schema(json.loads(output()[0]))
+def test_schema_prints_the_schema_itself_for_editors(output: Output) -> None:
+    """`imagegen schema > cluster.schema.json`; the document of --output json has the same under a key."""
+    schema = run_json(output, "schema")[1]["schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert run_command(["schema"]) == ExitCode.DONE
+    assert json.loads(output()[0]) == schema
+
+
+def test_help_and_version_have_a_document(output: Output) -> None:
+    """--help that of `imagegen help`, wherever it stands."""
+    assert run_json(output, "--version")[1]["imagegen_version"] == __version__
+    for options, command in ((["--help"], []), (["-h"], []), (["seed", "--help"], ["seed"])):
+        told = run_json(output, *options)[1]
+        assert told == run_json(output, "help", *command)[1]
+        assert run_command(options) == ExitCode.DONE
+        assert output()[0] == told["help"] + "\n"
+    assert run_command(["--output=json", "seed", "-h"]) == ExitCode.DONE
+    assert json.loads(output()[0]) == told
+
+
+def test_completion_is_the_shells_whatever_the_line_asks_for(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    monkeypatch.setenv("_IMAGEGEN_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "imagegen --output json stat")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert run_command([]) == ExitCode.DONE
+    assert output()[0] == "plain,status\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("init", "status", "schema", "help")])
@@ -160,7 +183,8 @@ def test_the_output_schema_is_strict() -> None:
     jsonschema.validate(good, SCHEMA)
     changes: list[dict[str, Any]] = [{"ok": False}, {"version": 2}, {"command": "x"}, {"extra": 1}, {"images": []}]
     changes += [{"nodes": []}, {"paths": ["x"]}, {"help": "x"}, {"log": "x"}, {"last_lines": []}, {"warnings": ["x"]}]
-    for change in [*changes, {"command": "build"}, {"command": "init"}, {"command": "help"}]:
+    changes += [{"schema": {}}, {"imagegen_version": "1"}]
+    for change in [*changes, *({"command": name} for name in ("build", "init", "help", "schema", ""))]:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**good, **change}, SCHEMA)
 
@@ -205,19 +229,16 @@ def test_a_full_stdout_is_a_sentence(argv: list[str], monkeypatch: pytest.Monkey
 def test_work_goes_on_when_nobody_hears_of_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """stderr is closed, full or not there at all; so is stdout when its reader wants none."""
+    """stderr is closed or full."""
     for error in (BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), BlockingIOError(11, "busy")):
         monkeypatch.setattr(sys, "stderr", Broken(error))
         assert run_command(["init", f"{error.errno}"]) == ExitCode.DONE
-    monkeypatch.setattr(sys, "stderr", None)
-    monkeypatch.setattr(sys, "stdout", None)
-    assert run_command(["init", "x"]) == ExitCode.DONE
 
 
 PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from imagegen.cli.main import main; main()"
 
 
-@pytest.mark.allow_process(Path(sys.executable).name)
+@pytest.mark.allow_process("sh")
 @pytest.mark.parametrize(
     ("where", "argv", "code", "said"),
     [
@@ -227,18 +248,28 @@ PROGRAM = f"import sys; sys.path.insert(0, {os.fspath(PACKAGE.parent)!r}); from 
         ("closed pipe", ["--help"], 141, ""),
         ("closed", ["schema"], 0, ""),
         ("full stderr", ["init"], 0, ""),
+        ("closed stderr", ["seed"], 0, ""),
+        ("closed stderr", ["nosuch"], 2, ""),
+        ("all closed", ["seed"], 0, ""),
+        ("all closed", ["status", "--watch"], 0, ""),
     ],
 )
 def test_real_streams(where: str, argv: list[str], code: int, said: str, tmp_path: Path) -> None:
-    """A process with such streams: Python's own flush at its end finds nothing to complain of."""
+    """A process with such streams: Python's own flush at its end finds nothing to complain of, and what shows progress
+    or a table works without them.
+    """
+    if argv[0] == "seed":
+        run_command(["init", "-q"])
+    keep_ledger({"n": "ready"})
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
-    stdout, stderr = {"full": (full, subprocess.PIPE), "full stderr": (None, full)}.get(
-        where, (writer, subprocess.PIPE)
-    )
-    close = "import os; os.close(1); " if where == "closed" else ""
-    done = subprocess.run([sys.executable, "-c", close + PROGRAM, *argv], stdout=stdout, stderr=stderr, text=True)
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    streams = {"full": (full, pipe), "full stderr": (nowhere, full), "closed stderr": (nowhere, pipe)}
+    stdout, stderr = streams.get(where, (writer, pipe))
+    closed = {"closed": ">&-", "closed stderr": "2>&-", "all closed": "<&- >&- 2>&-"}.get(where, "")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PROGRAM, *argv]
+    done = subprocess.run(command, stdout=stdout, stderr=stderr, text=True)
     for number in (full, writer):
         os.close(number)
     heard = done.stderr or ""
@@ -276,10 +307,9 @@ def evil_file_name(place: Path) -> list[str]:
 
 def evil_status(place: Path) -> list[str]:
     keep_ledger({"n": "failed"})
-    ledger = provisioning.open_ledger(Path("out"))
-    ledger.refuse("n", Reason.SCRIPT_MAC, EVIL, EVIL)
-    ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
-    ledger.close()
+    with provisioning.use_ledger(Path("out/serve")) as ledger:
+        ledger.refuse("n", Reason.SCRIPT_MAC, EVIL, EVIL)
+        ledger._db.execute("UPDATE node SET detail = ?, step = ?", (EVIL, EVIL))  # as a tampered file would have it
     return ["status"]
 
 

@@ -314,6 +314,17 @@ def test_a_name_of_somebody_else_is_not_answered(served: Served) -> None:
     assert served.ask(path, tls=True, host=b"192.168.56.1").status == 200
 
 
+@pytest.mark.parametrize("url", ["http://192.168.56.9/status", "https://collector.example:8080/status"])
+def test_where_nodes_report_to_elsewhere_is_not_this_server(tmp_path: Path, url: str) -> None:
+    """Neither its name as a Host nor its pages' origin: it is somebody else's."""
+    served = make_served(tmp_path, replace(CLUSTER, status_url=url))
+    scheme, _, authority, _ = url.split("/")
+    assert served.ask("/nodes.json", host=authority.encode()).status == 403
+    origin = ((b"origin", f"{scheme}//{authority}".encode()),)
+    assert served.ask("/status", method="POST", body=status(), headers=origin).status == 403
+    assert served.ask("/status", method="POST", body=status()).status == 204
+
+
 def test_a_token_is_worth_nothing_once_the_node_has_booted(served: Served) -> None:
     """A machine whose disk bears the image asks for no seed: its unused token stands on its command line."""
     path = served.fetch_token()

@@ -139,6 +139,19 @@ def test_whatever_happens_fits_the_screen(width: int, height: int) -> None:
     assert len(few) <= 23 and "more lines" not in few[-1]
 
 
+@pytest.mark.parametrize("length", [10, 18, 40, 100])
+@pytest.mark.parametrize("count", [1, 500])
+def test_a_long_step_leaves_the_other_columns_on_the_screen(length: int, count: int) -> None:
+    """A node may send 100 characters. Names have room as well; what is short is shown whole."""
+    rows = [row(f"name{number * 7}-of-rack", "working", "s" * length) for number in range(count)]
+    head, first, second = render([row("c-1", "failed", "disk"), *rows], NOW, Screen(80, 24, False))[1:]
+    assert head.split() == ["NODES", "ROLE", "STATE", "STEP", "SECONDS", "HEARD"]
+    for line in (head, first, second):
+        assert len(line) <= 80 and line[head.index("SECONDS") :].split() in (["SECONDS", "HEARD"], ["5", "12", "s"])
+    assert first.split()[:4] == ["c-1", "compute", "failed", "disk"]
+    assert second.startswith("name0-of-rack") and ("s" * length in second) == (length <= 18)
+
+
 def test_a_choice_of_nodes_is_shown_whole() -> None:
     rows = [row(f"c-{n}", "failed", "disk", f"reason {n}") for n in range(100)]
     lines = render(rows, NOW, Screen(80, 0, False))

@@ -148,6 +148,55 @@ def test_a_node_that_was_ready_gets_no_window_unasked(tmp_path: Path, ledger: Le
     assert find(ledger, "c-1")["seed"] is None and find(ledger, "c-2")["seed"]
 
 
+@pytest.mark.parametrize("claims", [1, 5])
+def test_a_window_that_nobody_armed_ends_when_its_node_is_ready(ledger: Ledger, claims: int) -> None:
+    """Its seed came on a medium, or by one of several claims: what is left is of use to somebody else only."""
+    assert ledger.open_windows(ROLES, 3600, claims, new_only=True) == []
+    revision = ledger.read()["revision"]
+    if claims > 1:
+        claim(ledger, "c-1", "a")
+    ledger.record(document("c-1", "ready", ""))
+    assert "c-1" in [node["name"] for node in ledger.read(revision)["nodes"]]
+    with pytest.raises(Unclaimable, match="the window of c-1 closed"):
+        claim(ledger, "c-1", "b")
+    assert ledger.open_windows(ROLES, 3600, claims, new_only=True) == ["c-1"]
+    with pytest.raises(Unclaimable, match="the window of c-1 closed"):
+        claim(ledger, "c-1", "b")
+    claim(ledger, "c-2", "c")
+
+
+def test_claims_that_are_left_end_with_the_server(ledger: Ledger) -> None:
+    """A node that has claimed gets no window at a start, and keeps none that nobody armed."""
+    ledger.open_windows(ROLES, 30 * 86400, 5, new_only=True)
+    claim(ledger, "c-1", "a")
+    claim(ledger, "c-1", "b")
+    assert ledger.open_windows(ROLES, 3600, 1, new_only=True) == ["c-1"]
+    with pytest.raises(Unclaimable, match="the window of c-1 closed"):
+        claim(ledger, "c-1", "c")
+    assert find(ledger, "c-2")["seed"] == {"closes": 1000.0 + 30 * 86400, "claims": 5, "used": 0}
+
+
+def test_a_window_without_a_claim_left_says_so_after_a_restart(ledger: Ledger) -> None:
+    """That is why it gives nothing; when it closes no longer matters."""
+    ledger.open_windows(ROLES, 60, 1, new_only=True)
+    claim(ledger, "c-1", "a")
+    ledger.record(document("c-1", "ready", ""))
+    assert ledger.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
+    with pytest.raises(Unclaimable, match="as often as it may"):
+        claim(ledger, "c-1", "b")
+
+
+def test_a_live_node_keeps_the_window_that_it_was_armed_for(ledger: Ledger) -> None:
+    """It is ready after each boot, and claims at the next one; also after a restart of the server."""
+    ledger.open_windows(["c-1"], 60, 9)
+    for token in "abc":
+        claim(ledger, "c-1", token)
+        ledger.record(document("c-1", "working", "role"))
+        ledger.record(document("c-1", "ready", "", 7))
+        assert ledger.open_windows(ROLES, 60, 1, new_only=True) == []
+    assert find(ledger, "c-1")["seed"] == {"closes": 1060.0, "claims": 9, "used": 3}
+
+
 def test_a_window_that_was_armed_for_more_stays_open(ledger: Ledger) -> None:
     """A live node claims at each boot; a restart of the server takes nothing from it."""
     ledger.open_windows(["c-1"], 60, 9)
@@ -371,7 +420,39 @@ def test_a_ledger_of_version_1_is_taken_over(tmp_path: Path, clock: Clock) -> No
         ]  # fmt: skip
         taken.close()
     taken = Ledger(tmp_path / "ledger.sqlite", clock)
-    assert taken.open_windows(["ctl", "c-1", "c-2", "c-3"], 60, 1, new_only=True) == ["ctl", "c-3"]
+    assert taken.open_windows(["ctl", "c-1", "c-2", "c-3"], 60, 1, new_only=True) == ["ctl", "c-1", "c-3"]
+
+
+# The tables of version 2 that differ from today's.
+VERSION_2 = """
+CREATE TABLE former (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0);
+INSERT INTO former SELECT node, closes, claims, used FROM window;
+DROP TABLE window;
+ALTER TABLE former RENAME TO window;
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_ledger_of_version_2_is_taken_over(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
+    """With all that it knows. Nobody wrote down who armed a window: none of a node that has a seed outlives a start."""
+    ledger.set_gives_seeds(True)
+    ledger.open_windows(ROLES, 60, 3)
+    claim(ledger, "c-1")
+    ledger.record(document("c-1", "working", "role"))
+    ledger.refuse("c-2", Reason.GIVEN, "192.0.2.1", "a second claim")
+    before = ledger.read()
+    ledger._db.executescript(VERSION_2)
+    ledger.close()
+    for _ in range(2):
+        taken = Ledger(tmp_path / "ledger.sqlite", clock)
+        assert taken.read() == before and taken.gives_seeds
+        taken.close()
+    taken = Ledger(tmp_path / "ledger.sqlite", clock)
+    assert taken.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
+    with pytest.raises(Unclaimable, match="the window of c-1 closed"):
+        claim(taken, "c-1", "again")
+    assert find(taken, "c-2")["seed"] == {"closes": 1060.0, "claims": 3, "used": 0}
 
 
 def test_a_ledger_of_a_later_version_is_let_be(tmp_path: Path, ledger: Ledger) -> None:
