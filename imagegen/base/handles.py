@@ -108,10 +108,10 @@ def whole(place: Path, size: int = 0) -> Iterator[None]:
         raise MachineLacks(f"cannot write {place}: the {what}{needed}", "free some space, then run it again") from error
 
 
-def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> None:
+def put_file(directory: int, name: str, data: bytes, mode: int, place: Path, *, owner: Owner | None = None) -> None:
     """Writes a file under a temporary name in that directory, never readable beyond its mode, then renames it.
 
-    Raises MachineLacks for a full disk; nothing is left of the file then.
+    It belongs to `owner`, else to the directory's owner. Raises MachineLacks for a full disk; nothing is left then.
     """
     beside = f".{name}.new"
     remove(directory, beside)
@@ -121,7 +121,7 @@ def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> 
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 os.fchmod(handle, mode)
-                adopt(handle, owner_of(directory))
+                adopt(handle, owner or owner_of(directory))
             os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
             remove(directory, beside)

@@ -476,7 +476,6 @@ ELSEWHERE = {
     "images.network_formats": {"copyfile"},
     "local.nspawn": {"mkdir", "rmdir", "write_text"},  # control groups
     "local.switch": {"unlink", "replace"},  # its socket, in out/boot, which keep_closed() holds
-    "cli.init": {"unlink"},  # the file that `init` wrote beside its place
 }
 
 
