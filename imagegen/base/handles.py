@@ -108,12 +108,20 @@ def whole(place: Path, size: int = 0) -> Iterator[None]:
         raise MachineLacks(f"cannot write {place}: the {what}{needed}", "free some space, then run it again") from error
 
 
+def name_beside(name: str, kind: str = "new") -> str:
+    """What a file or directory is called while it is `new`, not whole yet, or `old`, replaced and not removed yet.
+
+    The name says whose it is: what a run that was killed left so is imagegen's to remove.
+    """
+    return f".{name}.imagegen-{kind}"
+
+
 def put_file(directory: int, name: str, data: bytes, mode: int, place: Path, *, owner: Owner | None = None) -> None:
     """Writes a file under a temporary name in that directory, never readable beyond its mode, then renames it.
 
     It belongs to `owner`, else to the directory's owner. Raises MachineLacks for a full disk; nothing is left then.
     """
-    beside = f".{name}.new"
+    beside = name_beside(name)
     remove(directory, beside)
     with whole(place, len(data)):
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, mode & 0o700, dir_fd=directory)
@@ -231,7 +239,7 @@ def link_into(source: Path, directory: int, name: str, place: Path) -> None:
             facts, owner = os.fstat(handle), owner_of(directory)
             if is_same(facts, directory, name):
                 return
-            beside = f".{name}.new"
+            beside = name_beside(name)
             remove(directory, beside)
             try:
                 with whole(place, facts.st_size):

@@ -44,7 +44,8 @@ def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list
     ids = {role: image_content_id(role, release, static) for role in cluster.roles}
     elements = elements_tree(static, cluster.roles, release, ids)
     seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
-    with work_in(out, ["elements", "images.yaml", "seeds"], "generate", lambda line: say(settings, line)):
+    names, nodes = ["elements", "images.yaml", "seeds"], [node.name for node in cluster.nodes]
+    with work_in(out, names, "generate", lambda line: say(settings, line), seeds=nodes):
         write_tree(mark_tree(elements), out / "elements")
         write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.distro))
         for place, tree in seeds.items():

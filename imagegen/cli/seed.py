@@ -49,7 +49,11 @@ def _write_isos(
     """The ISOs of these nodes; `whole`: they are all of the cluster's, and what others are there goes."""
     out = settings.out
     seeds = out / "seeds"
-    with work_in(out, ["seeds"], "seed", lambda line: say(settings, line)), progress(settings) as report:
+    isos = [f"{node.name}.iso" for node in nodes]
+    with (
+        work_in(out, ["seeds"], "seed", lambda line: say(settings, line), seeds=isos),
+        progress(settings) as report,
+    ):
         for number, node in enumerate(nodes, 1):
             report("writing seeds", f"{number} of {len(nodes)}")
             write_seed_iso(seed_tree(cluster, node, secrets), seeds / f"{node.name}.iso")

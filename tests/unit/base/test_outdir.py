@@ -125,7 +125,7 @@ def test_a_directory_of_roots_with_other_things_is_not_handed_over(sudo: Path) -
         ("pxe", "out/images", ExitCode.BAD_INPUT),
         ("baremetal", "out/metal3", ExitCode.BAD_INPUT),
         ("seed", "out/pxe", ExitCode.DONE),  # which it has nothing to do with
-        ("seed", "out/seeds/linux-node1.iso", ExitCode.DONE),  # replaced
+        ("seed", "out/seeds/linux-node1.iso", ExitCode.BAD_INPUT),
     ],
 )
 def test_no_command_writes_through_a_planted_link(
@@ -148,11 +148,13 @@ def test_no_command_writes_through_a_planted_link(
     assert run_command([command, "-q"]) == code
     assert sorted(victim.rglob("*")) == before
     assert (victim / "passwd").read_text() == "root\n"
-    assert link.is_symlink() != name.endswith(".iso")
+    assert link.is_symlink()
     assert code == ExitCode.DONE or link.name in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["lock", "ledger.sqlite", "ledger.sqlite-wal", "server.key", ".server.key.new"])
+@pytest.mark.parametrize(
+    "name", ["lock", "ledger.sqlite", "ledger.sqlite-wal", "server.key", ".server.key.imagegen-new"]
+)
 def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
     """The kind of the issue: out/serve/lock -> /etc/passwd."""
     (sudo / "passwd").write_text("root\n")
@@ -164,7 +166,7 @@ def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
         with provisioning.hold_directory(sudo / "out") as alone:
             assert alone
             provisioning.check_ledger(serve / provisioning.LEDGER, make=True)
-        assert name in ("server.key", ".server.key.new")
+        assert name in ("server.key", ".server.key.imagegen-new")
     except BadUsage as error:
         assert name in error.message
     assert (sudo / "passwd").read_text() == "root\n"
@@ -352,15 +354,76 @@ def test_what_imagegen_did_not_make_stops_it(
         assert (here / out / name).read_text() == "mine\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "foreign"),
+    [
+        ("generate", "elements/my-own/element-deps", "elements/my-own"),
+        ("generate", "elements/imagegen-base/notes.txt", ""),
+        ("generate", "elements/.git/config", "elements/.git"),
+        ("generate", "seeds/linux-node1/notes.txt", ""),
+        ("generate", "seeds/linux-node1/vendor-data", ""),
+        ("seed", "seeds/linux-node1.iso", ""),
+        ("pxe", "pxe/memtest.bin", ""),
+        ("pxe", "pxe/images/debian.raw", ""),
+        ("pxe", "pxe/images/current/debian.raw", "pxe/images/current"),
+        ("baremetal", "metal3/bmc.yaml", ""),
+        ("baremetal", "ironic/configdrive/linux-node1/notes.txt", ""),
+    ],
+)
+@pytest.mark.parametrize("out", [".", "out"])
+def test_what_others_put_into_a_directory_of_imagegens_stops_it(
+    here: Path, command: str, name: str, foreign: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mark says what imagegen made there; the rest would be gone without a word."""
+    make_images(here / out)
+    assert run_command([command, "-q", "-o", out]) == ExitCode.DONE
+    (here / out / name).parent.mkdir(exist_ok=True)
+    (here / out / name).write_text("mine")
+    before = {path: path.stat().st_ino for path in here.rglob("*")}
+    capsys.readouterr()
+    assert run_command([command, "-q", "-o", out]) == ExitCode.BAD_INPUT
+    assert f"imagegen did not make {Path(out, foreign or name)}, and" in capsys.readouterr().err
+    assert {path: path.stat().st_ino for path in here.rglob("*")} == before
+    assert (here / out / name).read_text() == "mine"
+
+
+def test_of_many_foreign_files_the_first_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    for number in range(30):
+        (here / f"out/elements/{number:02}").touch()
+    capsys.readouterr()
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    assert "out/elements/08 and out/elements/09 and 20 more" in capsys.readouterr().err
+
+
+def test_a_link_or_a_directory_in_the_place_of_a_file_is_foreign(here: Path) -> None:
+    """The list names what lies there, and a directory may hold anything."""
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    base = here / "out/elements/imagegen-base"
+    base.rename(here / "moved")
+    base.symlink_to("../../moved")
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    base.unlink()
+    (here / "moved").rename(base)
+    (base / "README.rst").rename(here / "README.rst")
+    (base / "README.rst").mkdir()
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    (base / "README.rst").rmdir()
+    (base / "README.rst").symlink_to(here / "README.rst")
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+
+
 @pytest.mark.parametrize("command", WRITERS)
-@pytest.mark.parametrize("marked", [True, False])
-def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: bool) -> None:
-    """Also by a version that wrote no marks."""
+@pytest.mark.parametrize("marked", ["with a list", "by an earlier version", "not at all"])
+def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: str) -> None:
+    """Also by a version that wrote no marks, or no lists in them."""
     make_images(here / "out")
     assert run_command([*command, "-q"]) == ExitCode.DONE
     written = {path: path.stat().st_ino for path in (here / "out").rglob("*.y*ml") if path.is_file()}
-    if not marked:
-        for mark in list((here / "out").rglob(MARK)):
+    for mark in list((here / "out").rglob(MARK)):
+        if marked == "by an earlier version":
+            mark.write_text("imagegen made this directory and replaces what is in it.\n")
+        elif marked == "not at all":
             mark.unlink()
     assert run_command([*command, "-q"]) == ExitCode.DONE
     assert all(path.stat().st_ino != before for path, before in written.items())
@@ -375,13 +438,25 @@ def test_every_name_is_known_of_earlier_versions() -> None:
 def test_a_killed_runs_halves_are_removed(here: Path) -> None:
     """They hold secrets."""
     assert run_command(["generate", "-q"]) == ExitCode.DONE
-    for name in (".elements.new", ".elements.old", "seeds/.linux-node9.new", "seeds/.linux-node1.iso.new"):
+    for name in (".elements.imagegen-new", ".elements.imagegen-old", "seeds/.linux-node9.imagegen-new"):
         (here / "out" / name).mkdir()
         (here / "out" / name / "user-data").write_text("secret")
-    (here / "out/.mine.new").write_text("mine")
+    (here / "out/seeds/.linux-node1.iso.imagegen-new").write_text("secret")
     assert run_command(["generate", "-q"]) == ExitCode.DONE
-    assert sorted(p.name for p in (here / "out").iterdir()) == [MARK, ".mine.new", "elements", "images.yaml", "seeds"]
+    assert sorted(p.name for p in (here / "out").iterdir()) == [MARK, "elements", "images.yaml", "seeds"]
     assert sorted(p.name for p in (here / "out/seeds").iterdir()) == [MARK, "linux-node1", "linux-node2"]
+
+
+@pytest.mark.parametrize(
+    "name", [".elements.old", ".elements.new", ".seeds.old", ".mine.new", "seeds/.my.old", "seeds/.linux-node1.new"]
+)
+def test_nobody_elses_leftovers_are_removed(here: Path, name: str) -> None:
+    """Editors and people name what they keep so, too."""
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    (here / "out" / name).mkdir()
+    (here / "out" / name / "notes.txt").write_text("mine")
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert (here / "out" / name / "notes.txt").read_text() == "mine"
 
 
 # seeds of nodes that are no more
