@@ -221,6 +221,12 @@ def remove_place(place: Path) -> None:
         remove(directory, place.name)
 
 
+def remove_empty(place: Path) -> None:
+    """Removes a directory with nothing in it; leaves any other."""
+    with suppress(OSError, BadUsage), open_directory(place.parent) as directory:
+        os.rmdir(place.name, dir_fd=directory)
+
+
 def link_file(source: Path, target: Path) -> None:
     """As link_into(), by path."""
     with open_directory(target.parent) as directory:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from imagegen.base.errors import BadUsage
-from imagegen.base.handles import open_directory, put_file, remove
+from imagegen.base.errors import BadUsage, ImagegenError
+from imagegen.base.handles import open_directory, put_file, remove, remove_empty
 from imagegen.base.owners import find_caller, find_place
 from imagegen.base.tree import File, text
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.inputs.ca import CERTIFICATE, KEY, explain_half, generate_authority
-from imagegen.inputs.cluster_file import default_text
+from imagegen.inputs.cluster_file import default_text, load_cluster
 from imagegen.inputs.secrets_file import generate_secrets
+
+SECRETS = "secrets.yaml"
 
 
 @click.command()
@@ -25,8 +29,8 @@ from imagegen.inputs.secrets_file import generate_secrets
 def init(settings: Settings, directory: Path) -> Outcome:
     """Write cluster.yaml (one controller, one compute), secrets.yaml (generated, 0600) and a CA to DIR.
 
-    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten; next to a cluster
-    file or secrets of an earlier version, only the CA is made.
+    Nodes recognise `imagegen serve` by the CA (ca.pem, ca.key). Existing files are never overwritten: of cluster.yaml,
+    secrets.yaml and the CA, what is missing is made.
 
     \b
     Examples:
@@ -35,24 +39,58 @@ def init(settings: Settings, directory: Path) -> Outcome:
     """
     place = find_place(directory, hint="give another directory")
     authority = generate_authority()
-    texts = {"cluster.yaml": text(default_text()), "secrets.yaml": text(generate_secrets(), 0o600)}
     pair = {CERTIFICATE: File(authority.certificate), KEY: File(authority.key, 0o600)}
-    there = [place / name for name in (*texts, *pair) if os.path.lexists(place / name)]
-    if there and any(path.name in pair for path in there):
-        names = " and ".join(map(os.fspath, there))
-        lost = [place / name for name in pair if place / name not in there]
-        half = next(path for path in there if path.name in pair)
-        hint = explain_half(half, *lost)[1] if lost else "give another directory"
-        raise BadUsage(f"{names} exist already and are left as they are", hint)
-    files = {place / name: file for name, file in (pair if there else texts | pair).items()}
-    with open_directory(place, make=True, owner=find_caller()) as handle:
-        for path, file in files.items():
-            _write_new(handle, path, file)
+    files = {"cluster.yaml": text(default_text()), SECRETS: text(generate_secrets(), 0o600), **pair}
+    there = [name for name in files if os.path.lexists(place / name)]
+    lost = [place / name for name in pair if name not in there]
+    if len(lost) == 1:
+        half = next(place / name for name in pair if name in there)
+        raise _refuse([place / name for name in there], explain_half(half, *lost)[1])
+    new = [name for name in files if name not in there and not (name == SECRETS and _names_other_secrets(place))]
+    if not new:
+        raise _refuse([place / name for name in there])
+    _write_all({place / name: files[name] for name in new}, place)
     if there:
-        say(settings, f"{' and '.join(map(os.fspath, there))} stay as they are; only the CA was made")
+        stay = "stays as it is" if len(there) == 1 else "stay as they are"
+        made = f"{' and '.join(new)} {'is' if len(new) == 1 else 'are'} new"
+        say(settings, f"{' and '.join(os.fspath(place / name) for name in there)} {stay}; {made}")
+        if SECRETS in new:
+            say(settings, f"nodes that already run do not know the passwords of the new {SECRETS}: they need new seeds")
     else:
-        say(settings, "edit cluster.yaml, then run `imagegen validate`; secrets.yaml and ca.key are for your eyes only")
-    return print_paths(*files)
+        say(settings, f"edit cluster.yaml, then run `imagegen validate`; {SECRETS} and {KEY} are for your eyes only")
+    return print_paths(*(place / name for name in new))
+
+
+def _refuse(there: Sequence[Path], hint: str = "give another directory") -> BadUsage:
+    return BadUsage(f"{' and '.join(map(os.fspath, there))} exist already and are left as they are", hint)
+
+
+def _names_other_secrets(place: Path) -> bool:
+    """Whether the cluster file there has its secrets in another file, which is there."""
+    with suppress(ImagegenError, OSError):
+        path = load_cluster(place / "cluster.yaml").secrets_path
+        return path.name != SECRETS and path.exists()
+    return False
+
+
+def _write_all(files: Mapping[Path, File], place: Path) -> None:
+    """Writes these files in the directory `place`, which is made when it is missing. What fails leaves nothing."""
+    missing = [path for path in (place, *place.parents) if not os.path.lexists(path)]
+    made: list[str] = []
+    try:
+        with open_directory(place, make=True, owner=find_caller()) as handle:
+            try:
+                for path, file in files.items():
+                    _write_new(handle, path, file)
+                    made.append(path.name)
+            except BaseException:
+                for name in made:
+                    remove(handle, name)
+                raise
+    except BaseException:
+        for path in missing:
+            remove_empty(path)
+        raise
 
 
 def _write_new(directory: int, path: Path, file: File) -> None:

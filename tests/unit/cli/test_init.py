@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.command_line import Output, files_below
 
-from imagegen.base.errors import ExitCode
+from imagegen.base.errors import ExitCode, MachineLacks
+from imagegen.cli import init
 from imagegen.cli.main import run_command
 
 ALICE, MALLORY = 12345, 12346  # nobody's uids
@@ -65,3 +68,66 @@ def test_a_link_of_ones_own_is_where_it_leads(tmp_path: Path, output: Output) ->
     assert run_command(["init", "-q", "link"]) == ExitCode.DONE
     assert files_below(tmp_path / "real") == FILES
     assert output()[0].splitlines()[0] == str(tmp_path / "real/cluster.yaml")
+
+
+GROUPS = {"cluster.yaml": ["cluster.yaml"], "secrets.yaml": ["secrets.yaml"], "the CA": ["ca.pem", "ca.key"]}
+
+
+@pytest.mark.parametrize("lost", [*combinations(GROUPS, 1), *combinations(GROUPS, 2)])
+def test_what_is_missing_is_made_and_the_rest_stays(lost: tuple[str, ...], output: Output) -> None:
+    """Whatever was lost, or is of a version that made less: this is the way out, and the cluster is whole again."""
+    assert run_command(["init", "-q"]) == ExitCode.DONE
+    names = [name for group in lost for name in GROUPS[group]]
+    kept = {name: Path(name).read_bytes() for name in FILES if name not in names}
+    for name in names:
+        Path(name).unlink()
+    output()
+    assert run_command(["init"]) == ExitCode.DONE
+    out, err = output()
+    assert sorted(out.splitlines()) == sorted(names)
+    assert ("stays as it is" if len(kept) == 1 else "stay as they are") in err
+    assert f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} new" in err
+    assert ("they need new seeds" in err) == ("secrets.yaml" in lost)
+    assert {name: Path(name).read_bytes() for name in kept} == kept
+    assert run_command(["seed", "-q"]) == ExitCode.DONE
+
+
+def test_where_nothing_is_missing_nothing_is_made(output: Output) -> None:
+    assert run_command(["init", "-q"]) == ExitCode.DONE
+    before = {name: Path(name).read_bytes() for name in FILES}
+    assert run_command(["init"]) == ExitCode.BAD_INPUT
+    assert "cluster.yaml and secrets.yaml and ca.pem and ca.key exist already" in output()[1]
+    assert {name: Path(name).read_bytes() for name in FILES} == before
+
+
+def test_secrets_of_another_name_are_not_missing(output: Output) -> None:
+    assert run_command(["init", "-q"]) == ExitCode.DONE
+    Path("secrets.yaml").rename("site.yaml")
+    cluster = Path("cluster.yaml")
+    cluster.write_text(cluster.read_text().replace("secrets: secrets.yaml", "secrets: site.yaml"))
+    for name in GROUPS["the CA"]:
+        Path(name).unlink()
+    assert run_command(["init"]) == ExitCode.DONE
+    assert files_below(Path()) == ["ca.key", "ca.pem", "cluster.yaml", "site.yaml"]
+    assert "new seeds" not in output()[1]
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_full_disk_leaves_nothing_of_what_init_made(
+    written: int, monkeypatch: pytest.MonkeyPatch, output: Output
+) -> None:
+    """Else the next try would find half of it. What was there stays."""
+    Path("demo").mkdir()
+    write = init.put_file
+
+    def fill(directory: int, name: str, *rest: Any, **owner: Any) -> None:
+        nonlocal written
+        if written == 0:
+            raise MachineLacks(f"cannot write {name}: the disk is full")
+        written -= 1
+        write(directory, name, *rest, **owner)
+
+    monkeypatch.setattr(init, "put_file", fill)
+    assert run_command(["init", "demo/new/deep"]) == ExitCode.MACHINE_LACKS
+    assert "the disk is full" in output()[1]
+    assert files_below(Path()) == ["demo"]
