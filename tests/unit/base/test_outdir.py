@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import errno
 import grp
 import os
 import pwd
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import pytest
 from netboot_images import make_images, make_loaders
 from repository import read_modules
 
-from imagegen.base import outdir
+from imagegen.base import outdir, owners
 from imagegen.base.errors import BadUsage, ExitCode
 from imagegen.base.lock import hold_lock
 from imagegen.base.marks import EARLIER, MARK, remove_old_seeds
@@ -287,6 +289,54 @@ def test_a_group_counts_by_its_members(tmp_path: Path, monkeypatch: pytest.Monke
     members.clear()
     with pytest.raises(BadUsage, match=r"group ops \(bob\) can write"):
         find_place(tmp_path, ALICE)
+
+
+def set_acl(place: Path, monkeypatch: pytest.MonkeyPatch, *named: tuple[int, int, int], mask: int, group: int) -> None:
+    """Gives the directory an ACL: tag, permissions and id of those whom it names. On a file system without, as if."""
+    none = 0xFFFFFFFF
+    entries = [(0x01, 7, none), *named, (0x04, group, none), (0x10, mask, none), (0x20, 5, none)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))
+    try:
+        os.setxattr(place, owners.ACL, value)
+    except OSError as error:
+        assert error.errno == errno.ENOTSUP
+        place.chmod(0o705 | mask << 3)
+        monkeypatch.setattr(os, "getxattr", lambda path, name: value if path == place else b"")
+    assert place.stat().st_mode & 0o070 == mask << 3
+
+
+@pytest.mark.parametrize(
+    ("named", "mask", "group", "said"),
+    [
+        ((0x02, 7, MALLORY), 7, 5, "user uid 12346, by an ACL, can write in"),
+        ((0x08, 3, MALLORY), 7, 5, "group 12346, by an ACL, can write in"),
+        ((0x02, 5, MALLORY), 7, 5, ""),  # reads only
+        ((0x02, 7, MALLORY), 5, 5, ""),  # the mask takes it away
+        ((0x02, 7, ALICE), 7, 5, ""),  # the caller
+        ((0x08, 5, MALLORY), 7, 7, "group 12345 can write in"),  # the directory's own group
+    ],
+)
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_an_acl_counts_by_its_entries(
+    sudo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: tuple[int, int, int],
+    mask: int,
+    group: int,
+    said: str,
+    below: str,
+) -> None:
+    """The mode shows but the mask, as if the directory's own group might write, which has no other member."""
+    place = sudo / "place"
+    place.mkdir()
+    os.chown(place, ALICE, ALICE)
+    set_acl(place, monkeypatch, named, mask=mask, group=group)
+    if not said:
+        assert find_place(place / below) == place / below
+        return
+    with pytest.raises(BadUsage, match=said) as caught:
+        find_place(place / below)
+    assert (f"`setfacl -b {place}`" if "ACL" in said else f"`chmod g-w {place}`") in caught.value.hint
 
 
 def test_an_out_that_is_a_link_of_ones_own_is_where_it_leads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
