@@ -37,13 +37,13 @@ def work_in(
     out: Path,
     names: Collection[str],
     command: str,
-    say: Say = lambda line: None,
+    say: Say,
     *,
     seeds: Collection[str] = (),
     seconds: float | None = None,
 ) -> Iterator[None]:
     """Keeps other commands out of OUT while this one writes `names` there, and `seeds` in OUT/seeds, once all of them
-    are imagegen's to write.
+    are imagegen's to write. `say` is told whom it waits for.
 
     Makes OUT and, of `names`, what KEPT has. Raises BadUsage for what imagegen did not make and for a place that others
     can change, MachineLacks for what is another user's, ImagegenError when another command does not end in time.

@@ -58,10 +58,13 @@ class Provisioning:
 
 
 @contextmanager
-def hold_directory(out: Path) -> Iterator[bool]:
-    """OUT/serve, closed to others; whether it is this process's alone. False: another server is at work there."""
+def hold_directory(out: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """OUT/serve, closed to others; whether it is this process's alone. False: another server is at work there.
+
+    `say` is told who works in OUT when it has to wait for them.
+    """
     directory = out / DIRECTORY
-    with work_in(out, [DIRECTORY], "serve"):
+    with work_in(out, [DIRECTORY], "serve", say):
         pass  # it runs for days: others work in out meanwhile
     with ExitStack() as stack:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import grp
+import inspect
 import os
 import pwd
 import shutil
@@ -165,7 +166,7 @@ def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
     (serve / MARK).touch()
     (serve / name).symlink_to(sudo / "passwd")
     try:
-        with provisioning.hold_directory(sudo / "out") as alone:
+        with provisioning.hold_directory(sudo / "out", print) as alone:
             assert alone
             provisioning.check_ledger(serve / provisioning.LEDGER, make=True)
         assert name in ("server.key", ".server.key.imagegen-new")
@@ -176,7 +177,7 @@ def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
 
 def test_the_ledger_and_what_sqlite_adds_are_the_callers(sudo: Path) -> None:
     """`imagegen status` works for the user while `sudo imagegen serve` runs, and afterwards."""
-    with provisioning.hold_directory(sudo / "out"):
+    with provisioning.hold_directory(sudo / "out", print):
         place = sudo / "out/serve" / provisioning.LEDGER
         provisioning.check_ledger(place, make=True)
         ledger = provisioning.Ledger(place)
@@ -195,7 +196,7 @@ def test_boot_closes_its_directory_to_the_user_and_gives_it_back(sudo: Path) -> 
     (place / "link").symlink_to(sudo / "precious")
     for path in (sudo / "out", place, *place.iterdir()):
         os.chown(path, ALICE, ALICE, follow_symlinks=False)
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         assert place.stat().st_uid == (place / "linux-node1").stat().st_uid == 0
         assert place.stat().st_mode & 0o777 == 0o700
         assert not (place / "link").is_symlink()
@@ -203,10 +204,10 @@ def test_boot_closes_its_directory_to_the_user_and_gives_it_back(sudo: Path) -> 
         (place / "linux-node1/console.log").touch()
     assert owners_below(place) == {ALICE}
     assert (sudo / "precious/tree").is_dir()
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         (place / boot.nspawn.STATE).touch()
     assert place.stat().st_uid == 0, "kept nodes need their files' owners"
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         (place / boot.nspawn.STATE).unlink()
     assert owners_below(place) == {ALICE}
 
@@ -365,7 +366,7 @@ def test_what_holds_secrets_is_closed_to_others(here: Path) -> None:
         (here / "out" / name).mkdir(parents=True)
         (here / "out" / name).chmod(0o755)
     assert run_command(["seed", "-q"]) == ExitCode.DONE
-    with boot.hold_directory(here / "out/boot"), provisioning.hold_directory(here / "out"):
+    with boot.hold_directory(here / "out/boot", print), provisioning.hold_directory(here / "out", print):
         for name in ("seeds", "boot", "serve"):
             assert (here / "out" / name).stat().st_mode & 0o777 == 0o700
 
@@ -580,10 +581,32 @@ def test_a_second_command_waits_and_says_for_whom(
     assert run_command([*command, "-q"]) == ExitCode.DONE
 
 
-@pytest.mark.parametrize("hold", [lambda out: boot.hold_directory(out / "boot"), provisioning.hold_directory])
-def test_what_runs_long_does_not_hold_others_up(here: Path, hold: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("argv", [["serve"], ["serve", "--no-seeds"]])
+def test_a_server_says_for_whom_it_waits(
+    here: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody wonders for ten minutes why nothing happens."""
+    (here / "out").mkdir()
+    monkeypatch.setattr(outdir, "WAIT_SECONDS", 0.05)
+    with hold_lock(here / "out" / MARK, "seed"):
+        assert run_command(argv) == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert f"another imagegen (pid {os.getpid()}, `seed`) is working in out; waiting for it" in err
+
+
+@pytest.mark.parametrize(
+    ("wait", "name"),
+    [(outdir.work_in, "say"), (boot.hold_directory, "report"), (provisioning.hold_directory, "say")],
+)
+def test_nobody_waits_without_a_word(wait: Callable[..., object], name: str) -> None:
+    """Whom to tell is no caller's to leave out."""
+    assert inspect.signature(wait).parameters[name].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("hold", [lambda out, say: boot.hold_directory(out / "boot", say), provisioning.hold_directory])
+def test_what_runs_long_does_not_hold_others_up(here: Path, hold: Callable[..., object]) -> None:
     """A server runs for days beside `seed` and `pxe`."""
-    with hold(here / "out"):  # type: ignore[attr-defined]
+    with hold(here / "out", print):  # type: ignore[attr-defined]
         assert run_command(["seed", "-q"]) == ExitCode.DONE
 
 
