@@ -14,6 +14,7 @@ from pathlib import Path
 from imagegen.base.errors import BadUsage
 from imagegen.base.handles import Owner
 
+NO_ID = 2**32 - 1  # chown(2): -1 changes nothing; all below are ids, and those of a directory service are large
 ACL = "system.posix_acl_access"
 # Of its entries, acl(5): tags, and the bit for writing.
 ACL_USER, ACL_GROUP_OBJ, ACL_GROUP = 0x02, 0x04, 0x08
@@ -24,7 +25,7 @@ def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
     """uid and gid of who gave the command: behind sudo those of the user who called it (sudo(8), SUDO_UID)."""
     given = os.environ if environment is None else environment
     names = [given.get("SUDO_UID", ""), given.get("SUDO_GID", "")]
-    if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+    if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,10}", name) and int(name) < NO_ID for name in names):
         return int(names[0]), int(names[1])
     return os.geteuid(), os.getegid()
 

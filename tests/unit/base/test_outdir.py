@@ -74,6 +74,11 @@ def owners_below(place: Path) -> set[int]:
         (0, {"SUDO_UID": "7"}, 0),
         (0, {"SUDO_UID": "-1", "SUDO_GID": "8"}, 0),
         (0, {"SUDO_UID": "4294967295", "SUDO_GID": "8"}, 0),  # chown(2): -1 changes nothing
+        (0, {"SUDO_UID": "7", "SUDO_GID": "4294967295"}, 0),
+        (0, {"SUDO_UID": "4294967294", "SUDO_GID": "4294967294"}, 4294967294),
+        (0, {"SUDO_UID": "1786201105", "SUDO_GID": "1786200513"}, 1786201105),  # as SSSD gives them
+        (0, {"SUDO_UID": "9999999999", "SUDO_GID": "8"}, 0),
+        (0, {"SUDO_UID": "\u0661", "SUDO_GID": "8"}, 0),
         (0, {"SUDO_UID": "root", "SUDO_GID": "root"}, 0),
         (5, {"SUDO_UID": "7", "SUDO_GID": "8"}, 5),  # the variables are anybody's to set
     ],
