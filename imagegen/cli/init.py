@@ -13,7 +13,7 @@ from imagegen.base.errors import BadUsage, ImagegenError
 from imagegen.base.handles import open_directory, put_file, remove, remove_empty
 from imagegen.base.owners import find_caller, find_place
 from imagegen.base.tree import File, text
-from imagegen.cli.options import Settings, common_options
+from imagegen.cli.options import Directory, Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.inputs.ca import CERTIFICATE, KEY, explain_half, generate_authority
 from imagegen.inputs.cluster_file import default_text, load_cluster
@@ -23,7 +23,7 @@ SECRETS = "secrets.yaml"
 
 
 @click.command()
-@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="[DIR]", default=".", type=Directory(path_type=Path))
 @common_options
 @click.pass_obj
 def init(settings: Settings, directory: Path) -> Outcome:

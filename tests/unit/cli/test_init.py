@@ -92,6 +92,13 @@ def test_what_is_missing_is_made_and_the_rest_stays(lost: tuple[str, ...], outpu
     assert run_command(["seed", "-q"]) == ExitCode.DONE
 
 
+def test_no_directory_is_not_this_one(output: Output) -> None:
+    """As from a variable that is not set."""
+    assert run_command(["init", ""]) == ExitCode.BAD_INPUT
+    assert "must not be empty" in output()[1]
+    assert files_below(Path()) == []
+
+
 def test_where_nothing_is_missing_nothing_is_made(output: Output) -> None:
     assert run_command(["init", "-q"]) == ExitCode.DONE
     before = {name: Path(name).read_bytes() for name in FILES}
