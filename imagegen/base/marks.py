@@ -6,10 +6,11 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from imagegen.base.errors import BadUsage
-from imagegen.base.handles import is_file, list_names, open_directory, read_file, remove
+from imagegen.base.handles import is_file, list_names, open_directory, read_file, remove, remove_empty, remove_place
 from imagegen.base.tree import Tree, text
 
 KEPT: Mapping[str, int] = {"seeds": 0o700, "images": 0o755, "logs": 0o755, "boot": 0o700, "serve": 0o700}
@@ -23,6 +24,12 @@ MARK_TEXT = "imagegen made this directory.\n"
 LIST_HEAD = "imagegen made this directory, and replaces it as long as it holds no more than this:"
 SEED_FILES = frozenset({"meta-data", "user-data", "network-config"})
 IMAGES_HEAD = b"# Built with: ELEMENTS_PATH=elements diskimage-builder images.yaml\n"  # of images.yaml: its mark
+
+OF_A_NODE: Mapping[str, str] = {
+    "ironic": r"(?P<place>configdrive/(?P<node>[a-z0-9-]+)(\.iso|\.b64)?)(/.+)?",
+    "metal3": r"(?P<place>(?P<node>[a-z0-9-]+)\.yaml)",
+}
+"""Files with a node's secrets in directories that are otherwise replaced as a whole: `place` is what is removed."""
 
 # How the directories of versions that listed nothing in a mark are known: nothing else may be in them, these files are
 # there, and each of them has these bytes.
@@ -45,6 +52,7 @@ EARLIER: Mapping[str, tuple[str, str, bytes]] = {
     "boot": (r"[a-z0-9-]+|\.serve|[a-z]+\.(json|log)|ssh_key(\.pub)?", "lock", b""),
     "serve": (r"lock|ledger\.sqlite(-wal|-shm)?|server\.(pem|key)", "ledger.sqlite", b"SQLite"),
 }
+MOST_OF_ISO = 16 << 20  # bytes; seeds are smaller
 MOST_TELLING = 1 << 16  # bytes of a file in which what tells imagegen's from others is looked for
 LEFTOVER = re.compile(r"\..+\.imagegen-(new|old)")  # see name_beside()
 
@@ -122,7 +130,8 @@ def is_seed(place: Path) -> bool:
     """Whether imagegen made that directory or ISO: a seed's files and no others, of a node of imagegen's."""
     if place.suffix == ".iso":
         # ISO 9660: the volume's identifier, 40 bytes into the sector after the 16 of the system.
-        return is_file(place) and read_file(place, 32816)[32808:] == b"cidata  "
+        data = read_file(place, MOST_OF_ISO) if is_file(place) else b""
+        return data[32808:32816] == b"cidata  " and b"imagegen:" in data
     try:
         with open_directory(place) as handle:
             names = set(list_names(handle))
@@ -134,6 +143,37 @@ def is_seed(place: Path) -> bool:
 def mark_tree(tree: Tree, links: Collection[str] = ()) -> Tree:
     """The tree with its mark, by which imagegen knows the directory again, and what it and `links` put there."""
     return {**tree, MARK: text("".join(f"{line}\n" for line in (LIST_HEAD, *sorted({*tree, *links}))))}
+
+
+def remove_old_files(out: Path, nodes: Collection[str]) -> list[Path]:
+    """Removes what holds secrets of nodes that are not among `nodes`: seeds, config drives, Metal3's manifests.
+
+    Returns what it removed, and leaves alone what imagegen did not make, and what is closed to this user.
+    """
+    removed = []
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError, BadUsage):
+        removed += remove_old_seeds(out / "seeds", nodes)
+    for name, pattern in OF_A_NODE.items():
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError, BadUsage):
+            removed += _remove_old_of_tree(out / name, re.compile(pattern), nodes)
+    return removed
+
+
+def _remove_old_of_tree(directory: Path, pattern: re.Pattern[str], nodes: Collection[str]) -> list[Path]:
+    paths = read_list(directory)
+    if paths is None:
+        if not is_of_earlier_version(directory):
+            return []
+        paths = [path.relative_to(directory).as_posix() for path in directory.rglob("*")]
+    removed = set()
+    for path in paths:
+        found = pattern.fullmatch(path)
+        if found and found["node"] not in nodes and is_file(directory / path):
+            remove_place(directory / path)
+            for parent in PurePosixPath(path).parents[:-2]:
+                remove_empty(directory / parent)
+            removed.add(directory / found["place"])
+    return sorted(removed)
 
 
 def remove_old_seeds(seeds: Path, nodes: Collection[str]) -> list[Path]:

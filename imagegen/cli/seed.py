@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from imagegen.base.outdir import work_in
-from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs, remove_seeds_of_others
+from imagegen.cli.inputs import choose_nodes, complete_nodes, load_inputs, remove_files_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.cli.progress import progress
@@ -58,5 +58,5 @@ def _write_isos(
             report("writing seeds", f"{number} of {len(nodes)}")
             write_seed_iso(seed_tree(cluster, node, secrets), seeds / f"{node.name}.iso")
         if whole:
-            remove_seeds_of_others(settings, out, cluster)
+            remove_files_of_others(settings, out, cluster)
     return [seeds / f"{node.name}.iso" for node in nodes]

@@ -555,6 +555,74 @@ def test_other_files_of_old_nodes_go(here: Path) -> None:
     assert [path for path in (here / "out").rglob("*") if "linux-node2" in path.name] == []
 
 
+@pytest.mark.parametrize(
+    "argv", [["generate"], ["seed"], ["baremetal", "--ironic"], ["baremetal", "--metal3"], ["baremetal"]]
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_secrets_of_old_nodes_go_wherever_they_are(
+    here: Path, argv: list[str], listed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only where the command writes: config drives and Secrets hold what seeds do. Others' files stay."""
+    make_images(here / "out")
+    for command in ("generate", "seed", "baremetal"):
+        assert run_command([command, "-q"]) == ExitCode.DONE
+    if not listed:
+        for name in ("ironic", "metal3"):
+            (here / "out" / name / MARK).unlink()
+    cluster = here / "cluster.yaml"
+    secrets = [path for path in (here / "out").rglob("*") if is_of(path, "linux-node2")]
+    assert {path.parent.name for path in secrets} >= {"seeds", "configdrive", "metal3"}
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    capsys.readouterr()
+    assert run_command(argv) == ExitCode.DONE
+    assert [path for path in (here / "out").rglob("*") if is_of(path, "linux-node2")] == []
+    assert all((here / "out" / name).exists() for name in ("ironic/configdrive/linux-node1.iso", "seeds/linux-node1"))
+    err = capsys.readouterr().err
+    for name in ("seeds/linux-node2.iso", "ironic/configdrive/linux-node2", "metal3/linux-node2.yaml"):
+        replaced = argv == ["baremetal"] or name.split("/")[0] == argv[-1].removeprefix("--")
+        assert (f"removed out/{name}: cluster.yaml has no such node" in err) == (not replaced or "seeds" in name)
+
+
+def is_of(path: Path, node: str) -> bool:
+    """Whether it is a node's and holds secrets, of which Ironic's instance-info has none."""
+    return path.name.partition(".")[0] == node and path.parent.name != "instance-info"
+
+
+def test_what_others_put_beside_old_nodes_stays(here: Path) -> None:
+    """imagegen removes what it made, and no directory with anything else in it."""
+    make_images(here / "out")
+    assert run_command(["baremetal", "-q"]) == run_command(["generate", "-q"]) == ExitCode.DONE
+    mine = [
+        here / "out/ironic/configdrive/linux-node2/notes.txt",
+        here / "out/metal3/bmc.yaml",
+        here / "out/seeds/debian.iso",
+    ]
+    for path in mine:
+        path.write_bytes(b"x" * 32808 + b"cidata  ")
+    cluster = here / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert all(path.exists() for path in mine)
+    assert not (here / "out/ironic/configdrive/linux-node2/openstack").exists()
+    for name in ("ironic", "metal3"):
+        (here / "mine" / name).parent.mkdir(exist_ok=True)
+        (here / "out" / name).rename(here / "mine" / name)
+        (here / "out" / name).symlink_to(here / "mine" / name)
+    before = sorted((here / "mine").rglob("*"))
+    cluster.write_text(cluster.read_text().replace("linux-node1", "renamed1"))
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert sorted((here / "mine").rglob("*")) == before
+
+
+def test_what_a_command_does_not_write_does_not_stop_it(here: Path) -> None:
+    """A foreign file called `seeds` is none of the business of `baremetal`."""
+    make_images(here)
+    for name in ("seeds", "metal3"):
+        (here / name).write_text("mine")
+    assert run_command(["baremetal", "--ironic", "-q", "-o", "."]) == ExitCode.DONE
+    assert [(here / name).read_text() for name in ("seeds", "metal3")] == ["mine", "mine"]
+
+
 def test_a_link_is_no_old_seed(tmp_path: Path) -> None:
     """What it leads to may be anything."""
     (tmp_path / "seed").mkdir()
