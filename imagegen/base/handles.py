@@ -108,12 +108,20 @@ def whole(place: Path, size: int = 0) -> Iterator[None]:
         raise MachineLacks(f"cannot write {place}: the {what}{needed}", "free some space, then run it again") from error
 
 
-def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> None:
+def name_beside(name: str, kind: str = "new") -> str:
+    """What a file or directory is called while it is `new`, not whole yet, or `old`, replaced and not removed yet.
+
+    The name says whose it is: what a run that was killed left so is imagegen's to remove.
+    """
+    return f".{name}.imagegen-{kind}"
+
+
+def put_file(directory: int, name: str, data: bytes, mode: int, place: Path, *, owner: Owner | None = None) -> None:
     """Writes a file under a temporary name in that directory, never readable beyond its mode, then renames it.
 
-    Raises MachineLacks for a full disk; nothing is left of the file then.
+    It belongs to `owner`, else to the directory's owner. Raises MachineLacks for a full disk; nothing is left then.
     """
-    beside = f".{name}.new"
+    beside = name_beside(name)
     remove(directory, beside)
     with whole(place, len(data)):
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, mode & 0o700, dir_fd=directory)
@@ -121,7 +129,7 @@ def put_file(directory: int, name: str, data: bytes, mode: int, place: Path) -> 
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 os.fchmod(handle, mode)
-                adopt(handle, owner_of(directory))
+                adopt(handle, owner or owner_of(directory))
             os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
             remove(directory, beside)
@@ -213,6 +221,12 @@ def remove_place(place: Path) -> None:
         remove(directory, place.name)
 
 
+def remove_empty(place: Path) -> None:
+    """Removes a directory with nothing in it; leaves any other."""
+    with suppress(OSError, BadUsage), open_directory(place.parent) as directory:
+        os.rmdir(place.name, dir_fd=directory)
+
+
 def link_file(source: Path, target: Path) -> None:
     """As link_into(), by path."""
     with open_directory(target.parent) as directory:
@@ -231,7 +245,7 @@ def link_into(source: Path, directory: int, name: str, place: Path) -> None:
             facts, owner = os.fstat(handle), owner_of(directory)
             if is_same(facts, directory, name):
                 return
-            beside = f".{name}.new"
+            beside = name_beside(name)
             remove(directory, beside)
             try:
                 with whole(place, facts.st_size):

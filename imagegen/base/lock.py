@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imagegen.base.handles import keep_file
+from imagegen.base.handles import keep_file, whole
 
 POLL = 0.1  # seconds between two tries
 
@@ -32,7 +32,7 @@ def hold_lock(
     """Holds the exclusive flock of that file, which is made if it is missing, and stays.
 
     Waits at most that many seconds; calls `waiting` once with the holder: `another imagegen (pid 7, `seed`)`.
-    Then raises Held; BadUsage for a link in the file's place.
+    Then raises Held; BadUsage for a link in the file's place, MachineLacks for a full disk.
     """
     handle = keep_file(place)
     try:
@@ -45,8 +45,10 @@ def hold_lock(
                 waiting(holder)
                 told = True
             pause(POLL)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} {command}\n".encode(), 0)
+        line = f"{os.getpid()} {command}\n".encode()
+        with whole(place, len(line)):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, line, 0)
         yield
     finally:
         os.close(handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,28 +16,35 @@ from imagegen.base.handles import (
     is_file,
     list_names,
     make_directory,
+    name_beside,
     open_directory,
     owner_of,
     put_file,
     remove,
 )
 from imagegen.base.lock import Held, hold_lock
-from imagegen.base.marks import EARLIER, LEFTOVER, MARK, MARK_TEXT, is_ours
+from imagegen.base.marks import EARLIER, KEPT, LEFTOVER, MARK, MARK_TEXT, find_foreign, find_foreign_in_seed
 from imagegen.base.owners import find_caller, find_place, user_name
 
-KEPT: Mapping[str, int] = {"seeds": 0o700, "images": 0o755, "logs": 0o755, "boot": 0o700, "serve": 0o700}
-"""Directories of OUT that are kept, and their modes; the others are replaced as a whole."""
-
-WAIT_SECONDS = 600.0  # longer than any command holds the lock: the longest copies the images of two roles
+MOST_NAMES = 10  # of what is foreign, in one message
+WAIT_SECONDS = 600.0  # more than any command holds the lock: the longest copies the images of two roles
 
 Say = Callable[[str], None]
 
 
 @contextmanager
 def work_in(
-    out: Path, names: Collection[str], command: str, say: Say = lambda line: None, *, seconds: float | None = None
+    out: Path,
+    names: Collection[str],
+    command: str,
+    say: Say,
+    *,
+    seeds: Collection[str] = (),
+    seconds: float | None = None,
 ) -> Iterator[None]:
-    """Keeps other commands out of OUT while this one writes `names` there, after checking that imagegen may.
+    """Keeps other commands out of OUT while this one writes `names` there, and `seeds` in OUT/seeds, if imagegen may.
+
+    Calls `say` with whom it waits for.
 
     Makes OUT, and those of `names` that are in KEPT. Raises BadUsage for what imagegen did not make and for a place
     that others can change, MachineLacks for what is another user's, ImagegenError if another command takes too long.
@@ -46,7 +53,7 @@ def work_in(
     find_place(out)
     if out.exists():
         with open_directory(out) as handle:
-            check_names(out, handle, names)
+            check_names(out, handle, names, seeds)
     with open_directory(out, make=True, owner=find_caller()) as handle:
         take_over(out, handle)
         check_owner(handle, out)
@@ -56,7 +63,7 @@ def work_in(
 
     try:
         with hold_lock(out / MARK, command, seconds=seconds, waiting=waiting), open_directory(out) as handle:
-            check_names(out, handle, names)
+            check_names(out, handle, names, seeds)
             for name in names:
                 prepare_name(out, handle, name)
             try:
@@ -74,7 +81,7 @@ def take_over(out: Path, handle: int) -> None:
     """Gives an OUT that root made to the user who called sudo, if it has only what imagegen makes."""
     owner, own = find_caller(), {*KEPT, *EARLIER, "images.yaml", MARK}
     if owner_of(handle)[0] == 0 != owner[0] and all(
-        name in own and (name == MARK or is_ours(out, handle, name)) for name in list_names(handle)
+        name in own and (name == MARK or not find_foreign(out, handle, name)) for name in list_names(handle)
     ):
         adopt(handle, owner)
 
@@ -89,19 +96,23 @@ def check_owner(handle: int, place: Path) -> None:
     raise MachineLacks(f"{place} belongs to another user, {user_name(uid)}", f"{how}, or use another -o")
 
 
-def check_names(out: Path, handle: int, names: Collection[str]) -> None:
+def check_names(out: Path, handle: int, names: Collection[str], seeds: Collection[str] = ()) -> None:
     """Raises BadUsage, which names everything that imagegen did not make but would replace or write in."""
-    foreign = [name for name in names if not is_ours(out, handle, name)]
+    foreign = [place for name in names for place in find_foreign(out, handle, name)]
+    if out / "seeds" not in foreign:
+        foreign += [place for name in seeds for place in find_foreign_in_seed(out / "seeds" / name)]
     if foreign:
+        more = f" and {len(foreign) - MOST_NAMES} more" if len(foreign) > MOST_NAMES else ""
+        shown = " and ".join(os.fspath(place) for place in foreign[:MOST_NAMES])
         raise BadUsage(
-            f"imagegen did not make {' and '.join(os.fspath(out / name) for name in foreign)} and leaves it alone",
+            f"imagegen did not make {shown}{more}, and leaves what others made alone",
             "move it away, or choose another directory with -o",
         )
 
 
 def prepare_name(out: Path, handle: int, name: str) -> None:
     """Makes a directory that is kept, marks it, gives it to OUT's owner, and removes what a killed run left."""
-    for left in (f".{name}.new", f".{name}.old"):
+    for left in (name_beside(name), name_beside(name, "old")):
         remove(handle, left)
     if name in KEPT:
         make_directory(handle, name, out / name, KEPT[name], owner=find_caller())

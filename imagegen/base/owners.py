@@ -7,18 +7,25 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Collection, Mapping
+import struct
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from imagegen.base.errors import BadUsage
 from imagegen.base.handles import Owner
+
+NO_ID = 2**32 - 1  # chown(2): -1 changes nothing; all below are ids, and those of a directory service are large
+ACL = "system.posix_acl_access"
+# Of its entries, acl(5): tags, and the bit for writing.
+ACL_USER, ACL_GROUP_OBJ, ACL_GROUP = 0x02, 0x04, 0x08
+ACL_WRITE = 0o2
 
 
 def find_caller(environment: Mapping[str, str] | None = None) -> Owner:
     """uid and gid of the caller: with sudo, of the user who called it (sudo(8), SUDO_UID)."""
     given = os.environ if environment is None else environment
     names = [given.get("SUDO_UID", ""), given.get("SUDO_GID", "")]
-    if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+    if os.geteuid() == 0 and all(re.fullmatch(r"[0-9]{1,10}", name) and int(name) < NO_ID for name in names):
         return int(names[0]), int(names[1])
     return os.geteuid(), os.getegid()
 
@@ -73,11 +80,36 @@ def check_directory(place: Path, trusted: Collection[int], *, last: bool) -> Non
     elif facts.st_mode & stat.S_IWOTH and not sticky:
         who, cure = "every user", f"run `chmod o-w {place}`"
     elif facts.st_mode & stat.S_IWGRP and not sticky:
-        who, cure = find_members(facts.st_gid, trusted), f"run `chmod g-w {place}`"
+        who, cure = next(_find_group_writers(place, facts.st_gid, trusted), ("", ""))
     else:
         return
     if who:
         raise BadUsage(f"{who} can write in {place}, and so change what imagegen writes there", cure)
+
+
+def _find_group_writers(place: Path, gid: int, trusted: Collection[int]) -> Iterator[tuple[str, str]]:
+    """Who can write in a directory whose group may, besides who is trusted, and the cure for it.
+
+    Where there is an ACL, the mode's bits for the group are its mask: they allow what its entries say.
+    """
+    for tag, permissions, number in read_acl(place) or [(ACL_GROUP_OBJ, ACL_WRITE, gid)]:
+        if not permissions & ACL_WRITE:
+            continue
+        if tag == ACL_USER and number not in trusted:
+            yield f"user {user_name(number)}, by an ACL,", f"run `setfacl -b {place}`"
+        elif tag == ACL_GROUP and (members := find_members(number, trusted)):
+            yield f"{members}, by an ACL,", f"run `setfacl -b {place}`"
+        elif tag == ACL_GROUP_OBJ and (members := find_members(gid, trusted)):
+            yield members, f"run `chmod g-w {place}`"
+
+
+def read_acl(place: Path) -> list[tuple[int, int, int]]:
+    """Tag, permissions and uid or gid of each entry of a file's POSIX ACL; empty when it has none."""
+    try:
+        value = os.getxattr(place, ACL)
+    except OSError:  # none, or a file system without
+        return []
+    return list(struct.iter_unpack("<HHI", value[4:]))  # after the version (linux/posix_acl_xattr.h)
 
 
 def find_members(gid: int, trusted: Collection[int]) -> str:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from imagegen.base.handles import DIRECTORY, link_into, make_directory, open_directory, put_file, remove
+from imagegen.base.handles import DIRECTORY, link_into, make_directory, name_beside, open_directory, put_file, remove
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_tree(
     `links`, by path in the tree, are files that link_into() puts there.
     Raises BadUsage for a link on the way, MachineLacks for a full disk; nothing of the tree is left then.
     """
-    beside = f".{target.name}.new"
+    beside = name_beside(target.name)
     with open_directory(target.parent, make=True) as parent:
         remove(parent, beside)
         try:
@@ -84,7 +84,7 @@ def fill_directory(tree: Mapping[str, File | Path], parent: int, name: str, plac
 
 
 def _exchange(parent: int, new: str, name: str) -> None:
-    old = f".{name}.old"
+    old = name_beside(name, "old")
     remove(parent, old)
     try:
         os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)

@@ -9,7 +9,7 @@ import click
 from imagegen.base.marks import mark_tree
 from imagegen.base.outdir import work_in
 from imagegen.base.tree import write_tree
-from imagegen.cli.inputs import load_inputs
+from imagegen.cli.inputs import load_inputs, remove_files_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.outputs.baremetal import SUFFIXES, ironic_tree, metal3_tree
@@ -49,5 +49,6 @@ def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Ou
     with work_in(settings.out, list(trees), "baremetal", lambda line: say(settings, line)):
         for name, tree in trees.items():
             write_tree(mark_tree(tree), settings.out / name, directory_mode=0o700)
+        remove_files_of_others(settings, settings.out, whole)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]
     return replace(print_paths(*(settings.out / name for name in trees)), nodes=rows)

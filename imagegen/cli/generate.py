@@ -10,7 +10,7 @@ from imagegen.base.marks import mark_tree
 from imagegen.base.outdir import work_in
 from imagegen.base.resources import data_directory
 from imagegen.base.tree import read_tree, write_file, write_tree
-from imagegen.cli.inputs import load_inputs, remove_seeds_of_others
+from imagegen.cli.inputs import load_inputs, remove_files_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.images.build import image_content_id
@@ -43,10 +43,11 @@ def _write_texts(settings: Settings, cluster: Cluster, secrets: Secrets) -> list
     ids = {role: image_content_id(role, release, static) for role in cluster.roles}
     elements = elements_tree(static, cluster.roles, release, ids)
     seeds = {out / "seeds" / node.name: seed_tree(cluster, node, secrets) for node in cluster.nodes}
-    with work_in(out, ["elements", "images.yaml", "seeds"], "generate", lambda line: say(settings, line)):
+    names, nodes = ["elements", "images.yaml", "seeds"], [node.name for node in cluster.nodes]
+    with work_in(out, names, "generate", lambda line: say(settings, line), seeds=nodes):
         write_tree(mark_tree(elements), out / "elements")
         write_file(out / "images.yaml", images_yaml(cluster.roles, cluster.release.distro))
         for place, tree in seeds.items():
             write_tree(tree, place, directory_mode=0o700)
-        remove_seeds_of_others(settings, out, cluster)
+        remove_files_of_others(settings, out, cluster)
     return [out / "elements", out / "images.yaml", *seeds]

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from imagegen.base.errors import BadUsage, ImagegenError
-from imagegen.base.marks import remove_old_seeds
+from imagegen.base.marks import remove_old_files
 from imagegen.cli.options import DEFAULT_CLUSTER, Settings
 from imagegen.cli.output import say, warn
 from imagegen.inputs.cluster_file import load_cluster, read_cluster
@@ -81,6 +81,7 @@ class NodeName(click.ParamType):  # type: ignore[type-arg]
         return []
 
 
-def remove_seeds_of_others(settings: Settings, out: Path, cluster: Cluster) -> None:
-    for place in remove_old_seeds(out / "seeds", [node.name for node in cluster.nodes]):
+def remove_files_of_others(settings: Settings, out: Path, cluster: Cluster) -> None:
+    """Removes secrets in OUT of nodes that the cluster file has no more, and says so."""
+    for place in remove_old_files(out, [node.name for node in cluster.nodes]):
         say(settings, f"removed {place}: {name_cluster_file(settings)} has no such node")

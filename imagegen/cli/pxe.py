@@ -41,8 +41,9 @@ def pxe(settings: Settings) -> Outcome:
     loaders = {f"ipxe/{name}": (IPXE / name).resolve() for name in LOADERS if (IPXE / name).is_file()}
     if not loaders:
         raise MachineLacks("iPXE's boot files are missing", f"install the package ipxe: they belong in {IPXE}")
+    links = {**link_files(images.values()), **loaders}
     with work_in(out, ["pxe"], "pxe", lambda line: say(settings, line)):
-        write_tree(mark_tree(tree), root, links={**link_files(images.values()), **loaders})
+        write_tree(mark_tree(tree, links), root, links=links)
     if warning := explain_closed(root / "ipxe"):
         warn(settings, warning)
     rows = [{"name": n.name, "role": str(n.role), "image": images[n.role].id} for n in cluster.nodes]

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from imagegen.base.outdir import work_in
-from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, remove_seeds_of_others
+from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, remove_files_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.cli.progress import progress
@@ -49,10 +49,14 @@ def _write_isos(
     """The ISOs of these nodes; `whole`: they are all of the cluster's, and what others are there goes."""
     out = settings.out
     seeds = out / "seeds"
-    with work_in(out, ["seeds"], "seed", lambda line: say(settings, line)), progress(settings) as report:
+    isos = [f"{node.name}.iso" for node in nodes]
+    with (
+        work_in(out, ["seeds"], "seed", lambda line: say(settings, line), seeds=isos),
+        progress(settings) as report,
+    ):
         for number, node in enumerate(nodes, 1):
             report("writing seeds", f"{number} of {len(nodes)}")
             write_seed_iso(seed_tree(cluster, node, secrets), seeds / f"{node.name}.iso")
         if whole:
-            remove_seeds_of_others(settings, out, cluster)
+            remove_files_of_others(settings, out, cluster)
     return [seeds / f"{node.name}.iso" for node in nodes]

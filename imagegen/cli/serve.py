@@ -92,7 +92,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
     root, directory = settings.out / "pxe", settings.out / DIRECTORY
     make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
     try:
-        with hold_directory(settings.out) as alone:
+        with hold_directory(settings.out, lambda line: say(settings, line)) as alone:
             if not alone:
                 return _arm_running(settings, window)
             with (

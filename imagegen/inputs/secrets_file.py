@@ -99,7 +99,9 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
         data: dict[str, Any] = check_shape(document, schema, found)
     except BadInput as error:
         if not path.exists():
-            raise found.stop("not found; `imagegen init` writes one") from None
+            where = "" if path.parent in (Path(), Path.cwd()) else f" {path.parent}"
+            name = "one" if path.name == "secrets.yaml" else "a secrets.yaml, which you can use in its place"
+            raise found.stop(f"not found; `imagegen init{where}` writes {name}") from None
         raise error
     if isinstance(data, dict):
         for name, value in data.items():

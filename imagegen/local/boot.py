@@ -226,7 +226,7 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 
 
 @contextmanager
-def hold_directory(directory: Path, report: Report = lambda line: None) -> Generator[None]:
+def hold_directory(directory: Path, report: Report) -> Generator[None]:
     """Makes out/boot, closed to other users because trees hold secrets, and locks out a second run.
 
     What root made there stays root's while nodes keep running or a tree could not be removed. Raises BadUsage,

@@ -58,10 +58,13 @@ class Provisioning:
 
 
 @contextmanager
-def hold_directory(out: Path) -> Iterator[bool]:
-    """Holds OUT/serve, closed to others. Gives True, or False if another server is running there."""
+def hold_directory(out: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Holds OUT/serve, closed to others. Gives True, or False if another server is running there.
+
+    Calls `say` with who works in OUT if it has to wait for them.
+    """
     directory = out / DIRECTORY
-    with work_in(out, [DIRECTORY], "serve"):
+    with work_in(out, [DIRECTORY], "serve", say):
         pass  # it runs for days: let others work in out meanwhile
     with ExitStack() as stack:
         try:

@@ -55,7 +55,7 @@ def test_no_writer_follows_a_link_at_its_end(tmp_path: Path, name: str, kind: st
     elif kind == "directory":
         target.mkdir()
     (tmp_path / "out").mkdir()
-    for link in ("file", ".file.new", ".file.old"):
+    for link in ("file", ".file.imagegen-new", ".file.imagegen-old"):
         (tmp_path / "out" / link).symlink_to(target)
     if name in FOLLOWERS:
         with pytest.raises(BadUsage, match="is a link"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from imagegen.base.errors import BadUsage
+from imagegen.base.errors import BadUsage, MachineLacks
 from imagegen.base.lock import Held, hold_lock
 
 
@@ -81,3 +82,19 @@ def test_a_lock_is_nobody_elses_to_take(tmp_path: Path) -> None:
     """flock(2) needs no more than an open file."""
     with hold_lock(tmp_path / "lock"):
         assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_is_named_with_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by every other write, and the lock is free again."""
+
+    def full(handle: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        needed = len(f"{os.getpid()} seed\n")
+        said = f"{tmp_path / 'lock'}: the disk is full, and {needed} bytes are needed"
+        with pytest.raises(MachineLacks, match=said), hold_lock(tmp_path / "lock", "seed"):
+            pass
+    with hold_lock(tmp_path / "lock"):
+        pass

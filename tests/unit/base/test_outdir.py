@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
 import grp
+import inspect
 import os
 import pwd
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import pytest
 from netboot_images import make_images, make_loaders
 from repository import read_modules
 
-from imagegen.base import outdir
+from imagegen.base import outdir, owners
 from imagegen.base.errors import BadUsage, ExitCode
 from imagegen.base.lock import hold_lock
 from imagegen.base.marks import EARLIER, MARK, remove_old_seeds
@@ -71,6 +74,11 @@ def owners_below(place: Path) -> set[int]:
         (0, {"SUDO_UID": "7"}, 0),
         (0, {"SUDO_UID": "-1", "SUDO_GID": "8"}, 0),
         (0, {"SUDO_UID": "4294967295", "SUDO_GID": "8"}, 0),  # chown(2): -1 changes nothing
+        (0, {"SUDO_UID": "7", "SUDO_GID": "4294967295"}, 0),
+        (0, {"SUDO_UID": "4294967294", "SUDO_GID": "4294967294"}, 4294967294),
+        (0, {"SUDO_UID": "1786201105", "SUDO_GID": "1786200513"}, 1786201105),  # as SSSD gives them
+        (0, {"SUDO_UID": "9999999999", "SUDO_GID": "8"}, 0),
+        (0, {"SUDO_UID": "\u0661", "SUDO_GID": "8"}, 0),
         (0, {"SUDO_UID": "root", "SUDO_GID": "root"}, 0),
         (5, {"SUDO_UID": "7", "SUDO_GID": "8"}, 5),  # the variables are anybody's to set
     ],
@@ -125,7 +133,7 @@ def test_a_directory_of_roots_with_other_things_is_not_handed_over(sudo: Path) -
         ("pxe", "out/images", ExitCode.BAD_INPUT),
         ("baremetal", "out/metal3", ExitCode.BAD_INPUT),
         ("seed", "out/pxe", ExitCode.DONE),  # which it has nothing to do with
-        ("seed", "out/seeds/linux-node1.iso", ExitCode.DONE),  # replaced
+        ("seed", "out/seeds/linux-node1.iso", ExitCode.BAD_INPUT),
     ],
 )
 def test_no_command_writes_through_a_planted_link(
@@ -148,11 +156,13 @@ def test_no_command_writes_through_a_planted_link(
     assert run_command([command, "-q"]) == code
     assert sorted(victim.rglob("*")) == before
     assert (victim / "passwd").read_text() == "root\n"
-    assert link.is_symlink() != name.endswith(".iso")
+    assert link.is_symlink()
     assert code == ExitCode.DONE or link.name in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["lock", "ledger.sqlite", "ledger.sqlite-wal", "server.key", ".server.key.new"])
+@pytest.mark.parametrize(
+    "name", ["lock", "ledger.sqlite", "ledger.sqlite-wal", "server.key", ".server.key.imagegen-new"]
+)
 def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
     """The kind of the issue: out/serve/lock -> /etc/passwd."""
     (sudo / "passwd").write_text("root\n")
@@ -161,10 +171,10 @@ def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
     (serve / MARK).touch()
     (serve / name).symlink_to(sudo / "passwd")
     try:
-        with provisioning.hold_directory(sudo / "out") as alone:
+        with provisioning.hold_directory(sudo / "out", print) as alone:
             assert alone
             provisioning.check_ledger(serve / provisioning.LEDGER, make=True)
-        assert name in ("server.key", ".server.key.new")
+        assert name in ("server.key", ".server.key.imagegen-new")
     except BadUsage as error:
         assert name in error.message
     assert (sudo / "passwd").read_text() == "root\n"
@@ -172,7 +182,7 @@ def test_serve_writes_through_no_planted_link(sudo: Path, name: str) -> None:
 
 def test_the_ledger_and_what_sqlite_adds_are_the_callers(sudo: Path) -> None:
     """`imagegen status` works for the user while `sudo imagegen serve` runs, and afterwards."""
-    with provisioning.hold_directory(sudo / "out"):
+    with provisioning.hold_directory(sudo / "out", print):
         place = sudo / "out/serve" / provisioning.LEDGER
         provisioning.check_ledger(place, make=True)
         ledger = provisioning.Ledger(place)
@@ -191,7 +201,7 @@ def test_boot_closes_its_directory_to_the_user_and_gives_it_back(sudo: Path) -> 
     (place / "link").symlink_to(sudo / "precious")
     for path in (sudo / "out", place, *place.iterdir()):
         os.chown(path, ALICE, ALICE, follow_symlinks=False)
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         assert place.stat().st_uid == (place / "linux-node1").stat().st_uid == 0
         assert place.stat().st_mode & 0o777 == 0o700
         assert not (place / "link").is_symlink()
@@ -199,10 +209,10 @@ def test_boot_closes_its_directory_to_the_user_and_gives_it_back(sudo: Path) -> 
         (place / "linux-node1/console.log").touch()
     assert owners_below(place) == {ALICE}
     assert (sudo / "precious/tree").is_dir()
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         (place / boot.nspawn.STATE).touch()
     assert place.stat().st_uid == 0, "kept nodes need their files' owners"
-    with boot.hold_directory(place):
+    with boot.hold_directory(place, print):
         (place / boot.nspawn.STATE).unlink()
     assert owners_below(place) == {ALICE}
 
@@ -287,6 +297,54 @@ def test_a_group_counts_by_its_members(tmp_path: Path, monkeypatch: pytest.Monke
         find_place(tmp_path, ALICE)
 
 
+def set_acl(place: Path, monkeypatch: pytest.MonkeyPatch, *named: tuple[int, int, int], mask: int, group: int) -> None:
+    """Gives the directory an ACL: tag, permissions and id of those whom it names. On a file system without, as if."""
+    none = 0xFFFFFFFF
+    entries = [(0x01, 7, none), *named, (0x04, group, none), (0x10, mask, none), (0x20, 5, none)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))
+    try:
+        os.setxattr(place, owners.ACL, value)
+    except OSError as error:
+        assert error.errno == errno.ENOTSUP
+        place.chmod(0o705 | mask << 3)
+        monkeypatch.setattr(os, "getxattr", lambda path, name: value if path == place else b"")
+    assert place.stat().st_mode & 0o070 == mask << 3
+
+
+@pytest.mark.parametrize(
+    ("named", "mask", "group", "said"),
+    [
+        ((0x02, 7, MALLORY), 7, 5, "user uid 12346, by an ACL, can write in"),
+        ((0x08, 3, MALLORY), 7, 5, "group 12346, by an ACL, can write in"),
+        ((0x02, 5, MALLORY), 7, 5, ""),  # reads only
+        ((0x02, 7, MALLORY), 5, 5, ""),  # the mask takes it away
+        ((0x02, 7, ALICE), 7, 5, ""),  # the caller
+        ((0x08, 5, MALLORY), 7, 7, "group 12345 can write in"),  # the directory's own group
+    ],
+)
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_an_acl_counts_by_its_entries(
+    sudo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: tuple[int, int, int],
+    mask: int,
+    group: int,
+    said: str,
+    below: str,
+) -> None:
+    """The mode shows but the mask, as if the directory's own group might write, which has no other member."""
+    place = sudo / "place"
+    place.mkdir()
+    os.chown(place, ALICE, ALICE)
+    set_acl(place, monkeypatch, named, mask=mask, group=group)
+    if not said:
+        assert find_place(place / below) == place / below
+        return
+    with pytest.raises(BadUsage, match=said) as caught:
+        find_place(place / below)
+    assert (f"`setfacl -b {place}`" if "ACL" in said else f"`chmod g-w {place}`") in caught.value.hint
+
+
 def test_an_out_that_is_a_link_of_ones_own_is_where_it_leads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Large disks are elsewhere. What was written is named where it is."""
     (here / "big/imagegen").mkdir(parents=True)
@@ -313,7 +371,7 @@ def test_what_holds_secrets_is_closed_to_others(here: Path) -> None:
         (here / "out" / name).mkdir(parents=True)
         (here / "out" / name).chmod(0o755)
     assert run_command(["seed", "-q"]) == ExitCode.DONE
-    with boot.hold_directory(here / "out/boot"), provisioning.hold_directory(here / "out"):
+    with boot.hold_directory(here / "out/boot", print), provisioning.hold_directory(here / "out", print):
         for name in ("seeds", "boot", "serve"):
             assert (here / "out" / name).stat().st_mode & 0o777 == 0o700
 
@@ -352,15 +410,76 @@ def test_what_imagegen_did_not_make_stops_it(
         assert (here / out / name).read_text() == "mine\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "foreign"),
+    [
+        ("generate", "elements/my-own/element-deps", "elements/my-own"),
+        ("generate", "elements/imagegen-base/notes.txt", ""),
+        ("generate", "elements/.git/config", "elements/.git"),
+        ("generate", "seeds/linux-node1/notes.txt", ""),
+        ("generate", "seeds/linux-node1/vendor-data", ""),
+        ("seed", "seeds/linux-node1.iso", ""),
+        ("pxe", "pxe/memtest.bin", ""),
+        ("pxe", "pxe/images/debian.raw", ""),
+        ("pxe", "pxe/images/current/debian.raw", "pxe/images/current"),
+        ("baremetal", "metal3/bmc.yaml", ""),
+        ("baremetal", "ironic/configdrive/linux-node1/notes.txt", ""),
+    ],
+)
+@pytest.mark.parametrize("out", [".", "out"])
+def test_what_others_put_into_a_directory_of_imagegens_stops_it(
+    here: Path, command: str, name: str, foreign: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mark says what imagegen made there; the rest would be gone without a word."""
+    make_images(here / out)
+    assert run_command([command, "-q", "-o", out]) == ExitCode.DONE
+    (here / out / name).parent.mkdir(exist_ok=True)
+    (here / out / name).write_text("mine")
+    before = {path: path.stat().st_ino for path in here.rglob("*")}
+    capsys.readouterr()
+    assert run_command([command, "-q", "-o", out]) == ExitCode.BAD_INPUT
+    assert f"imagegen did not make {Path(out, foreign or name)}, and" in capsys.readouterr().err
+    assert {path: path.stat().st_ino for path in here.rglob("*")} == before
+    assert (here / out / name).read_text() == "mine"
+
+
+def test_of_many_foreign_files_the_first_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    for number in range(30):
+        (here / f"out/elements/{number:02}").touch()
+    capsys.readouterr()
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    assert "out/elements/08 and out/elements/09 and 20 more" in capsys.readouterr().err
+
+
+def test_a_link_or_a_directory_in_the_place_of_a_file_is_foreign(here: Path) -> None:
+    """The list names what lies there, and a directory may hold anything."""
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    base = here / "out/elements/imagegen-base"
+    base.rename(here / "moved")
+    base.symlink_to("../../moved")
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    base.unlink()
+    (here / "moved").rename(base)
+    (base / "README.rst").rename(here / "README.rst")
+    (base / "README.rst").mkdir()
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+    (base / "README.rst").rmdir()
+    (base / "README.rst").symlink_to(here / "README.rst")
+    assert run_command(["generate", "-q"]) == ExitCode.BAD_INPUT
+
+
 @pytest.mark.parametrize("command", WRITERS)
-@pytest.mark.parametrize("marked", [True, False])
-def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: bool) -> None:
-    """Also by a version that wrote no marks."""
+@pytest.mark.parametrize("marked", ["with a list", "by an earlier version", "not at all"])
+def test_what_imagegen_made_is_replaced(here: Path, command: list[str], marked: str) -> None:
+    """Also by a version that wrote no marks, or no lists in them."""
     make_images(here / "out")
     assert run_command([*command, "-q"]) == ExitCode.DONE
     written = {path: path.stat().st_ino for path in (here / "out").rglob("*.y*ml") if path.is_file()}
-    if not marked:
-        for mark in list((here / "out").rglob(MARK)):
+    for mark in list((here / "out").rglob(MARK)):
+        if marked == "by an earlier version":
+            mark.write_text("imagegen made this directory and replaces what is in it.\n")
+        elif marked == "not at all":
             mark.unlink()
     assert run_command([*command, "-q"]) == ExitCode.DONE
     assert all(path.stat().st_ino != before for path, before in written.items())
@@ -375,13 +494,25 @@ def test_every_name_is_known_of_earlier_versions() -> None:
 def test_a_killed_runs_halves_are_removed(here: Path) -> None:
     """They hold secrets."""
     assert run_command(["generate", "-q"]) == ExitCode.DONE
-    for name in (".elements.new", ".elements.old", "seeds/.linux-node9.new", "seeds/.linux-node1.iso.new"):
+    for name in (".elements.imagegen-new", ".elements.imagegen-old", "seeds/.linux-node9.imagegen-new"):
         (here / "out" / name).mkdir()
         (here / "out" / name / "user-data").write_text("secret")
-    (here / "out/.mine.new").write_text("mine")
+    (here / "out/seeds/.linux-node1.iso.imagegen-new").write_text("secret")
     assert run_command(["generate", "-q"]) == ExitCode.DONE
-    assert sorted(p.name for p in (here / "out").iterdir()) == [MARK, ".mine.new", "elements", "images.yaml", "seeds"]
+    assert sorted(p.name for p in (here / "out").iterdir()) == [MARK, "elements", "images.yaml", "seeds"]
     assert sorted(p.name for p in (here / "out/seeds").iterdir()) == [MARK, "linux-node1", "linux-node2"]
+
+
+@pytest.mark.parametrize(
+    "name", [".elements.old", ".elements.new", ".seeds.old", ".mine.new", "seeds/.my.old", "seeds/.linux-node1.new"]
+)
+def test_nobody_elses_leftovers_are_removed(here: Path, name: str) -> None:
+    """Editors and people name what they keep so, too."""
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    (here / "out" / name).mkdir()
+    (here / "out" / name / "notes.txt").write_text("mine")
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert (here / "out" / name / "notes.txt").read_text() == "mine"
 
 
 # seeds of nodes that are no more
@@ -424,6 +555,74 @@ def test_other_files_of_old_nodes_go(here: Path) -> None:
     assert [path for path in (here / "out").rglob("*") if "linux-node2" in path.name] == []
 
 
+@pytest.mark.parametrize(
+    "argv", [["generate"], ["seed"], ["baremetal", "--ironic"], ["baremetal", "--metal3"], ["baremetal"]]
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_secrets_of_old_nodes_go_wherever_they_are(
+    here: Path, argv: list[str], listed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only where the command writes: config drives and Secrets hold what seeds do. Others' files stay."""
+    make_images(here / "out")
+    for command in ("generate", "seed", "baremetal"):
+        assert run_command([command, "-q"]) == ExitCode.DONE
+    if not listed:
+        for name in ("ironic", "metal3"):
+            (here / "out" / name / MARK).unlink()
+    cluster = here / "cluster.yaml"
+    secrets = [path for path in (here / "out").rglob("*") if is_of(path, "linux-node2")]
+    assert {path.parent.name for path in secrets} >= {"seeds", "configdrive", "metal3"}
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    capsys.readouterr()
+    assert run_command(argv) == ExitCode.DONE
+    assert [path for path in (here / "out").rglob("*") if is_of(path, "linux-node2")] == []
+    assert all((here / "out" / name).exists() for name in ("ironic/configdrive/linux-node1.iso", "seeds/linux-node1"))
+    err = capsys.readouterr().err
+    for name in ("seeds/linux-node2.iso", "ironic/configdrive/linux-node2", "metal3/linux-node2.yaml"):
+        replaced = argv == ["baremetal"] or name.split("/")[0] == argv[-1].removeprefix("--")
+        assert (f"removed out/{name}: cluster.yaml has no such node" in err) == (not replaced or "seeds" in name)
+
+
+def is_of(path: Path, node: str) -> bool:
+    """Whether it is a node's and holds secrets, of which Ironic's instance-info has none."""
+    return path.name.partition(".")[0] == node and path.parent.name != "instance-info"
+
+
+def test_what_others_put_beside_old_nodes_stays(here: Path) -> None:
+    """imagegen removes what it made, and no directory with anything else in it."""
+    make_images(here / "out")
+    assert run_command(["baremetal", "-q"]) == run_command(["generate", "-q"]) == ExitCode.DONE
+    mine = [
+        here / "out/ironic/configdrive/linux-node2/notes.txt",
+        here / "out/metal3/bmc.yaml",
+        here / "out/seeds/debian.iso",
+    ]
+    for path in mine:
+        path.write_bytes(b"x" * 32808 + b"cidata  ")
+    cluster = here / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("linux-node2", "renamed"))
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert all(path.exists() for path in mine)
+    assert not (here / "out/ironic/configdrive/linux-node2/openstack").exists()
+    for name in ("ironic", "metal3"):
+        (here / "mine" / name).parent.mkdir(exist_ok=True)
+        (here / "out" / name).rename(here / "mine" / name)
+        (here / "out" / name).symlink_to(here / "mine" / name)
+    before = sorted((here / "mine").rglob("*"))
+    cluster.write_text(cluster.read_text().replace("linux-node1", "renamed1"))
+    assert run_command(["generate", "-q"]) == ExitCode.DONE
+    assert sorted((here / "mine").rglob("*")) == before
+
+
+def test_what_a_command_does_not_write_does_not_stop_it(here: Path) -> None:
+    """A foreign file called `seeds` is none of the business of `baremetal`."""
+    make_images(here)
+    for name in ("seeds", "metal3"):
+        (here / name).write_text("mine")
+    assert run_command(["baremetal", "--ironic", "-q", "-o", "."]) == ExitCode.DONE
+    assert [(here / name).read_text() for name in ("seeds", "metal3")] == ["mine", "mine"]
+
+
 def test_a_link_is_no_old_seed(tmp_path: Path) -> None:
     """What it leads to may be anything."""
     (tmp_path / "seed").mkdir()
@@ -455,10 +654,32 @@ def test_a_second_command_waits_and_says_for_whom(
     assert run_command([*command, "-q"]) == ExitCode.DONE
 
 
-@pytest.mark.parametrize("hold", [lambda out: boot.hold_directory(out / "boot"), provisioning.hold_directory])
-def test_what_runs_long_does_not_hold_others_up(here: Path, hold: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("argv", [["serve"], ["serve", "--no-seeds"]])
+def test_a_server_says_for_whom_it_waits(
+    here: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody wonders for ten minutes why nothing happens."""
+    (here / "out").mkdir()
+    monkeypatch.setattr(outdir, "WAIT_SECONDS", 0.05)
+    with hold_lock(here / "out" / MARK, "seed"):
+        assert run_command(argv) == ExitCode.FAILED
+    err = capsys.readouterr().err
+    assert f"another imagegen (pid {os.getpid()}, `seed`) is working in out; waiting for it" in err
+
+
+@pytest.mark.parametrize(
+    ("wait", "name"),
+    [(outdir.work_in, "say"), (boot.hold_directory, "report"), (provisioning.hold_directory, "say")],
+)
+def test_nobody_waits_without_a_word(wait: Callable[..., object], name: str) -> None:
+    """Whom to tell is no caller's to leave out."""
+    assert inspect.signature(wait).parameters[name].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("hold", [lambda out, say: boot.hold_directory(out / "boot", say), provisioning.hold_directory])
+def test_what_runs_long_does_not_hold_others_up(here: Path, hold: Callable[..., object]) -> None:
     """A server runs for days beside `seed` and `pxe`."""
-    with hold(here / "out"):  # type: ignore[attr-defined]
+    with hold(here / "out", print):  # type: ignore[attr-defined]
         assert run_command(["seed", "-q"]) == ExitCode.DONE
 
 
@@ -476,7 +697,6 @@ ELSEWHERE = {
     "images.network_formats": {"copyfile"},
     "local.nspawn": {"mkdir", "rmdir", "write_text"},  # control groups
     "local.switch": {"unlink", "replace"},  # its socket, in out/boot, which keep_closed() holds
-    "cli.init": {"unlink"},  # the file that `init` wrote beside its place
 }
 
 

@@ -101,15 +101,6 @@ def test_init_overwrites_nothing(name: str, output: Output) -> None:
     assert files_below(Path()) == sorted(["cluster.yaml", name]) and Path(name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "secrets.yaml"])
-def test_init_makes_the_ca_beside_files_of_an_earlier_version(name: str, output: Output) -> None:
-    """What is there stays, nothing else joins it, and the message says so."""
-    Path(name).write_text("mine")
-    assert run_command(["init"]) == ExitCode.DONE
-    assert f"kept {name}" in output()[1]
-    assert files_below(Path()) == sorted(["ca.key", "ca.pem", name]) and Path(name).read_text() == "mine"
-
-
 def test_init_does_not_follow_a_link_out(output: Output) -> None:
     """A dangling link is something that exists."""
     Path("ca.key").symlink_to("elsewhere")

@@ -205,8 +205,9 @@ def test_a_broken_file_does_not_tell_what_is_in_it(tmp_path: Path, text: str) ->
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
-    """By imagegen init."""
-    assert find_problems(tmp_path / "secrets.yaml") == [": not found; `imagegen init` writes one"]
+    """By imagegen init, in the same directory; it writes no other name."""
+    assert find_problems(tmp_path / "secrets.yaml") == [f": not found; `imagegen init {tmp_path}` writes one"]
+    assert f"`imagegen init {tmp_path}` writes a secrets.yaml" in find_problems(tmp_path / "site.yaml")[0]
 
 
 @pytest.mark.parametrize(

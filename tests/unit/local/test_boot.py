@@ -262,10 +262,10 @@ def test_a_second_signal_does_not_stop_the_clean_up() -> None:
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     """The second says so; afterwards the directory is free again, and closed to others."""
-    with boot.hold_directory(tmp_path / "boot"):
-        with pytest.raises(BadUsage, match="another `imagegen boot`"), boot.hold_directory(tmp_path / "boot"):
+    with boot.hold_directory(tmp_path / "boot", print):
+        with pytest.raises(BadUsage, match="another `imagegen boot`"), boot.hold_directory(tmp_path / "boot", print):
             pass
-    with boot.hold_directory(tmp_path / "boot"):
+    with boot.hold_directory(tmp_path / "boot", print):
         assert (tmp_path / "boot").stat().st_mode & 0o777 == 0o700
 
 
@@ -304,7 +304,7 @@ def test_another_users_directory_is_said_to_be_that(tmp_path: Path, monkeypatch:
     """After a run as root, a run without root gets a sentence and not a traceback."""
     tmp_path.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1000)
-    with pytest.raises(MachineLacks, match="belongs to another user"), boot.hold_directory(tmp_path / "boot"):
+    with pytest.raises(MachineLacks, match="belongs to another user"), boot.hold_directory(tmp_path / "boot", print):
         pass
 
 
