@@ -11,7 +11,6 @@ import re
 import sys
 import unicodedata
 from contextlib import suppress
-from pathlib import Path
 
 RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
 COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
@@ -77,7 +76,7 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:  # Python's stream of a descriptor that was closed
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
         getattr(sys, name).reconfigure(errors="backslashreplace")

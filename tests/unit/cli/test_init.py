@@ -43,8 +43,8 @@ def test_all_that_sudo_makes_is_the_callers(sudo: Path, place: str, made: bool) 
         ("mallorys", "user uid 12346 can write in"),
         ("mallorys/demo", "user uid 12346 can write in"),
         ("open", "every user can write in"),
-        ("link", "is a link of user uid 12346"),
-        ("link/demo", "is a link of user uid 12346"),
+        ("link", "is a link owned by uid 12346"),
+        ("link/demo", "is a link owned by uid 12346"),
     ],
 )
 def test_where_another_user_can_write_no_secret_goes(sudo: Path, place: str, said: str, output: Output) -> None:
@@ -58,7 +58,7 @@ def test_where_another_user_can_write_no_secret_goes(sudo: Path, place: str, sai
     before = files_below(sudo)
     assert run_command(["init", place]) == ExitCode.BAD_INPUT
     err = output()[1]
-    assert said in err and "give another directory" in err
+    assert said in err and "choose another directory" in err
     assert files_below(sudo) == before
 
 
@@ -85,8 +85,7 @@ def test_what_is_missing_is_made_and_the_rest_stays(lost: tuple[str, ...], outpu
     assert run_command(["init"]) == ExitCode.DONE
     out, err = output()
     assert sorted(out.splitlines()) == sorted(names)
-    assert ("stays as it is" if len(kept) == 1 else "stay as they are") in err
-    assert f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} new" in err
+    assert f"made {' and '.join(names)}; kept {' and '.join(name for name in FILES if name in kept)}" in err
     assert ("they need new seeds" in err) == ("secrets.yaml" in lost)
     assert {name: Path(name).read_bytes() for name in kept} == kept
     assert run_command(["seed", "-q"]) == ExitCode.DONE
@@ -103,7 +102,7 @@ def test_where_nothing_is_missing_nothing_is_made(output: Output) -> None:
     assert run_command(["init", "-q"]) == ExitCode.DONE
     before = {name: Path(name).read_bytes() for name in FILES}
     assert run_command(["init"]) == ExitCode.BAD_INPUT
-    assert "cluster.yaml and secrets.yaml and ca.pem and ca.key exist already" in output()[1]
+    assert "refusing to overwrite cluster.yaml and secrets.yaml and ca.pem and ca.key" in output()[1]
     assert {name: Path(name).read_bytes() for name in FILES} == before
 
 
