@@ -69,7 +69,7 @@ vm-full: set-up-test images ## test-vm with a live compute besides, whose state 
 pxe-full: set-up-test images ## network boots of all kinds: controllers too, BIOS and UEFI, full and proxy DHCP; an hour without KVM
 	$(TIER) pxe-full $(PYTEST) tests/pxe
 
-elements: set-up ## write the elements' pkg-map and svc-map from imagegen/data/releases.yaml
+elements: set-up ## write the elements' pkg-map and svc-map from their declarations
 	.venv/bin/python tests/maps.py
 
 dib-role: set-up ## build ROLE with nothing but disk-image-create, as a tar

@@ -1,4 +1,4 @@
-"""The elements' pkg-map and svc-map, as releases.yaml has them. Run as a script (`make elements`), it writes them."""
+"""The elements' pkg-map and svc-map, as they declare it. Run as a script (`make elements`), it writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def render_maps() -> dict[Path, str]:
 
 
 def find_stale_maps() -> list[Path]:
-    """Maps of elements that releases.yaml has no line for (any more)."""
+    """Maps of elements that declare nothing for them (any more)."""
     return sorted({*ELEMENTS.glob("*/pkg-map"), *ELEMENTS.glob("*/svc-map")} - render_maps().keys())
 
 

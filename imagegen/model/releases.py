@@ -1,4 +1,4 @@
-"""What each release of OpenStack is like on each distro (data/releases.yaml): names, packages, units, features."""
+"""Each release of OpenStack on each distro: names and features (data/releases.yaml), packages and units."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from imagegen.base.resources import PACKAGE
+from imagegen.model.declarations import declarations
 
 DISTROS_WORD = "all"
 
@@ -59,6 +60,11 @@ def _data() -> dict[str, Any]:
     return loaded
 
 
+def _declared(key: str) -> dict[str, dict[str, Any]]:
+    """Element -> what it declares under that key."""
+    return {element: declared[key] for element, declared in declarations().items() if key in declared}
+
+
 @cache
 def release_ids() -> tuple[str, ...]:
     """Every release's id, oldest first."""
@@ -88,7 +94,7 @@ def default_suite(name: str) -> str:
 
 def element_names() -> tuple[str, ...]:
     """The elements that have packages here."""
-    return tuple(_data()["packages"])
+    return tuple(declarations())
 
 
 @cache
@@ -113,11 +119,11 @@ def find_release(name: str, distro: Distro) -> Release:
         features=frozenset(word for word, span in _data()["features"].items() if _in_span(release, span)),
         packages={
             element: tuple(sorted(_names(rows, release, distro.name).values()))
-            for element, rows in _data()["packages"].items()
+            for element, rows in _declared("packages").items()
         },
         services={
             service: unit
-            for rows in _data()["services"].values()
+            for rows in _declared("units").values()
             for service, unit in _names(rows, release, distro.name).items()
         },
     )
@@ -125,14 +131,14 @@ def find_release(name: str, distro: Distro) -> Release:
 
 def package_installs(element: str, release: Release) -> tuple[str, ...]:
     """The names for the element's package-installs.yaml in that release; pkg-map turns them into the distro's."""
-    return tuple(_names(_data()["packages"].get(element, {}), release.id, release.distro.name))
+    return tuple(_names(_declared("packages").get(element, {}), release.id, release.distro.name))
 
 
 def package_map(element: str) -> dict[str, Any]:
     """The element's pkg-map as dib reads it: {"default": {name: package}, "distro": {distro: {...}}}; "" means none."""
     default: dict[str, str] = {}
     distros: dict[str, dict[str, str]] = {}
-    for name, row in _data()["packages"].get(element, {}).items():
+    for name, row in _declared("packages").get(element, {}).items():
         default[name] = row[DISTROS_WORD] or ""
         for distro in _data()["distros"]:
             if distro in row:
@@ -147,7 +153,7 @@ def service_map(element: str) -> dict[str, dict[str, str]]:
             "default": row[DISTROS_WORD],
             **{distro: row[distro] for distro in _data()["distros"] if row.get(distro)},
         }
-        for service, row in _data()["services"].get(element, {}).items()
+        for service, row in _declared("units").get(element, {}).items()
     }
 
 

@@ -64,7 +64,7 @@ def test_the_generated_element_has_what_dib_wants(role: Role) -> None:
 
 @pytest.mark.parametrize("role", list(Role))
 def test_every_package_of_the_release_is_installed_by_some_element(role: Role) -> None:
-    """What releases.yaml asks for is in a package-installs.yaml, static or generated, and generated ones are mapped."""
+    """What an element declares is in a package-installs.yaml, static or generated, and generated ones are mapped."""
     static = read_tree(data_directory("elements"))
     tree = elements_tree(static, [role], RELEASE, {})
     names = in_house_elements(role_element(role), tree)

@@ -1,4 +1,4 @@
-"""The committed pkg-map and svc-map files say what releases.yaml says."""
+"""The committed pkg-map and svc-map files say what the declarations say."""
 
 from __future__ import annotations
 

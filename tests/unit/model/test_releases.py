@@ -7,6 +7,7 @@ import yaml
 from repository import read_modules
 
 from imagegen.base.resources import PACKAGE, data_directory
+from imagegen.model.declarations import declarations
 from imagegen.model.releases import (
     Distro,
     UnknownRelease,
@@ -63,11 +64,10 @@ def test_words_of_the_data_are_known_words() -> None:
     """No span, distro or release is misspelt."""
     known = set(release_ids())
     spans = [*DATA["features"].values()]
-    for table in (DATA["packages"], DATA["services"]):
-        for rows in table.values():
-            for row in rows.values():
-                assert set(row) <= {"all", *DATA["distros"], "since", "until"} and "all" in row
-                spans.append(row)
+    for declared in declarations().values():
+        for row in (*declared["packages"].values(), *declared.get("units", {}).values()):
+            assert set(row) <= {"all", *DATA["distros"], "since", "until"}
+            spans.append(row)
     assert len(spans) > 40
     assert {span[word] for span in spans for word in ("since", "until") if word in span} <= known
     assert {release for release, _ in OFFERED} <= known
