@@ -17,10 +17,10 @@ from imagegen.inputs.device_hints import parse_hint
 from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.inputs.ssh_keys import find_key_fault
 from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
-from imagegen.model.cluster import CACHE_PORT, Cluster, Deploy, Hosted, Network, Node, Place, Role, Services
+from imagegen.model.cluster import Cluster, Deploy, Hosted, Network, Node, Place, Role, Services
 from imagegen.model.releases import Distro, Release, UnknownRelease, default_release, default_suite, find_release
+from imagegen.model.services import hosted_port
 
-PORTS = {Hosted.DATABASE: 3306, Hosted.MESSAGING: 5672, Hosted.CACHE: CACHE_PORT, Hosted.IDENTITY: 5000}
 IMAGE_PORT = 9292
 DEFAULT_NAME = "the built-in example"
 _URL_KEYS = ("auth_url", "endpoint")
@@ -282,11 +282,11 @@ def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Service
         if given == "embedded":
             given = {"node": first.name}
         if "node" in given:
-            return Place(addresses[given["node"]], PORTS[service], given["node"])
+            return Place(addresses[given["node"]], hosted_port(service), given["node"])
         if "auth_url" in given:
             url = urlsplit(given["auth_url"])
             return Place(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-        return Place(given["host"], given.get("port", PORTS[service]))
+        return Place(given["host"], given.get("port", hosted_port(service)))
 
     identity = place(Hosted.IDENTITY)
     external = data.get(Hosted.IDENTITY, "embedded")

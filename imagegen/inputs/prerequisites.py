@@ -12,6 +12,7 @@ from imagegen.model.logins import (
     messaging_users,
     schema_of,
 )
+from imagegen.model.services import endpoints
 
 
 def explain_external(cluster: Cluster) -> list[str]:
@@ -70,11 +71,10 @@ def _identity_lines(cluster: Cluster) -> list[str]:
         prompt = "openstack user create --domain default --password-prompt"
         lines.append(f"{prompt} {user.name}    # {user.secret} of secrets.yaml")
         lines += [f"openstack role add --project service --user {user.name} {role}" for role in user.roles]
-    services = (("nova", "compute", f"http://{first}:8774/v2.1"), ("placement", "placement", f"http://{first}:8778"))
-    for name, kind, url in services:
-        lines.append(f"openstack service create --name {name} {kind}")
+    for endpoint in endpoints():
+        lines.append(f"openstack service create --name {endpoint.service} {endpoint.type}")
         lines += [
-            f"openstack endpoint create --region {cluster.region} {kind} {interface} {url}"
+            f"openstack endpoint create --region {cluster.region} {endpoint.type} {interface} {endpoint.url(first)}"
             for interface in ("public", "internal", "admin")
         ]
     return lines

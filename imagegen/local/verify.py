@@ -13,6 +13,7 @@ from imagegen.base.commands import Completed
 from imagegen.base.errors import CommandFailed
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.services import endpoints
 from imagegen.seeds.seed import node_files
 
 INTERFACES = ("admin", "internal", "public")
@@ -98,7 +99,8 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
 
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
-    compute_url = f"http://{cluster.controllers[0].address}:8774/v2.1"
+    (compute,) = (endpoint for endpoint in endpoints() if endpoint.type == "compute")
+    compute_url = compute.url(cluster.controllers[0].address)
     # As Nova's own user, which may read all of this, even if no administrator's password is known.
     call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")

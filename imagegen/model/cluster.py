@@ -9,11 +9,11 @@ from pathlib import Path
 from uuid import UUID, uuid5
 
 from imagegen.model.releases import Release
+from imagegen.model.services import Service
 
 # Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
 NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
 
-CACHE_PORT = 11211  # memcached's default
 CONSOLE_PORT = 6080  # Nova's default, nova/conf/novnc.py
 
 
@@ -110,6 +110,11 @@ class Cluster:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    def runs(self, service: Service) -> bool:
+        """Whether the service runs in the cluster: all do but those that the cluster file has elsewhere."""
+        place: Place | None = getattr(self.services, service.hosted_as) if service.hosted_as else None
+        return place is None or place.node is not None
 
     def hosted_on(self, node: Node) -> tuple[Hosted, ...]:
         """The backing services that run on this node."""

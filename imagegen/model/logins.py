@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imagegen.model.cluster import Cluster
+from imagegen.model.services import services
 
 COMPUTE_USER = "nova_compute"
+AGENT_SCHEMA = "imagegen"  # the first-boot agent's own, with the lease in it
 CONTROLLER_MESSAGING = "openstack"
 EXCHANGE = "nova"  # of all topics, as nova/config.py sets control_exchange
 
@@ -66,15 +68,12 @@ def schema_of(cluster: Cluster, cell: str) -> str:
 
 def database_schemas(cluster: Cluster) -> list[tuple[str, str]]:
     """Every database of the cluster and the user that owns it, in the order of the seeds."""
-    keystone = [("keystone", "keystone")] if cluster.services.identity.node else []
-    return [
-        *keystone,
-        ("placement", "placement"),
-        ("nova_api", "nova"),
-        ("nova_cell0", "nova"),
-        *((schema_of(cluster, cell), "nova") for cell in cluster.cells),
-        ("imagegen", "imagegen"),
-    ]
+    schemas: list[tuple[str, str]] = []
+    for service in filter(cluster.runs, services()):
+        for schema in service.schemas:
+            names = [schema_of(cluster, cell) for cell in cluster.cells] if schema.per_cell else [schema.name]
+            schemas += [(name, schema.user) for name in names]
+    return [*schemas, (AGENT_SCHEMA, AGENT_SCHEMA)]
 
 
 def database_clients(cluster: Cluster) -> list[str]:
@@ -105,7 +104,8 @@ def identity_users(cluster: Cluster) -> list[IdentityUser]:
     services and hypervisors (elements/nova-controller, policy.d). Before 2023.1, Placement needs an administrator.
     """
     roles = ("service",) if cluster.release.knows("placement_service_role") else ("admin", "service")
-    return [IdentityUser(name, roles) for name in ("nova", "placement", COMPUTE_USER)]
+    names = sorted(name for service in services() for name in service.users)
+    return [IdentityUser(name, roles) for name in sorted(names, key=COMPUTE_USER.__eq__)]  # controllers' first
 
 
 def typed_secrets(cluster: Cluster) -> dict[str, str]:

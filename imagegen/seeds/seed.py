@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 
 from imagegen.base.templates import dump_json, dump_yaml, quote_url, render_template
 from imagegen.base.tree import Tree, text
-from imagegen.model.cluster import CACHE_PORT, NAMESPACE, Cluster, Hosted, Node, Place, Role
+from imagegen.model.cluster import NAMESPACE, Cluster, Hosted, Node, Place, Role
 from imagegen.model.logins import (
     COMPUTE_USER,
     EXCHANGE,
@@ -24,6 +24,7 @@ from imagegen.model.logins import (
     messaging_users,
     schema_of,
 )
+from imagegen.model.services import endpoints, hosted_port
 
 if TYPE_CHECKING:
     from imagegen.inputs.secrets_file import Secrets
@@ -184,7 +185,7 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
 
 def _cache(cluster: Cluster) -> dict[str, Any]:
     """The address of a controller's memcached: its own loopback, unless the cluster file names another one."""
-    place = cluster.services.cache or Place(LOOPBACK, CACHE_PORT)
+    place = cluster.services.cache or Place(LOOPBACK, hosted_port(Hosted.CACHE))
     return {"host": place.host, "port": place.port}
 
 
@@ -323,8 +324,8 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
             "user": "nova",
             "users": _identity_logins(cluster, secrets),
             "services": [
-                {"name": "nova", "type": "compute", "url": f"http://{address}:8774/v2.1"},
-                {"name": "placement", "type": "placement", "url": f"http://{address}:8778"},
+                {"name": endpoint.service, "type": endpoint.type, "url": endpoint.url(address)}
+                for endpoint in endpoints()
             ],
         },
     }

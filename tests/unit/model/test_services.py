@@ -1,0 +1,40 @@
+"""The services that elements declare: each after what it needs, and nothing claimed twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from imagegen.model.declarations import declarations
+from imagegen.model.services import endpoints, hosted_port, services
+
+
+def test_a_service_comes_after_what_it_needs() -> None:
+    """And what it needs is there."""
+    order = [service.element for service in services()]
+    assert sorted(order) == sorted(declarations())
+    for element, declared in declarations().items():
+        for needed in declared.get("needs", ()):
+            assert needed in order, f"{element} needs {needed}, which declares nothing"
+            assert order.index(needed) < order.index(element)
+
+
+def test_nothing_is_claimed_twice() -> None:
+    """A database, a user, a port and a place in the catalogue are one service's alone."""
+    claims: Counter[object] = Counter()
+    for service in services():
+        claims.update(("schema", schema.name) for schema in service.schemas)
+        claims.update(("user", user) for user in service.users)
+        claims.update(("hosted", service.hosted_as) for _ in [0] if service.hosted_as)
+        claims.update(("port", port) for port in (service.port, service.endpoint and service.endpoint.port) if port)
+        claims.update(("type", service.endpoint.type) for _ in [0] if service.endpoint)
+    assert len(claims) > 15
+    assert [claim for claim, count in claims.items() if count > 1] == []
+
+
+def test_urls_are_those_of_the_services() -> None:
+    """Of Nova 31 and Placement 13, as their packages have them."""
+    assert [(one.type, one.url("192.0.2.1")) for one in endpoints()] == [
+        ("compute", "http://192.0.2.1:8774/v2.1"),
+        ("placement", "http://192.0.2.1:8778"),
+    ]
+    assert (hosted_port("identity"), hosted_port("cache")) == (5000, 11211)
