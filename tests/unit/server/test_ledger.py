@@ -7,7 +7,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from fakes.status import STATUS_SCHEMA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -539,3 +541,34 @@ def test_what_is_taken_can_be_recorded(changes: dict[str, Any]) -> None:
     memory.enter_nodes(ROLES)
     memory.record(taken)
     assert memory.find_document(taken["node"]) is not None
+
+
+@given(
+    st.sampled_from(list(ROLES)),
+    st.sampled_from(STATUS_SCHEMA["properties"]["state"]["enum"]),
+    st.from_regex(r"[a-z-]{1,30}", fullmatch=True),
+    st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1, max_size=300),
+    st.integers(0, 60),
+)
+def test_what_nodes_may_say_is_taken(node: str, state: str, step: str, detail: str, count: int) -> None:
+    """Every document of the schema that agents are held to, whatever its texts."""
+    said = document(node, state, step, count, detail)
+    jsonschema.validate(said, STATUS_SCHEMA)
+    taken = check_document(json.dumps(said).encode(), ROLES)
+    assert taken["state"] == state and [one["name"] for one in taken["steps"]] == [f"step{n}" for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2}, {"state": "degraded"}, {"state": None}, {"node": 1}, {"role": "network"}, {"role": None},
+        {"step": 5}, {"detail": []}, {"detail": "x" * 1001}, {"steps": {}}, {"steps": [1]},
+        {"steps": [{"state": "done"}]},
+    ],
+)  # fmt: skip
+def test_what_no_node_says_is_refused(change: dict[str, Any]) -> None:
+    """What the schema forbids, the ledger does not take either."""
+    said = {**document("c-1", "working", "role"), **change}
+    assert not jsonschema.Draft202012Validator(STATUS_SCHEMA).is_valid(said)
+    with pytest.raises(ValueError):
+        check_document(json.dumps(said).encode(), ROLES)
