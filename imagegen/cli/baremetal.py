@@ -12,7 +12,8 @@ from imagegen.base.tree import write_tree
 from imagegen.cli.inputs import load_inputs, remove_files_of_others
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, print_paths, say
-from imagegen.outputs.baremetal import SUFFIXES, ironic_tree, metal3_tree
+from imagegen.outputs.ironic import SUFFIXES, ironic_tree
+from imagegen.outputs.metal3 import metal3_tree
 from imagegen.outputs.pxe import find_images
 from imagegen.seeds.seed import seed_trees
 

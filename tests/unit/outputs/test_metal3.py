@@ -20,7 +20,7 @@ from imagegen.base.errors import BadUsage
 from imagegen.base.resources import PACKAGE
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.device_hints import parse_hint
-from imagegen.outputs.baremetal import METAL3_HINTS, metal3_hints, metal3_tree
+from imagegen.outputs.metal3 import METAL3_HINTS, metal3_hints, metal3_tree
 from imagegen.outputs.pxe import find_images
 from imagegen.seeds.seed import seed_trees
 

@@ -22,7 +22,8 @@ from imagegen.base.tree import Tree
 from imagegen.cli import main
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.model.cluster import Cluster
-from imagegen.outputs.baremetal import ironic_tree, metal3_tree
+from imagegen.outputs.ironic import ironic_tree
+from imagegen.outputs.metal3 import metal3_tree
 from imagegen.outputs.pxe import find_images
 from imagegen.seeds.seed import seed_trees
 
