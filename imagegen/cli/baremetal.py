@@ -15,7 +15,7 @@ from imagegen.cli.output import Outcome, print_paths, say
 from imagegen.outputs.ironic import SUFFIXES, ironic_tree
 from imagegen.outputs.metal3 import metal3_tree
 from imagegen.outputs.pxe import find_images
-from imagegen.seeds.seed import seed_trees
+from imagegen.seeds.seed import make_seed
 
 
 @click.command()
@@ -41,7 +41,8 @@ def baremetal(settings: Settings, ironic: bool, metal3: bool, driver: str) -> Ou
     cluster = replace(whole, nodes=tuple(node for node in whole.nodes if node.deploy.mode == "deploy"))
     if live := [node.name for node in whole.nodes if node not in cluster.nodes]:
         say(settings, f"left out, because they are live: {', '.join(live)}")
-    images, seeds = find_images(cluster, settings.out, SUFFIXES), seed_trees(cluster, secrets)
+    images = find_images(cluster, settings.out, SUFFIXES)
+    seeds = {node.name: make_seed(cluster, node, secrets) for node in cluster.nodes}
     trees = {}
     if ironic or not metal3:
         trees["ironic"] = ironic_tree(cluster, images, seeds, driver)

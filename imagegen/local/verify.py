@@ -14,7 +14,7 @@ from imagegen.base.errors import CommandFailed
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.model.services import endpoints
-from imagegen.seeds.seed import node_files
+from imagegen.seeds.node_json import node_document
 
 INTERFACES = ("admin", "internal", "public")
 
@@ -57,15 +57,8 @@ def verify_cluster(
     """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
     node = next(node for node in nodes if node.role is Role.CONTROLLER)
     return check_facts(
-        cluster, nodes, expected_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
+        cluster, nodes, node_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
     )
-
-
-def expected_document(cluster: Cluster, controller: Node, secrets: Secrets) -> dict[str, Any]:
-    """What the seed tells a controller (node.json): the cells' URLs and the endpoints that must be there."""
-    file = next(file for file in node_files(cluster, controller, secrets) if file.path == "/etc/imagegen/node.json")
-    document: dict[str, Any] = json.loads(file.content)
-    return document
 
 
 def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeout: float) -> Facts:

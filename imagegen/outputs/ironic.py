@@ -12,6 +12,7 @@ from imagegen.images.current import RoleImage
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.outputs.pxe import choose_url
 from imagegen.seeds.config_drive import configdrive_iso, configdrive_tree, encode_configdrive
+from imagegen.seeds.seed import Seed
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -20,7 +21,7 @@ SUFFIXES = {"deploy": ("raw",)}
 
 
 def ironic_tree(
-    cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Tree], driver: str = "redfish"
+    cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Seed], driver: str = "redfish"
 ) -> Tree:
     """Path -> file for `openstack baremetal`: nodes.yaml, instance-info/ and, with secrets inside, configdrive/."""
     nodes = [ironic_node(cluster, node, driver) for node in cluster.nodes]

@@ -14,6 +14,7 @@ from imagegen.inputs.device_hints import hint_text, parse_hint
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.outputs.ironic import instance_info
 from imagegen.seeds.config_drive import meta_data, network_data
+from imagegen.seeds.seed import Seed
 
 # Ironic's hints -> spec.rootDeviceHints of a BareMetalHost, and the one operator that each becomes in Ironic again
 # (baremetal-operator, pkg/provisioner/ironic/devicehints).
@@ -32,7 +33,7 @@ METAL3_HINTS = {
 }
 
 
-def metal3_tree(cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Tree]) -> Tree:
+def metal3_tree(cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mapping[str, Seed]) -> Tree:
     """NODE.yaml of each node: its Secrets and its BareMetalHost. Raises BadUsage: see metal3_hints."""
     tree = {}
     for node in cluster.nodes:
@@ -44,10 +45,10 @@ def metal3_tree(cluster: Cluster, images: Mapping[Role, RoleImage], seeds: Mappi
     return tree
 
 
-def metal3_secrets(cluster: Cluster, node: Node, seed: Tree) -> list[dict[str, Any]]:
+def metal3_secrets(cluster: Cluster, node: Node, seed: Seed) -> list[dict[str, Any]]:
     """The three Secrets that the BareMetalHost names; each has the one key that Metal3 looks for."""
     contents = {
-        "userData": seed["user-data"].data.decode(),
+        "userData": seed.render()["user-data"].data.decode(),
         "networkData": json.dumps(network_data(cluster, node), indent=2) + "\n",
         "metaData": dump_yaml({"meta": meta_data(cluster, seed)["meta"]}),
     }

@@ -7,27 +7,26 @@ import json
 from base64 import b64encode
 from typing import Any
 
-import yaml
-
 from imagegen.base.tree import Tree, text
 from imagegen.model.cluster import Cluster, Node
 from imagegen.seeds.iso import iso_bytes
+from imagegen.seeds.seed import Seed
 
 LABEL = "config-2"  # what cloud-init's ConfigDrive datasource looks for
 LATEST = "openstack/latest"
 MOST_BYTES = 64 << 20  # of a config drive, for Ironic
 
 
-def meta_data(cluster: Cluster, seed: Tree) -> dict[str, Any]:
+def meta_data(cluster: Cluster, seed: Seed) -> dict[str, Any]:
     """meta_data.json: the facts of the seed's meta-data as `meta` keys, whose values are texts as in Nova's API."""
-    facts = yaml.load(seed["meta-data"].data, Loader=yaml.CSafeLoader)
+    facts = seed.facts
     flat = {
         f"imagegen.{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in facts["imagegen"].items()
         if value is not None
     }
     name = facts["local-hostname"]
-    return {"uuid": facts["instance-id"], "hostname": name, "name": name, "project_id": cluster.name, "meta": flat}
+    return {"uuid": str(seed.instance_id), "hostname": name, "name": name, "project_id": cluster.name, "meta": flat}
 
 
 def network_data(cluster: Cluster, node: Node) -> dict[str, Any]:
@@ -50,11 +49,11 @@ def network_data(cluster: Cluster, node: Node) -> dict[str, Any]:
     }
 
 
-def configdrive_tree(cluster: Cluster, node: Node, seed: Tree) -> Tree:
+def configdrive_tree(cluster: Cluster, node: Node, seed: Seed) -> Tree:
     """The files of the node's config drive, mode 0600; secrets are in user_data alone."""
     documents = {"meta_data.json": meta_data(cluster, seed), "network_data.json": network_data(cluster, node)}
     tree = {f"{LATEST}/{name}": text(json.dumps(value, indent=2) + "\n", 0o600) for name, value in documents.items()}
-    return {**tree, f"{LATEST}/user_data": text(seed["user-data"].data.decode(), 0o600)}
+    return {**tree, f"{LATEST}/user_data": seed.render()["user-data"]}
 
 
 def configdrive_iso(tree: Tree) -> bytes:

@@ -9,7 +9,8 @@ import subprocess
 import yaml
 from deployment import Deployment
 
-from imagegen.seeds.seed import node_files, seed_tree
+from imagegen.seeds.seed import seed_tree
+from imagegen.seeds.service_files import node_files
 
 SEED = "/var/lib/cloud/seed/nocloud"
 

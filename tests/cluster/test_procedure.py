@@ -11,8 +11,8 @@ from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from expected import CONSOLE_PORTS, NOVA_COMPUTE, list_cell_options, list_options
 
-from imagegen.local.verify import expected_document
 from imagegen.model.cluster import Node
+from imagegen.seeds.node_json import node_document
 
 CELL0 = "00000000-0000-0000-0000-000000000000"
 CONTROLLER_UNITS = [*CONTROLLER_DAEMONS, "nova-conductor@oost", "nova-novncproxy@oost", "placement-api"]
@@ -209,7 +209,7 @@ def test_list_cells_shows_the_right_urls(deployment: Deployment, answers: Answer
         "oost": (oost["DEFAULT.transport_url"], oost["database.connection"], "False"),
     }
     assert len(answers["cells"]) == 3
-    told = expected_document(deployment.cluster, deployment.controller.node, deployment.secrets)["cells"]
+    told = node_document(deployment.cluster, deployment.controller.node, deployment.secrets)["cells"]
     assert {cell["name"]: (cell["transport_url"], cell["database_connection"], "False") for cell in told} == shown
 
 

@@ -30,7 +30,8 @@ from fakes.mariadb import Server
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
 from imagegen.model.cluster import Cluster
-from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree
+from imagegen.seeds.rabbitmq import hash_rabbitmq_password
+from imagegen.seeds.seed import seed_tree
 
 AGENT_MODULES = (
     "api",

@@ -20,6 +20,7 @@ from imagegen.base.resources import PACKAGE
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import verify
+from imagegen.seeds.node_json import node_document
 
 NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
 SECRETS = Secrets(
@@ -30,7 +31,7 @@ SECRETS = Secrets(
 )
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes
-EXPECTED = verify.expected_document(CLUSTER, CONTROLLER, SECRETS)
+EXPECTED = node_document(CLUSTER, CONTROLLER, SECRETS)
 
 
 def make_facts() -> verify.Facts:

@@ -25,7 +25,7 @@ from imagegen.model.cluster import Cluster
 from imagegen.outputs.ironic import ironic_tree
 from imagegen.outputs.metal3 import metal3_tree
 from imagegen.outputs.pxe import find_images
-from imagegen.seeds.seed import seed_trees
+from imagegen.seeds.seed import make_seed
 
 NODE = "linux-node2"
 
@@ -40,7 +40,11 @@ def cluster() -> Cluster:
 @pytest.fixture
 def given(cluster: Cluster, tmp_path: Path) -> tuple[Any, ...]:
     make_images(tmp_path)
-    return cluster, find_images(cluster, tmp_path), seed_trees(cluster, make_secrets())
+    return (
+        cluster,
+        find_images(cluster, tmp_path),
+        {node.name: make_seed(cluster, node, make_secrets()) for node in cluster.nodes},
+    )
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def test_the_agent_reads_its_role_from_a_config_drive(
     place.write_text(json.dumps({"ds": {"meta_data": data}}))
     monkeypatch.setattr(metadata, "INSTANCE_DATA", place)
     facts = metadata.read_facts()
-    seed = yaml.safe_load(given[2][NODE]["meta-data"].data)
+    seed = yaml.safe_load(given[2][NODE].render()["meta-data"].data)
     assert (facts["role"], facts["files"]) == ("compute", seed["imagegen"]["files"])
     assert (data["uuid"], data["hostname"]) == (seed["instance-id"], NODE)
 
@@ -147,7 +151,7 @@ def test_metal3_gets_a_host_and_the_secrets_that_it_names(given: tuple[Any, ...]
         secret = found[f"Secret {spec[key]['name']}"]
         assert list(secret["stringData"]) == [key]
     user_data = found[f"Secret {spec['userData']['name']}"]["stringData"]["userData"]
-    assert user_data.encode() == given[2][NODE]["user-data"].data
+    assert user_data.encode() == given[2][NODE].render()["user-data"].data
     meta = yaml.safe_load(found[f"Secret {spec['metaData']['name']}"]["stringData"]["metaData"])
     assert meta["meta"]["imagegen.role"] == "compute"
     password = make_secrets().password("messaging_compute_cell1")

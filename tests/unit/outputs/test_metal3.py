@@ -22,7 +22,7 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.device_hints import parse_hint
 from imagegen.outputs.metal3 import METAL3_HINTS, metal3_hints, metal3_tree
 from imagegen.outputs.pxe import find_images
-from imagegen.seeds.seed import seed_trees
+from imagegen.seeds.seed import make_seed
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "data/baremetalhost.schema.json").read_text())
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -85,7 +85,11 @@ def write_documents(place: Path, node: str = "", name: str = "demo") -> dict[str
     if not (place / "out").exists():
         make_images(place / "out")
     cluster = load_cluster(path)
-    tree = metal3_tree(cluster, find_images(cluster, place / "out"), seed_trees(cluster, make_secrets()))
+    tree = metal3_tree(
+        cluster,
+        find_images(cluster, place / "out"),
+        {node.name: make_seed(cluster, node, make_secrets()) for node in cluster.nodes},
+    )
     return {
         file.removesuffix(".yaml"): list(yaml.load_all(content.data, Loader=GoLoader)) for file, content in tree.items()
     }

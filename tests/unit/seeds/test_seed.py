@@ -33,7 +33,8 @@ from imagegen.inputs.secrets_file import NAMES, Secrets
 from imagegen.model.cluster import Cluster, Node, Place, Role
 from imagegen.model.logins import OF_COMPUTES, database_schemas
 from imagegen.model.releases import Distro, find_release
-from imagegen.seeds.seed import hash_rabbitmq_password, seed_tree, seed_trees
+from imagegen.seeds.rabbitmq import hash_rabbitmq_password
+from imagegen.seeds.seed import make_seed, seed_tree
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "seeds"
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40)
@@ -131,12 +132,15 @@ def test_the_default_cluster_has_the_golden_seeds(node: str) -> None:
     assert {file.mode for file in tree.values()} == {0o600}
 
 
-def test_every_node_gets_a_seed() -> None:
-    """`generate` takes all of them at once, in file order."""
-    cluster, secrets = add_node(make_cluster(), Role.COMPUTE, 13), make_secrets()
-    trees = seed_trees(cluster, secrets)
-    assert list(trees) == [CONTROLLER, COMPUTE, "extra13"]
-    assert all(tree == seed_tree(cluster, cluster.node(name), secrets) for name, tree in trees.items())
+def test_a_seed_is_a_value_that_shows_no_secret() -> None:
+    """Its facts and its id need no parsing, and no repr of it ends in a log with passwords."""
+    cluster, secrets = make_cluster(), make_secrets()
+    seed = make_seed(cluster, cluster.node(CONTROLLER), secrets)
+    assert seed.facts["imagegen"]["role"] == "controller"
+    assert f"instance-id: {seed.instance_id}\n" in seed.render()["meta-data"].data.decode()
+    assert secrets.database_nova not in repr(seed)
+    other = make_seed(cluster, cluster.node(CONTROLLER), make_secrets(database_nova="another-password"))
+    assert seed.instance_id != other.instance_id
 
 
 def test_user_data_writes_files_and_runs_nothing() -> None:
@@ -503,7 +507,8 @@ def test_keystones_url_has_no_percent_sign() -> None:
 def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
     """cloud-init follows links as root; the cluster tier asks a node whether these directories are root's indeed."""
     cluster = add_node(make_cluster(cells=("cell1", "cell2")), Role.COMPUTE, 13)
-    for tree in seed_trees(cluster, make_secrets()).values():
+    for node in cluster.nodes:
+        tree = seed_tree(cluster, node, make_secrets())
         assert {str(PurePosixPath(path).parent) for path in written_files(tree)} <= ROOT_OWNED
 
 

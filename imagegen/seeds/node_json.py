@@ -1,0 +1,118 @@
+"""/etc/imagegen/node.json: what the agent works from."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.model.cluster import Cluster, Hosted, Node, Role
+from imagegen.model.logins import (
+    COMPUTE_USER,
+    MessagingUser,
+    compute_messaging,
+    controller_messaging,
+    database_clients,
+    database_schemas,
+    identity_users,
+    messaging_users,
+)
+from imagegen.model.services import endpoints
+from imagegen.seeds.connections import cache_place, cell_urls, database_url
+from imagegen.seeds.keyed import files_key
+
+CELL0_UUID = UUID(int=0)  # nova.objects.cell_mapping.CellMapping.CELL0_UUID
+
+
+def compute_id(cluster: Cluster, node: Node) -> str | None:
+    """The compute_id, for a compute whose release has one."""
+    knows = cluster.release.knows("compute_id")
+    return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
+
+
+def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
+    """/etc/imagegen/node.json, the agent's input: what this node needs, and nothing that grows with the fleet."""
+    controller = node.role is Role.CONTROLLER
+    user = controller_messaging(cluster) if controller else compute_messaging(cluster, node.cell)
+    document: dict[str, Any] = {
+        "version": 1,
+        "node": node.name,
+        "role": node.role.value,
+        "cluster": cluster.name,
+        "region": cluster.region,
+        "release": cluster.release.id,
+        "cell": node.cell,
+        "address": str(node.address),
+        "hosts": [service.value for service in cluster.hosted_on(node)],
+        "files_key": files_key(secrets, node),
+        "status_url": cluster.status_url,
+        "auth_url": cluster.services.auth_url,
+        "messaging": _messaging_login(cluster, user, secrets),
+    }
+    if Hosted.MESSAGING in cluster.hosted_on(node):
+        document["erlang_cookie"] = secrets.messaging_cookie
+    if controller:
+        return document | _controller_document(cluster, node, secrets)
+    identity = {"user": COMPUTE_USER, "users": _identity_logins(cluster, secrets, COMPUTE_USER)}
+    return document | {"compute_id": compute_id(cluster, node), "identity": identity}
+
+
+def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) -> dict[str, Any]:
+    """How the agent logs in to the message queue as that user."""
+    place, password = cluster.services.messaging, secrets.password(user.secret)
+    login = {"host": place.host, "port": place.port, "user": user.name, "password": password}
+    return {**login, "vhosts": list(user.vhosts)}
+
+
+def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[dict[str, Any]]:
+    """Keystone's users with these names, or all, with their passwords and roles in project service."""
+    return [
+        {"name": user.name, "password": secrets.password(user.secret), "roles": list(user.roles)}
+        for user in identity_users(cluster)
+        if not names or user.name in names
+    ]
+
+
+def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
+    """The part of node.json that only a controller has: the schemas, cells, users and endpoints that it maintains."""
+    services, address = cluster.services, cluster.controllers[0].address
+    database: dict[str, Any] = {
+        "host": services.database.host,
+        "port": services.database.port,
+        "schemas": [
+            {"name": name, "user": user, "password": secrets.password(f"database_{user}")}
+            for name, user in database_schemas(cluster)
+        ],
+    }
+    hosts = cluster.hosted_on(node)
+    if Hosted.DATABASE in hosts:  # only the host needs to know who may log in: no other seed grows with the controllers
+        database["clients"] = database_clients(cluster)
+    others = messaging_users(cluster)[1:] if Hosted.MESSAGING in hosts else []
+    return {
+        "database": database,
+        "other_messaging": [_messaging_login(cluster, user, secrets) for user in others],
+        "cache": cache_place(cluster),
+        "cells": _cells(cluster, secrets),
+        "console_ports": {cell: cluster.console_port(cell) for cell in cluster.cells},
+        "identity": {
+            "admin_password": None if services.identity.node is None else secrets.identity_admin,
+            "user": "nova",
+            "users": _identity_logins(cluster, secrets),
+            "services": [
+                {"name": endpoint.service, "type": endpoint.type, "url": endpoint.url(address)}
+                for endpoint in endpoints()
+            ],
+        },
+    }
+
+
+def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
+    """The rows of nova_api.cell_mappings as they must be, cell0 first."""
+
+    def row(name: str, uuid: UUID, database: object, transport_url: object) -> dict[str, str]:
+        urls = {"database_connection": str(database), "transport_url": str(transport_url)}
+        return {"name": name, "uuid": str(uuid), **urls}
+
+    cell0 = database_url(cluster.services.database, "nova_cell0", "nova", secrets.database_nova)
+    rows = [row("cell0", CELL0_UUID, cell0, "none:///")]
+    return rows + [row(cell, cluster.cell_uuid(cell), **cell_urls(cluster, cell, secrets)) for cell in cluster.cells]
