@@ -14,6 +14,7 @@ from imagegen.base import commands
 from imagegen.base.errors import CommandFailed, ImagegenError, MachineLacks
 from imagegen.base.handles import open_directory
 from imagegen.base.lock import Held, hold_lock
+from imagegen.base.machine import find_lacks
 from imagegen.base.owners import find_caller, find_place
 from imagegen.images.manifest import read_manifest
 
@@ -124,14 +125,6 @@ def existing_parent(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that programs can get without swapping (proc(5), MemAvailable)."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def check_machine(out: Path, cache: Path, count: int) -> None:
     """Raises MachineLacks with everything that this machine lacks to build `count` images, one line each."""
     lacks = [] if os.geteuid() == 0 else ['building needs root: run `sudo "$(command -v imagegen)" build ...`']
@@ -141,11 +134,6 @@ def check_machine(out: Path, cache: Path, count: int) -> None:
     # Another file system or owner: copies, see handles.link_into().
     if out_place.stat().st_dev != cache_place.stat().st_dev or find_caller()[0] != os.geteuid():
         wanted[out_place] = wanted.get(out_place, 0) + IMAGE_BYTES * count
-    for place, size in wanted.items():
-        free = shutil.disk_usage(place).free
-        if free < size:
-            lacks.append(f"{place} has only {free / GIB:.1f} GiB free: {size / GIB:.0f} GiB are needed")
-    if (memory := available_memory()) < MEMORY_BYTES:
-        lacks.append(f"only {memory / GIB:.1f} GiB of memory are free: {MEMORY_BYTES / GIB:.0f} GiB are needed")
+    lacks += find_lacks("building needs", MEMORY_BYTES, wanted)
     if lacks:
         raise MachineLacks("\n".join(lacks))

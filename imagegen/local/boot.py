@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from imagegen.base.console import printable, read_steps
 from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks, NodeNotReady
 from imagegen.base.handles import is_file, open_directory
 from imagegen.base.lock import Held, hold_lock
+from imagegen.base.machine import find_lacks
 from imagegen.base.outdir import keep_closed, work_in
 from imagegen.base.signals import end_on_signals
 from imagegen.base.tree import File, Tree, write_file
@@ -210,19 +210,9 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
 def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
     """Raises MachineLacks with everything that is missing unless memory and disk suffice for all nodes, in bytes."""
     memory, disk = (sum(column) for column in zip(*needs, strict=True))
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    lacks = []
-    if available < memory:
-        lacks.append(
-            f"the nodes need {memory // MIB} MiB of memory, but only {available // MIB} MiB are free: boot fewer nodes"
-        )
-    if (free := shutil.disk_usage(directory).free) < disk:
-        lacks.append(
-            f"the nodes need {disk // MIB} MiB on the disk of {directory}, but only {free // MIB} MiB are free"
-        )
+    lacks = find_lacks("these nodes need", memory, {directory: disk})
     if lacks:
-        raise MachineLacks("\n".join(lacks))
+        raise MachineLacks("\n".join(lacks), "boot fewer nodes, or free some of it")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from fakes.builder import FORMATS, STATUS, FakeMachine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegen.base import machine
 from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks
 from imagegen.images import build, cache, dib, disk, elements, mirrors, network_formats
 from imagegen.images.build import Plan, Progress, build_images, plan_image
@@ -535,13 +536,14 @@ def test_everything_that_the_machine_lacks_is_named_at_once(tmp_path: Path, monk
     """Root, tools with their packages, disk and memory: one line each, before anything starts."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(cache.commands, "missing_tools", lambda tools: ["sfdisk is missing: install the package fdisk"])
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=cache.GIB))
-    monkeypatch.setattr(cache, "available_memory", lambda: cache.GIB // 2)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=cache.GIB))
+    monkeypatch.setattr(machine, "available_memory", lambda: cache.GIB // 2)
     with pytest.raises(MachineLacks) as caught:
         cache.check_machine(tmp_path / "out", tmp_path / "cache", 2)
     lines = caught.value.message.splitlines()
-    assert len(lines) == 4
-    assert ["root" in lines[0], "fdisk" in lines[1], "GiB free" in lines[2], "memory" in lines[3]] == [True] * 4
+    assert ["root" in lines[0], "fdisk" in lines[1], "of memory" in lines[2], "on the disk of" in lines[3]] == [
+        True
+    ] * 4
 
 
 def test_a_bootstrapped_base_is_used_for_a_day_and_only_when_whole(tmp_path: Path) -> None:
