@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imagegen.base.handles import keep_file, whole
+from imagegen.base.streams import Say
 
 POLL = 0.1  # seconds between two tries
 
@@ -25,7 +26,7 @@ def hold_lock(
     command: str = "",
     *,
     seconds: float = 0.0,
-    waiting: Callable[[str], None] = lambda holder: None,
+    waiting: Say = lambda holder: None,
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:

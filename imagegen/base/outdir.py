@@ -25,11 +25,10 @@ from imagegen.base.handles import (
 from imagegen.base.lock import Held, hold_lock
 from imagegen.base.marks import EARLIER, KEPT, LEFTOVER, MARK, MARK_TEXT, find_foreign, find_foreign_in_seed
 from imagegen.base.owners import find_caller, find_place, user_name
+from imagegen.base.streams import Say
 
 MOST_NAMES = 10  # of what is foreign, in one message
 WAIT_SECONDS = 600.0  # more than any command holds the lock: the longest copies the images of two roles
-
-Say = Callable[[str], None]
 
 
 @contextmanager

@@ -10,10 +10,15 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 
 RED, YELLOW, PLAIN = "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
 COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # ECMA-48, SGR
+
+
+Say = Callable[[str], None]
+"""What tells somebody a line."""
 
 
 class OutputLost(Exception):

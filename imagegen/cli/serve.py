@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from queue import Full, Queue
 from threading import Thread
@@ -13,6 +13,7 @@ import click
 
 from imagegen.base.errors import BadUsage
 from imagegen.base.signals import end_on_signals
+from imagegen.base.streams import Say
 from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs, load_own_cluster, warn_of_readers
 from imagegen.cli.options import Address, Duration, Settings, common_options
 from imagegen.cli.output import Outcome, say
@@ -129,7 +130,7 @@ def _arm_running(settings: Settings, window: Window) -> Outcome:
 
 
 @contextmanager
-def _say_in_background(settings: Settings) -> Iterator[Callable[[str], None]]:
+def _say_in_background(settings: Settings) -> Iterator[Say]:
     """Gives announce(line) that never waits and never fails: a terminal that is stopped or gone stops no server."""
     lines: Queue[str | None] = Queue(1000)
 

@@ -67,7 +67,7 @@ class Progress:
     detail: str = ""
 
 
-Report = Callable[[Progress], None]
+Listener = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """The inputs of one role's image, and where it goes."""
 
     role: Role
@@ -114,14 +114,14 @@ class Plan:
         return f"{self.name}.{format}"
 
 
-def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], cache: Path) -> Plan:
+def plan_image(cluster: Cluster, role: Role, out: Path, formats: Iterable[str], cache: Path) -> ImagePlan:
     """The plan for one role's image, with its content id. Raises releases.UnknownRelease."""
     release = cluster.release
     static = read_tree(data_directory("elements"))
     whole = image_content_id(role, release, static)
     tree = elements_tree(static, [role], release, {role: whole})
     wanted = tuple(one for one in FORMATS if one in {*formats, "tar"})
-    return Plan(role, release, tree, whole, wanted, out, cache)
+    return ImagePlan(role, release, tree, whole, wanted, out, cache)
 
 
 def image_content_id(role: Role, release: Release, static: Tree) -> str:
@@ -153,7 +153,7 @@ def build_images(
     refresh: bool = False,
     mirrors: Mirrors | None = None,
     cache: Path | None = None,
-    report: Report = lambda progress: None,
+    report: Listener = lambda progress: None,
 ) -> list[Image]:
     """Makes OUT/images/ROLE for each role and returns its files, from the cache if it has that content id.
 
@@ -180,13 +180,13 @@ def build_images(
     return images
 
 
-def missing_formats(plan: Plan) -> list[str]:
+def missing_formats(plan: ImagePlan) -> list[str]:
     """The wanted formats that are not in the cache, or were modified there."""
     there = intact_files(plan.entry)
     return [format for format in plan.formats if plan.file_name(format) not in there]
 
 
-def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Report) -> bool:
+def make_image(plan: ImagePlan, mirrors: Mirrors, proxies: Mapping[str, str], refresh: bool, report: Listener) -> bool:
     """Builds the missing formats of an image and puts the whole into the cache with one rename.
 
     Returns False if another build has made them meanwhile.
@@ -222,12 +222,12 @@ def make_image(plan: Plan, mirrors: Mirrors, proxies: Mapping[str, str], refresh
 
 
 def fill_stage(
-    plan: Plan,
+    plan: ImagePlan,
     work: Path,
     old: Mapping[str, Any],
     mirrors: Mirrors,
     proxies: Mapping[str, str],
-    report: Report,
+    report: Listener,
 ) -> None:
     """Makes the formats that work/image lacks, each from the one before, and writes the manifest."""
     stage, seconds = work / "image", dict(old.get("seconds", {}))
@@ -278,7 +278,7 @@ def fill_stage(
 
 
 def build_tree(
-    plan: Plan, work: Path, mirrors: Mirrors, proxies: Mapping[str, str], tell: Callable[[str, str], None]
+    plan: ImagePlan, work: Path, mirrors: Mirrors, proxies: Mapping[str, str], tell: Callable[[str, str], None]
 ) -> DibLog:
     """Runs dib for the role and puts its tar into work/image. Returns what was found in its log."""
     write_tree(plan.elements, work / "elements")
@@ -306,7 +306,7 @@ def build_tree(
     return follow
 
 
-def base_cache(plan: Plan, mirrors: Mirrors) -> Path:
+def base_cache(plan: ImagePlan, mirrors: Mirrors) -> Path:
     """dib's cache for that distro from those mirrors, because dib's own name for a base has neither."""
     facts = [plan.release.distro.arch, mirrors.sources(plan.release.distro)]
     return plan.cache / "dib" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
@@ -339,7 +339,7 @@ def unpack(tar: Path, tree: Path) -> None:
     commands.run(["setpriv", "--pdeathsig", "KILL", "tar", *options, tar, "-C", tree])
 
 
-def describe_image(plan: Plan) -> dict[str, Any]:
+def describe_image(plan: ImagePlan) -> dict[str, Any]:
     """An image's inputs, for its manifest; nothing about the machine that built it."""
     distro = plan.release.distro
     return {
@@ -357,7 +357,7 @@ def describe_image(plan: Plan) -> dict[str, Any]:
     }
 
 
-def publish_image(plan: Plan, report: Report) -> list[Image]:
+def publish_image(plan: ImagePlan, report: Listener) -> list[Image]:
     """Links the image's files from the cache to OUT/images/ROLE, next to manifest, sums and `current`."""
     target = plan.out / "images" / plan.role
     manifest = read_manifest(plan.entry)

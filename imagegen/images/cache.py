@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from imagegen.base.handles import open_directory
 from imagegen.base.lock import Held, hold_lock
 from imagegen.base.machine import find_lacks
 from imagegen.base.owners import find_caller, find_place
+from imagegen.base.streams import Say
 from imagegen.images.manifest import read_manifest
 
 TOOLS = (
@@ -62,7 +63,7 @@ def find_cache(cache: Path) -> Path:
 
 
 @contextmanager
-def hold_cache(cache: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+def hold_cache(cache: Path, waiting: Say) -> Iterator[None]:
     """Keeps other builds out of the cache; first waits for a running one, and tells `waiting`.
 
     Raises ImagegenError if that takes longer than builds do.

@@ -17,16 +17,16 @@ from imagegen.base.lock import Held, hold_lock
 from imagegen.base.machine import find_lacks
 from imagegen.base.outdir import keep_closed, work_in
 from imagegen.base.signals import end_on_signals
+from imagegen.base.streams import Say
 from imagegen.base.tree import File, Tree, write_file
 from imagegen.images.current import find_current
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import nspawn, qemu
 from imagegen.local.network_boot import NetworkBoot, PxeQemu
-from imagegen.local.verify import Finding, verify_cluster
+from imagegen.local.verify import Fault, verify_cluster
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.seeds.seed import seed_tree
 
-Report = Callable[[str], None]
 """Takes one line of progress."""
 
 # Backend -> the suffix of the image file that it boots.
@@ -54,7 +54,7 @@ class Machine(Protocol):
     def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
 
 
-class Network(Protocol):
+class Backend(Protocol):
     """A backend: the cluster's network and its machines. Leaving the context ends them, unless keep() was called."""
 
     timeout: float  # seconds until all nodes should be ready
@@ -112,7 +112,7 @@ class ClusterNotReady(NodeNotReady):
         self.nodes = tuple(nodes)
 
 
-def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
+def boot_cluster(boot: Boot, report: Say) -> list[NodeResult]:
     """Boots the nodes, waits until all are ready and verifies the cluster from outside.
 
     Raises BadUsage, MachineLacks, CommandFailed; ClusterNotReady if a node failed, timed out or is not what it says.
@@ -120,13 +120,13 @@ def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
     cluster, secrets, directory = boot.cluster, boot.secrets, boot.directory
     check_nodes(cluster, boot.nodes)
     images = boot.find_images()
-    with hold_directory(directory, report), end_on_signals(), make_network(boot, report) as network:
-        check_machine([network.needs(node, images[node.role]) for node in boot.nodes], directory)
-        limit = network.timeout if boot.timeout is None else boot.timeout
+    with hold_directory(directory, report), end_on_signals(), choose_backend(boot, report) as backend:
+        check_machine([backend.needs(node, images[node.role]) for node in boot.nodes], directory)
+        limit = backend.timeout if boot.timeout is None else boot.timeout
         machines = []
         for node in boot.nodes:
             report(progress_line(node.name, "prepare", "working", images[node.role].name))
-            machines.append(network.add(node, images[node.role], seed_tree(cluster, node, secrets)))
+            machines.append(backend.add(node, images[node.role], seed_tree(cluster, node, secrets)))
         for machine in machines:
             machine.start()
         results = watch_machines(machines, limit, report)
@@ -134,7 +134,7 @@ def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
         if not faults:
             report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
             controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
-            limit = network.timeout / VERIFY_SHARE
+            limit = backend.timeout / VERIFY_SHARE
             found = verify_patiently(
                 lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit), limit, report
             )
@@ -142,7 +142,7 @@ def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
         if faults:
             save_journals(machines, directory)
         if boot.keep:
-            network.keep()
+            backend.keep()
             for machine in machines:
                 report(progress_line(machine.node.name, "login", "kept", machine.login))
     if faults:
@@ -152,10 +152,10 @@ def boot_cluster(boot: Boot, report: Report) -> list[NodeResult]:
     return results
 
 
-def make_network(boot: Boot, report: Report) -> Network:
+def choose_backend(boot: Boot, report: Say) -> Backend:
     """The backend that was asked for. Raises BadUsage, MachineLacks."""
     if boot.network is None:
-        return open_network(boot.backend, boot.cluster, boot.directory)
+        return open_backend(boot.backend, boot.cluster, boot.directory)
     remove_leftovers(boot.directory)
     return PxeQemu(
         boot.cluster,
@@ -167,15 +167,15 @@ def make_network(boot: Boot, report: Report) -> Network:
     )
 
 
-def open_network(backend: str, cluster: Cluster, directory: Path) -> Network:
+def open_backend(name: str, cluster: Cluster, directory: Path) -> Backend:
     """The backend of that name, with nothing left of earlier runs. Raises BadUsage, MachineLacks and CommandFailed."""
-    if backend in IMAGE_SUFFIX:
+    if name in IMAGE_SUFFIX:
         remove_leftovers(directory)
-    if backend == "nspawn":
+    if name == "nspawn":
         return nspawn.Nspawn(cluster, directory)
-    if backend == "qemu":
+    if name == "qemu":
         return qemu.Qemu(cluster, directory)
-    raise BadUsage(f"there is no backend {backend!r}", f"use one of {', '.join(IMAGE_SUFFIX)}")
+    raise BadUsage(f"there is no backend {name!r}", f"use one of {', '.join(IMAGE_SUFFIX)}")
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -216,7 +216,7 @@ def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:
 
 
 @contextmanager
-def hold_directory(directory: Path, report: Report) -> Generator[None]:
+def hold_directory(directory: Path, report: Say) -> Generator[None]:
     """Makes out/boot, closed to other users because trees hold secrets, and locks out a second run.
 
     What root made there stays root's while nodes keep running or a tree could not be removed. Raises BadUsage,
@@ -240,7 +240,7 @@ def hold_directory(directory: Path, report: Report) -> Generator[None]:
 def watch_machines(
     machines: Sequence[Machine],
     timeout: float,
-    report: Report,
+    report: Say,
     *,
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
@@ -271,13 +271,13 @@ def watch_machines(
 
 
 def verify_patiently(
-    verify: Callable[[], list[Finding]],
+    verify: Callable[[], list[Fault]],
     timeout: float,
-    report: Report,
+    report: Say,
     *,
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
-) -> list[Finding]:
+) -> list[Fault]:
     """The findings of the last verification, repeated for at most `timeout` seconds until there are none.
 
     A service that a node has just seen up may not have reported yet.

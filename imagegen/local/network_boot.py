@@ -14,6 +14,7 @@ from imagegen.base.commands import Process, run
 from imagegen.base.console import read_tail
 from imagegen.base.errors import BadUsage
 from imagegen.base.handles import make_fresh, remove_place
+from imagegen.base.streams import Say
 from imagegen.base.tree import Tree
 from imagegen.local import qemu
 from imagegen.local.lan import Lan
@@ -49,7 +50,7 @@ class PxeQemu(Qemu):
         directory: Path,
         root: Path,
         make_seed: MakeSeed,
-        say: Callable[[str], None],
+        say: Say,
         how: NetworkBoot = NetworkBoot(),
     ) -> None:
         """`root` is the tree of `imagegen pxe`. Raises BadUsage and MachineLacks."""

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class Fault:
     """One thing that is wrong: with what, and what. Never holds a password."""
 
     subject: str
@@ -53,7 +53,7 @@ class Executor(Protocol):
 
 def verify_cluster(
     cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], controller: Executor, timeout: float
-) -> list[Finding]:
+) -> list[Fault]:
     """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
     node = next(node for node in nodes if node.role is Role.CONTROLLER)
     return check_facts(
@@ -111,12 +111,12 @@ def parse_table(text: str) -> list[Row]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:] if len(line) == len(lines[0])]
 
 
-def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any], facts: Facts) -> list[Finding]:
+def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any], facts: Facts) -> list[Fault]:
     """Every difference between what must be and what is. `expected`: a controller's node.json, `nodes`: the booted."""
     computes = [node for node in nodes if node.role is Role.COMPUTE]
     return sorted(
         {
-            *(Finding("cluster", error) for error in facts.errors),
+            *(Fault("cluster", error) for error in facts.errors),
             *_check_cells(expected["cells"], facts.cells),
             *_check_compute_services(nodes, len(cluster.cells), facts.compute_services),
             *_check_hosts(computes, facts.hosts),
@@ -126,24 +126,24 @@ def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any
     )
 
 
-def _check_cells(expected: Sequence[Row], rows: Sequence[Row]) -> list[Finding]:
+def _check_cells(expected: Sequence[Row], rows: Sequence[Row]) -> list[Fault]:
     """Each cell exactly once, with its uuid and both URLs, enabled; and no other."""
     found = []
     for cell in expected:
         subject, mine = f"cell {cell['name']}", [row for row in rows if row["Name"] == cell["name"]]
         if len(mine) != 1:
-            found.append(Finding(subject, f"is listed {len(mine)} times, not once"))
+            found.append(Fault(subject, f"is listed {len(mine)} times, not once"))
             continue
         if mine[0]["UUID"] != cell["uuid"]:
-            found.append(Finding(subject, f"has the uuid {mine[0]['UUID']}, not {cell['uuid']}"))
+            found.append(Fault(subject, f"has the uuid {mine[0]['UUID']}, not {cell['uuid']}"))
         if mine[0].get("Disabled", "False") != "False":
-            found.append(Finding(subject, "is disabled"))
+            found.append(Fault(subject, "is disabled"))
         for title, key in (("Transport URL", "transport_url"), ("Database Connection", "database_connection")):
             if parts := compare_urls(cell[key], mine[0][title]):
-                found.append(Finding(subject, f"its {title} is not the seed's: {', '.join(parts)} differ(s)"))
+                found.append(Fault(subject, f"its {title} is not the seed's: {', '.join(parts)} differ(s)"))
     names = {cell["name"] for cell in expected}
     return found + [
-        Finding(f"cell {row['Name']}", "is not in the cluster file") for row in rows if row["Name"] not in names
+        Fault(f"cell {row['Name']}", "is not in the cluster file") for row in rows if row["Name"] not in names
     ]
 
 
@@ -167,7 +167,7 @@ def compare_urls(wanted: str, seen: str) -> list[str]:
     return [name for name, same in parts.items() if not same] or ["spelling"]
 
 
-def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Row]) -> list[Finding]:
+def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Row]) -> list[Fault]:
     """Every controller's scheduler once and its conductor once per cell, every compute once: up, enabled, reporting.
 
     Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
@@ -179,33 +179,33 @@ def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Ro
         for binary in binaries[node.role]:
             mine = [row for row in rows if row["binary"] == binary and row["host"] == node.name]
             found += _check_up(node.name, binary, mine, cells if binary == "nova-conductor" else 1) or [
-                Finding(node.name, f"{binary} has never reported since it was registered")
+                Fault(node.name, f"{binary} has never reported since it was registered")
                 for row in mine
                 if not row["updated_at"]
             ]
     return found
 
 
-def _check_up(subject: str, what: str, rows: Sequence[Row], times: int = 1) -> list[Finding]:
+def _check_up(subject: str, what: str, rows: Sequence[Row], times: int = 1) -> list[Fault]:
     """There must be that many rows, all up and enabled."""
     if len(rows) != times:
         wanted = "once" if times == 1 else f"{times} times"
-        return [Finding(subject, f"{what} is listed {len(rows)} times, not {wanted}")]
+        return [Fault(subject, f"{what} is listed {len(rows)} times, not {wanted}")]
     states = {(row["state"], row["status"]) for row in rows} - {("up", "enabled")}
-    return [Finding(subject, f"{what} is {state} and {status}, not up and enabled") for state, status in sorted(states)]
+    return [Fault(subject, f"{what} is {state} and {status}, not up and enabled") for state, status in sorted(states)]
 
 
-def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
+def _check_hosts(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fault]:
     """Every compute mapped once, to its own cell."""
     found = []
     for node in computes:
         cells = [row["Cell Name"] for row in rows if row["Hostname"] == node.name]
         if cells != [node.cell]:
-            found.append(Finding(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not to {node.cell} once"))
+            found.append(Fault(node.name, f"is mapped to {', '.join(cells) or 'no cell'}, not to {node.cell} once"))
     return found
 
 
-def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Finding]:
+def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fault]:
     """Every compute's hypervisor listed once, up and enabled."""
     found = []
     for node in computes:
@@ -213,7 +213,7 @@ def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fi
     return found
 
 
-def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Finding]:
+def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Fault]:
     """Each service registered once, with one enabled endpoint per interface in the region, at the right URL."""
     found = []
     for service in expected:
@@ -222,7 +222,7 @@ def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list
             row["id"] for row in facts.services if row["type"] == service["type"] and row["name"] == service["name"]
         ]
         if len(mine) != 1:
-            found.append(Finding(subject, f"of type {service['type']} is registered {len(mine)} times, not once"))
+            found.append(Fault(subject, f"of type {service['type']} is registered {len(mine)} times, not once"))
             continue
         for interface in INTERFACES:
             urls = [
@@ -234,6 +234,6 @@ def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list
             if urls != [service["url"]]:
                 seen = ", ".join(urls) or "missing"
                 found.append(
-                    Finding(subject, f"its {interface} endpoint in {region} is {seen}, not {service['url']} once")
+                    Fault(subject, f"its {interface} endpoint in {region} is {seen}, not {service['url']} once")
                 )
     return found

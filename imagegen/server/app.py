@@ -24,6 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from imagegen.base.handles import is_file, read_file
 from imagegen.base.resources import PACKAGE
+from imagegen.base.streams import Say
 from imagegen.inputs.ca import Authority
 from imagegen.model.cluster import Cluster, Node
 from imagegen.outputs.pxe import read_image
@@ -68,7 +69,7 @@ class Site:
     authority: Authority
     ledger: Ledger
     make_seed: Callable[[Node], bytes] | None  # None: this server gives out no seeds
-    say: Callable[[str], None]
+    say: Say
     find_mac: Callable[[str], str | None] = find_mac
     any_address: bool = False  # nodes are behind a router or NAT: their addresses prove nothing
     nodes: Mapping[str, Node] = field(init=False)

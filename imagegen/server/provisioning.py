@@ -17,6 +17,7 @@ from imagegen.base.errors import BadUsage
 from imagegen.base.handles import is_file, keep_file, list_names, open_directory, remove_place
 from imagegen.base.lock import Held, hold_lock
 from imagegen.base.outdir import remove_leftovers, work_in
+from imagegen.base.streams import Say
 from imagegen.base.tree import Tree
 from imagegen.inputs.ca import issue_certificate, load_authority
 from imagegen.model.cluster import Cluster, Node
@@ -58,7 +59,7 @@ class Provisioning:
 
 
 @contextmanager
-def hold_directory(out: Path, say: Callable[[str], None]) -> Iterator[bool]:
+def hold_directory(out: Path, say: Say) -> Iterator[bool]:
     """Holds OUT/serve, closed to others. Gives True, or False if another server is running there.
 
     Calls `say` with who works in OUT if it has to wait for them.
@@ -124,7 +125,7 @@ def provision(
     directory: Path,
     make_seed: MakeSeed | None,
     window: Window,
-    say: Callable[[str], None],
+    say: Say,
     *,
     address: str | None = None,
     tls_port: int = TLS_PORT,

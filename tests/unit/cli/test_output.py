@@ -45,7 +45,7 @@ def _place(machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("IMAGEGEN_MIRROR", "http://mirror.example/debian")
     monkeypatch.setattr("imagegen.cli.pxe.IPXE", make_loaders(tmp_path / "ipxe"))
     monkeypatch.setattr("imagegen.cli.inputs.DEFAULT_CLUSTER", Path("cluster.yaml"))
-    monkeypatch.setattr(boot, "open_network", lambda *_: FakeNetwork([READY, READY]))
+    monkeypatch.setattr(boot, "open_backend", lambda *_: FakeNetwork([READY, READY]))
     monkeypatch.setattr(boot, "verify_cluster", lambda *_: [])
     monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
 

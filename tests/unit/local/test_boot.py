@@ -18,7 +18,7 @@ from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import boot
-from imagegen.local.verify import Finding
+from imagegen.local.verify import Fault
 from imagegen.model.cluster import Place, Role
 
 CLUSTER = load_cluster(None)
@@ -118,9 +118,9 @@ def test_verification_has_a_minute_to_become_true(bad: int, left: int) -> None:
     """It ends with the first verification that finds nothing, or with what the last one found."""
     clock, verified, lines = [0.0], [], []
 
-    def verify() -> list[Finding]:
+    def verify() -> list[Fault]:
         verified.append(clock[0])
-        return [Finding("linux-node2", "nova-compute has never reported")] if len(verified) <= bad else []
+        return [Fault("linux-node2", "nova-compute has never reported")] if len(verified) <= bad else []
 
     def pause(seconds: float) -> None:
         clock[0] += 10
@@ -170,17 +170,17 @@ Run = Callable[..., list[boot.NodeResult]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """boot_cluster() of the default cluster on a FakeNetwork; the default finding of the verification is none."""
-    findings: list[Finding] = []
+    findings: list[Fault] = []
     monkeypatch.setattr(boot, "POLL", 0)
     monkeypatch.setattr(boot, "VERIFY_SHARE", 1e9)
     monkeypatch.setattr(boot, "seed_tree", lambda *_: dict.fromkeys(("user-data", "meta-data", "network-config")))
     monkeypatch.setattr(boot, "verify_cluster", lambda *_: findings)
 
     def run(
-        network: FakeNetwork, found: Sequence[Finding] = (), keep: bool = False, **more: Any
+        network: FakeNetwork, found: Sequence[Fault] = (), keep: bool = False, **more: Any
     ) -> list[boot.NodeResult]:
         findings[:] = found
-        monkeypatch.setattr(boot, "open_network", lambda *_: network)
+        monkeypatch.setattr(boot, "open_backend", lambda *_: network)
         images = dict.fromkeys(Role, tmp_path)
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
@@ -202,7 +202,7 @@ def test_ready_and_verified_is_success(run: Run) -> None:
 def test_ready_nodes_of_a_wrong_cluster_are_no_success(run: Run) -> None:
     """What nodes say of themselves does not count against what is seen from outside."""
     with pytest.raises(boot.ClusterNotReady, match="but cell cell1: is listed 2 times") as raised:
-        run(FakeNetwork([READY, READY]), [Finding("cell cell1", "is listed 2 times, not once")])
+        run(FakeNetwork([READY, READY]), [Fault("cell cell1", "is listed 2 times, not once")])
     assert raised.value.exit_code is ExitCode.NODE_NOT_READY
     assert [r.state for r in raised.value.nodes] == ["ready", "ready"]
 
@@ -295,7 +295,7 @@ def test_a_backend_starts_without_the_leftovers_of_either(
     for module, name in ((boot.nspawn, "Nspawn"), (boot.qemu, "Qemu")):
         monkeypatch.setattr(module, "remove_leftovers", lambda directory, name=name: log.append(f"clean {name}"))
         monkeypatch.setattr(module, name, lambda cluster, directory, name=name: log.append(name))
-    boot.open_network(backend, CLUSTER, tmp_path)
+    boot.open_backend(backend, CLUSTER, tmp_path)
     assert log == ["clean Nspawn", "clean Qemu", made]
 
 
@@ -311,7 +311,7 @@ def test_another_users_directory_is_said_to_be_that(tmp_path: Path, monkeypatch:
 def test_an_unknown_backend_is_bad_usage(tmp_path: Path) -> None:
     """The message lists those there are."""
     with pytest.raises(BadUsage) as raised:
-        boot.open_network("docker", CLUSTER, tmp_path)
+        boot.open_backend("docker", CLUSTER, tmp_path)
     assert raised.value.hint == "use one of qemu, nspawn"
 
 
