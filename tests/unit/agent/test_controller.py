@@ -40,17 +40,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def ready(world: World) -> World:
-    """A controller that was ready once; its commands and changes are forgotten."""
-    assert world.run_controller()["state"] == "ready"
-    forget(world)
-    return world
-
-
-def forget(world: World) -> None:
-    world.commands.log.clear()
-    world.server.changes.clear()
-    world.documents.clear()
+def ready(controller: World) -> World:
+    return controller
 
 
 def reboot(world: World) -> None:
@@ -314,7 +305,7 @@ def test_a_crash_at_any_command_is_made_good(when: str, rebooted: bool, tmp_path
             assert world.run_controller()["state"] == "ready", f"crash {when} command {crash}"
             assert {row["name"] for row in world.server.rows("nova_api", "cell_mappings")} == {"cell0", "cell1"}
             assert {unit for unit in world.units if not world.works(unit)} == set()
-            forget(world)
+            world.forget()
             assert world.run_controller()["state"] == "ready"
             assert world.commands.log == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,16 +18,12 @@ CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 
 
 @pytest.fixture
-def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def healthy(controller: World) -> World:
     """A controller that is ready, with one mapped compute."""
-    world = World(tmp_path, monkeypatch)
-    world.make_node(CONTROLLER)
-    assert world.run_controller()["state"] == "ready"
-    world.register_compute(COMPUTE)
-    world.map_host(COMPUTE)
-    world.server.changes.clear()
-    world.commands.log.clear()
-    return world
+    controller.register_compute(COMPUTE)
+    controller.map_host(COMPUTE)
+    controller.forget()
+    return controller
 
 
 def look(world: World, *expected: str) -> list[str]:
@@ -211,48 +206,34 @@ def test_one_failing_look_does_not_hide_the_others(healthy: World) -> None:
 # a compute
 
 
-@pytest.fixture
-def ready_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A compute that is ready beside a control plane elsewhere."""
-    world = World(tmp_path, monkeypatch)
-    world.make_node(COMPUTE)
-    world.put("/run/libvirt/libvirt-sock", "")
-    world.make_control_plane()
-    world.answer_as_nova()
-    assert world.run_compute()["state"] == "ready"
-    world.commands.log.clear()
-    world.server.changes.clear()
-    return world
+def test_nothing_is_wrong_with_a_healthy_compute(compute: World) -> None:
+    assert look(compute) == []
 
 
-def test_nothing_is_wrong_with_a_healthy_compute(ready_compute: World) -> None:
-    assert look(ready_compute) == []
-
-
-def test_a_compute_that_is_not_up_or_not_mapped_says_so(ready_compute: World) -> None:
+def test_a_compute_that_is_not_up_or_not_mapped_says_so(compute: World) -> None:
     """Its own service and its mapping are asked of the API: it has no database."""
-    ready_compute.server.rows("nova_api", "host_mappings").clear()
-    assert "registered, but not mapped -> imagegen-node doctor on a controller" in look(ready_compute)[0]
-    ready_compute.units["nova-compute.service"].state = "failed"
-    ready_compute.compute_services[COMPUTE] = "down"
-    found = "\n".join(look(ready_compute))
+    compute.server.rows("nova_api", "host_mappings").clear()
+    assert "registered, but not mapped -> imagegen-node doctor on a controller" in look(compute)[0]
+    compute.units["nova-compute.service"].state = "failed"
+    compute.compute_services[COMPUTE] = "down"
+    found = "\n".join(look(compute))
     assert "this node's nova-compute is not up" in found
     assert "nova-compute.service is failed" in found and "retry compute-service" in found
 
 
-def test_a_compute_that_is_deaf_or_without_libvirt_is_told(ready_compute: World) -> None:
+def test_a_compute_that_is_deaf_or_without_libvirt_is_told(compute: World) -> None:
     """Up in the API, and no request reaches it."""
-    ready_compute.deaf.add("compute")
-    ready_compute.commands.fail("virsh", 1, "no connection")
-    found = "\n".join(look(ready_compute))
+    compute.deaf.add("compute")
+    compute.commands.fail("virsh", 1, "no connection")
+    found = "\n".join(look(compute))
     assert "nova-compute is deaf" in found and "systemctl restart nova-compute" in found
     assert "libvirt: virsh" in found and "no connection" in found
 
 
-def test_a_compute_with_another_id_is_told(ready_compute: World) -> None:
+def test_a_compute_with_another_id_is_told(compute: World) -> None:
     """nova-compute would not start again with it."""
-    ready_compute.put("/var/lib/nova/compute_id", "11111111-2222-4333-8444-555555555555\n")
-    assert any("was another node's" in line for line in look(ready_compute))
+    compute.put("/var/lib/nova/compute_id", "11111111-2222-4333-8444-555555555555\n")
+    assert any("was another node's" in line for line in look(compute))
 
 
 # the command

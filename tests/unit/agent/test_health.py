@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,31 +17,6 @@ from imagegen_node.health import AGAIN, LOOK, Health, find_troubles
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 Change = Callable[[World], None]
-
-
-@pytest.fixture
-def compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A compute that is ready beside a control plane elsewhere."""
-    world = World(tmp_path, monkeypatch)
-    world.make_node(COMPUTE)
-    world.put("/run/libvirt/libvirt-sock", "")
-    world.make_control_plane()
-    world.answer_as_nova()
-    assert world.run_compute()["state"] == "ready"
-    world.commands.log.clear()
-    world.documents.clear()
-    return world
-
-
-@pytest.fixture
-def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A controller that is ready."""
-    world = World(tmp_path, monkeypatch)
-    world.make_node(CONTROLLER)
-    assert world.run_controller()["state"] == "ready"
-    world.commands.log.clear()
-    world.documents.clear()
-    return world
 
 
 def fail_unit(name: str) -> Change:

@@ -204,6 +204,12 @@ class World:
             agent.run()
         return self.documents[-1]
 
+    def forget(self) -> None:
+        """What was done so far is no longer in the logs."""
+        self.commands.log.clear()
+        self.server.changes.clear()
+        self.documents.clear()
+
     def watch(self, agent: Any, seconds: float) -> None:
         """Lets a ready node go on for so long."""
         self.patience = self.clock + seconds
