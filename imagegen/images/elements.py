@@ -12,12 +12,7 @@ import yaml
 from imagegen.base.tree import File, Tree, text
 from imagegen.model.cluster import Role
 from imagegen.model.releases import Distro, Release, package_installs, package_map
-
-ROLE_ELEMENTS: Mapping[Role, tuple[str, ...]] = {
-    Role.CONTROLLER: ("imagegen-deploy", "nova-controller"),
-    Role.COMPUTE: ("imagegen-deploy", "nova-compute"),
-}
-"""What a role's generated element depends on; the rest follows through element-deps."""
+from imagegen.model.roles import roles
 
 IMAGE_JSON = "static/etc/imagegen/image.json"
 
@@ -81,6 +76,11 @@ fi
 """
 
 
+def top_elements(role: Role) -> tuple[str, ...]:
+    """What a role's generated element depends on; the rest follows through element-deps."""
+    return "imagegen-deploy", roles()[role].element
+
+
 def role_element(role: Role) -> str:
     """The name of the role's generated element."""
     return f"imagegen-role-{role}"
@@ -105,7 +105,7 @@ def generate_role_element(role: Role, release: Release, static: Tree, image_id: 
         "distro": {"name": distro.name, "suite": distro.suite, "arch": distro.arch},
         "content_id": image_id,
     }
-    deps = sorted({*ROLE_ELEMENTS[role], "install-static", "package-installs", "pkg-map"})
+    deps = sorted({*top_elements(role), "install-static", "package-installs", "pkg-map"})
     tree = {
         "README.rst": text(readme),
         "element-deps": text("".join(f"{dep}\n" for dep in deps)),
@@ -209,7 +209,7 @@ def images_yaml(roles: Sequence[Role], distro: Distro) -> File:
 
 def _release_packages(role: Role, release: Release, static: Tree) -> tuple[list[str], dict[str, Any]]:
     """What this release needs beyond the static package-installs.yaml files: names, and their pkg-map."""
-    elements = {name for start in ROLE_ELEMENTS[role] for name in in_house_elements(start, static)}
+    elements = {name for start in top_elements(role) for name in in_house_elements(start, static)}
     present: set[str] = set()
     for element in elements:
         if file := static.get(f"{element}/package-installs.yaml"):

@@ -10,14 +10,15 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from imagegen.base.commands import Completed, Process, require_tools, run, start
 from imagegen.base.console import plain_lines, read_tail
 from imagegen.base.errors import CommandFailed, MachineLacks
 from imagegen.base.handles import append_file, make_fresh, open_directory, read_file, remove_place
 from imagegen.base.tree import Tree, text, write_file, write_tree
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import roles
 
 STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
@@ -45,7 +46,6 @@ class Nspawn:
 
     tools = ("systemd-nspawn", "nsenter", "ip", "tar", "mount", "umount")
     # In bytes; idle, a controller was measured at 1.7 GiB and a compute at 0.3 GiB.
-    memory: ClassVar = {Role.CONTROLLER: 3 << 30, Role.COMPUTE: 1 << 30}
     timeout = 20 * 60.0  # seconds until ready
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
@@ -97,7 +97,7 @@ class Nspawn:
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """(memory, disk) in bytes that a machine needs: a tree holds the image and what the node writes."""
-        return self.memory[node.role], (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
+        return roles()[node.role].container_memory, (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
 
     def add(self, node: Node, image: Path, seed: Tree) -> NspawnMachine:
         """A machine for that node, not started yet: a fresh copy of `image`, a tar or a directory, with the seed in it.

@@ -23,7 +23,7 @@ from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, create_connection, socket
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 from uuid import uuid5
 
@@ -35,7 +35,8 @@ from imagegen.base.resources import PACKAGE
 from imagegen.base.tree import Tree, text, write_file
 from imagegen.inputs.device_hints import parse_hint
 from imagegen.local.lan import remove_lan
-from imagegen.model.cluster import NAMESPACE, Cluster, Node, Role
+from imagegen.model.cluster import NAMESPACE, Cluster, Node
+from imagegen.model.roles import roles
 from imagegen.seeds.iso import write_seed_iso
 
 STATE = "qemu.json"
@@ -75,7 +76,6 @@ class Qemu:
     """One run's network and machines. Every process has the run's name, so that a later run can find and end it."""
 
     tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
-    memory: ClassVar = {Role.CONTROLLER: 6 << 30, Role.COMPUTE: 2 << 30}  # bytes
 
     def __init__(self, cluster: Cluster, directory: Path, *, firmware: Firmware = Firmware.BIOS) -> None:
         """`directory` (out/boot) gets one directory per node. Raises MachineLacks, and BadUsage for a tiny network."""
@@ -112,7 +112,7 @@ class Qemu:
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """(memory, disk) in bytes that a machine needs: the disk holds only what the node writes."""
-        return self.memory[node.role], 4 << 30
+        return roles()[node.role].machine_memory, 4 << 30
 
     def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
         """A machine for that node, not started yet: an overlay on `image` (qcow2 or raw) and a copy of the seed.
@@ -202,7 +202,7 @@ class QemuMachine:
         return node_command(
             network.name,
             self.node,
-            memory=network.memory[self.node.role],
+            memory=roles()[self.node.role].machine_memory,
             accelerated=network.accelerated,
             firmware=network.firmware,
         )
@@ -319,7 +319,7 @@ def node_command(
     )
     return [
         *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", "2" if node.role is Role.CONTROLLER else "1"),
+        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", str(roles()[node.role].processors)),
         # By which a node recognises its machine; without it all machines have the same, zeros.
         *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
         *(("-bios", str(firmware)) if firmware else ()),

@@ -19,6 +19,7 @@ from imagegen.base.errors import BadUsage, MachineLacks
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import qemu
 from imagegen.model.cluster import Cluster, Role
+from imagegen.model.roles import roles
 
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes[0], CLUSTER.nodes[1]
@@ -233,7 +234,7 @@ def test_ssh_never_asks_and_reads_no_configuration() -> None:
 
 def test_a_controller_gets_more_than_a_compute() -> None:
     """One controller and two computes fit a machine of 24 GiB, with a third of it to spare."""
-    memory = qemu.Qemu.memory
+    memory = {role: facts.machine_memory for role, facts in roles().items()}
     assert memory[Role.CONTROLLER] > memory[Role.COMPUTE]
     assert memory[Role.CONTROLLER] + 2 * memory[Role.COMPUTE] <= 16 << 30
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
+from repository import ROOT
+
+from imagegen.model.cluster import Hosted
 from imagegen.model.declarations import declarations
 from imagegen.model.services import endpoints, hosted_port, services
 
@@ -38,3 +42,16 @@ def test_urls_are_those_of_the_services() -> None:
         ("placement", "http://192.0.2.1:8778"),
     ]
     assert (hosted_port("identity"), hosted_port("cache")) == (5000, 11211)
+
+
+def test_what_controllers_can_host_is_declared() -> None:
+    """By the names of the cluster file."""
+    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(Hosted)
+
+
+def test_the_threat_model_names_every_port() -> None:
+    """Its table says what is in clear there, and its list what a firewall lets through."""
+    page = (ROOT / "docs/threat-model.md").read_text()
+    ports = [port for one in services() for port in (one.port, one.endpoint and one.endpoint.port) if port]
+    assert len(ports) > 5
+    assert [port for port in ports if not re.search(rf"\b{port}\b", page)] == []
