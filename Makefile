@@ -63,8 +63,8 @@ ironic: set-up-test ## have Ironic itself read what `imagegen baremetal` writes;
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
 
-vm-full: set-up-test images ## test-vm with a live compute besides, whose state is on a disk of its own
-	$(TIER) vm-full $(PYTEST) tests/vm --live
+vm-full: set-up-test images ## test-vm with a live compute besides, and a controller that loses power and its medium
+	$(TIER) vm-full $(PYTEST) tests/vm --full
 
 pxe-full: set-up-test images ## network boots of all kinds: controllers too, BIOS and UEFI, full and proxy DHCP; an hour without KVM
 	$(TIER) pxe-full $(PYTEST) tests/pxe

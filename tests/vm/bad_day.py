@@ -2,6 +2,7 @@
 the seed's medium is gone when the power comes back for good.
 
 usage: bad_day.py WORDS...                  as `imagegen WORDS...`
+       bad_day.py --full WORDS...           the same; the controller loses power, too, and its medium
        bad_day.py --power PLAN QEMU...      runs that QEMU; kills it, and starts it again, as the plan says
 
 What a cut loses: the guest's page cache, and the part of the disk image's own tables that QEMU has not written.
@@ -28,11 +29,12 @@ POLL = 0.2  # seconds
 CUTS = "power.log"
 
 # When power is cut: so many seconds after a file of the node's directory shows a text since the power came. All wait
-# for the controller, so it loses power once only. A live node has nothing that a cut could spoil.
+# for the controller, so it loses power on a full day only. A live node has nothing that a cut could spoil.
+OF_A_FULL_DAY: dict[str, list[tuple[str, str, float]]] = {
+    CONTROLLER: [("status.jsonl", '"step": "nova-api-schema"', 20.0)],  # the longest change of a schema
+}
 PLANS: dict[str, list[tuple[str, str, float]]] = {
-    CONTROLLER: [
-        ("status.jsonl", '"step": "nova-api-schema"', 20.0),  # the longest change of a schema
-    ],
+    CONTROLLER: [],
     DEPLOYED: [
         ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
         ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
@@ -120,8 +122,12 @@ if __name__ == "__main__":
     if sys.argv[1] == "--power":
         log, plan, name = json.loads(sys.argv[2])
         argv = sys.argv[3:]
-        sys.exit(cut_power(Path(log), plan, argv, CHANGES.get(name, list)(argv)))
+        change = CHANGES.get(name, list) if plan else list
+        sys.exit(cut_power(Path(log), plan, argv, change(argv)))
     from imagegen.cli.main import main
 
+    if sys.argv[1] == "--full":
+        PLANS.update(OF_A_FULL_DAY)
+        del sys.argv[1]
     qemu.node_command = spoil
     main()

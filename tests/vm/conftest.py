@@ -1,5 +1,5 @@
 """One bring-up for the whole tier: a controller from disk image and seed ISO under BIOS, and over the network, under
-UEFI, a compute that is deployed to a blank disk; with --live one more that runs live.
+UEFI, a compute that is deployed to a blank disk; with --full one more that runs live.
 
 On a bad day: see bad_day.py.
 """
@@ -22,16 +22,16 @@ from imagegen.local import qemu
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--live", action="store_true", help="a live compute, too: a third machine for two cores")
+    parser.addoption("--full", action="store_true", help="a live compute, and power cut on the controller, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "live: of the live compute, which is there with --live only")
+    config.addinivalue_line("markers", "full: of a live compute, or a controller that lost power: with --full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("live"):
-        left_out = [item for item in items if item.get_closest_marker("live")]
+    if not config.getoption("full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
@@ -39,13 +39,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tier's cluster file and secrets, and the images that the build left in out/."""
-    directory = write_inputs(tmp_path_factory.mktemp("vm"), live=request.config.getoption("live"))
+    directory = write_inputs(tmp_path_factory.mktemp("vm"), live=request.config.getoption("full"))
     share_images(IMAGES, directory / "out")
     return directory
 
 
 @pytest.fixture(scope="session")
-def booted(cluster_directory: Path) -> Generator[BootedCluster]:
+def booted(cluster_directory: Path, request: pytest.FixtureRequest) -> Generator[BootedCluster]:
     """The cluster as `imagegen boot --keep` leaves it after a bad day; its machines end with the tier."""
     out = cluster_directory / "out"
     options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
@@ -54,7 +54,7 @@ def booted(cluster_directory: Path) -> Generator[BootedCluster]:
         done = run_imagegen(
             [*options, "boot", "--pxe", "--from-disk", CONTROLLER, "--keep", "--timeout", str(BOOT_MINUTES)],
             check=False,
-            program=[bad_day.__file__],
+            program=[bad_day.__file__, *(["--full"] if request.config.getoption("full") else [])],
             each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),
         )
         logins = {
