@@ -11,8 +11,13 @@ from imagegen.cli.output import Outcome
 def complete_commands(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
     """The names of commands, for a shell's completion."""
     root = context.find_root()
-    assert isinstance(root.command, click.Group)  # noqa: S101
-    return [name for name in root.command.list_commands(root) if name.startswith(begun)]
+    return [name for name in find_group(root).list_commands(root) if name.startswith(begun)]
+
+
+def find_group(root: click.Context) -> click.Group:
+    """The command imagegen, with all the others."""
+    assert isinstance(root.command, click.Group)  # noqa: S101 - see cli/main.py
+    return root.command
 
 
 @click.command()
@@ -30,8 +35,7 @@ def help(context: click.Context, name: str | None) -> Outcome:
     root = context.find_root()
     text = root.get_help()
     if name is not None:
-        assert isinstance(root.command, click.Group)  # noqa: S101
-        _, command, _ = root.command.resolve_command(root, [name])
+        _, command, _ = find_group(root).resolve_command(root, [name])
         assert command is not None  # noqa: S101 - an unknown name is a UsageError
         text = command.get_help(click.Context(command, info_name=name, parent=root))
     return Outcome(text.splitlines(), more={"help": text})

@@ -51,8 +51,8 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 """An image's formats in the order in which they are made, and the settings that are part of its content id."""
 
 ASSEMBLER = 1
-"""The version of the code that makes the formats from dib's tree (here, disk.py, netboot.py). Raise it for every change
-of the bytes: it is part of the content id, the source is not."""
+"""The version of the code that makes the formats from dib's tree (here, disk.py, network_formats.py). Raise it for each
+change of the bytes: it is part of the content id, the source is not."""
 
 BASE_SECONDS = 86400  # a bootstrapped base is reused for a day; dib always upgrades it first
 KEPT_IMAGES = 3  # of each role in the cache

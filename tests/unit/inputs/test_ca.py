@@ -1,4 +1,4 @@
-"""authority.py: what a TLS library that knows nothing of us makes of the certificates."""
+"""ca.py: what a TLS library that knows nothing of us makes of the certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pxeboot.py and lan.py: what is refused before anything is made."""
+"""network_boot.py and lan.py: what is refused before anything is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""serve.py: who gets what, called without a network. Real sockets, TLS and load are in tests/serve."""
+"""app.py: who gets what, called without a network. Real sockets, TLS and load are in tests/serve."""
 
 from __future__ import annotations
 
