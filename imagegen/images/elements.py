@@ -16,6 +16,9 @@ from imagegen.model.roles import roles
 
 IMAGE_JSON = "static/etc/imagegen/image.json"
 
+# What elements hold for imagegen itself: what they declare, and templates of their seed's files. No image needs it.
+FOR_THIS_MACHINE = ("declaration.yaml", "seed")
+
 # dib's root element for each distro that imagegen bakes; dib ships them.
 ROOT_ELEMENTS = {"debian": "debian-minimal", "ubuntu": "ubuntu-minimal", "centos": "centos-minimal"}
 
@@ -125,7 +128,11 @@ def elements_tree(static: Tree, roles: Iterable[Role], release: Release, image_i
 
     Modes are 0755 for what is executable and 0644 for the rest, whatever umask the checkout had.
     """
-    tree = {path: File(file.data, 0o755 if file.mode & 0o111 else 0o644) for path, file in static.items()}
+    tree = {
+        path: File(file.data, 0o755 if file.mode & 0o111 else 0o644)
+        for path, file in static.items()
+        if path.split("/")[1] not in FOR_THIS_MACHINE
+    }
     for role in roles:
         generated = generate_role_element(role, release, static, image_ids.get(role, ""))
         tree.update({f"{role_element(role)}/{path}": file for path, file in generated.items()})

@@ -65,12 +65,15 @@ def hosted_port(name: str) -> int:
 
 def _read_service(element: str) -> Service:
     declared = declarations()[element]
-    hosted, endpoint = declared.get("hosted", {}), declared.get("endpoint")
+    hosted, endpoint = declared.get("hosted", {}), None
+    if "endpoint" in declared:
+        facts = {"path": "", **declared["endpoint"]}
+        endpoint = Endpoint(facts["service"], facts["type"], declared["listens"][facts["at"]], facts["path"])
     return Service(
         element,
         hosted.get("as"),
         hosted.get("port"),
         tuple(Schema(one["name"], one["user"], one.get("per") == "cell") for one in declared.get("schemas", ())),
         tuple(declared.get("users", ())),
-        Endpoint(**{"path": "", **endpoint}) if endpoint else None,
+        endpoint,
     )
