@@ -34,7 +34,7 @@ from imagegen.base.handles import create_file, make_fresh, open_directory, read_
 from imagegen.base.resources import PACKAGE
 from imagegen.base.tree import Tree, text, write_file
 from imagegen.inputs.device_hints import parse_hint
-from imagegen.local.lan import remove_lan
+from imagegen.local.bridge import remove_namespaces
 from imagegen.model.cluster import NAMESPACE, Cluster, Node
 from imagegen.model.roles import roles
 from imagegen.seeds.iso import write_seed_iso
@@ -475,7 +475,7 @@ def remove_leftovers(directory: Path, proc: Path = Path("/proc")) -> None:
         for entry in sorted(proc.iterdir()):
             if entry.name.isdecimal() and bears_name(entry, name):
                 kill_process(int(entry.name), partial(bears_name, entry, name))
-        remove_lan(name)
+        remove_namespaces(name)
         remove_place(directory / lan_socket(name))
     for node in [place for place in directory.iterdir() if place.is_dir() and not place.is_symlink()]:
         for left in NODE_FILES:

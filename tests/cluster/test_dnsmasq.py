@@ -16,7 +16,8 @@ import pytest
 from netboot_images import make_images, make_loaders
 
 from imagegen.base.commands import run
-from imagegen.local.lan import Lan, remove_lan
+from imagegen.local.bridge import Bridge, remove_namespaces
+from imagegen.local.lan import Lan
 from imagegen.model.cluster import Network
 
 SECONDS = 30.0
@@ -106,15 +107,12 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     loaders = make_loaders(place / "ipxe")
     code = f"import pathlib; from imagegen.cli import main, pxe; pxe.IPXE = pathlib.Path({str(loaders)!r}); main.main()"
     subprocess.run([sys.executable, "-c", code, "-q", "-c", place / "cluster.yaml", "-o", out, "pxe"], check=True)
-    remove_lan(NAME)
+    remove_namespaces(NAME)
     lan = Lan(NAME, NETWORK, SERVER)
     try:
         lan.make()
-        machine = Lan(NAME, NETWORK, SERVER)
-        machine.name = lan.other
-        run(["ip", "netns", "add", machine.name])
-        run(["ip", "-n", lan.name, "link", "add", "port", "type", "veth", "peer", "name", "nic", "netns", machine.name])
-        run(["ip", "-n", lan.name, "link", "set", "port", "master", "br0", "up"])
+        machine = Bridge(lan.other, NETWORK)
+        lan.add_namespace(machine.name, "nic")
         run(["ip", "-n", machine.name, "address", "add", "10.67.0.9/24", "dev", "nic"])
         run(["ip", "-n", machine.name, "link", "set", "nic", "up"])
         run(["ip", "-n", machine.name, "route", "add", "default", "dev", "nic"])
@@ -125,7 +123,7 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
             process.terminate()
             process.wait(SECONDS)
     finally:
-        remove_lan(NAME)
+        remove_namespaces(NAME)
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(NODES)))

@@ -20,7 +20,7 @@ from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
 from imagegen.local.boot import find_image
-from imagegen.local.nspawn import NAMESPACES, SEED, Nspawn, NspawnMachine
+from imagegen.local.nspawn import SEED, Nspawn, NspawnMachine
 from imagegen.local.verify import verify_cluster
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.seeds.seed import seed_tree
@@ -188,7 +188,7 @@ class Testbed:
 
     def in_network(self, argv: Sequence[str]) -> list[str]:
         """A command of this machine, with the cluster's network instead of this machine's."""
-        return ["nsenter", f"--net={NAMESPACES / self.network.hub}", *argv]
+        return [*self.network.bridge.prefix, *argv]
 
     # waiting
 
