@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from imagegen_node import metadata
 from netboot_images import make_images
 
 from imagegen.base.errors import ExitCode
-from imagegen.base.tree import Tree
+from imagegen.base.tree import File, Tree
 from imagegen.cli import main
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.model.cluster import Cluster
 from imagegen.outputs.ironic import ironic_tree
 from imagegen.outputs.metal3 import metal3_tree
 from imagegen.outputs.pxe import find_images
+from imagegen.seeds.config_drive import configdrive_iso
 from imagegen.seeds.seed import make_seed
 
 NODE = "linux-node2"
@@ -127,6 +129,16 @@ def test_the_agent_reads_its_role_from_a_config_drive(
     seed = yaml.safe_load(given[2][NODE].render()["meta-data"].data)
     assert (facts["role"], facts["files"]) == ("compute", seed["imagegen"]["files"])
     assert (data["uuid"], data["hostname"]) == (seed["instance-id"], NODE)
+
+
+def test_a_config_drive_is_the_same_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in its directories is dated too."""
+    tree = {"openstack/latest/user_data": File(b"#cloud-config\n")}
+    images = set()
+    for now in (1e9, 1.7e9):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        images.add(configdrive_iso(tree))
+    assert len(images) == 1
 
 
 def test_the_network_is_the_seeds(ironic: Tree) -> None:
