@@ -28,7 +28,7 @@ from imagegen.local.qemu import free_port
 from imagegen.seeds.iso import write_seed_iso
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.listener import Listener, Serving, listen
-from imagegen.server.provisioning import Window, provision
+from imagegen.server.provisioning import Serve, provision
 
 CHECKOUT = Path(__file__).parent.parent
 # The tests are no package: each directory finds its own modules on the path.
@@ -260,7 +260,7 @@ def bench_serve(work: Path) -> list[str]:
     try:
         with (
             provision(
-                cluster, root, directory, None, Window(), lambda line: None, tls_port=0, any_address=True
+                Serve(cluster, root, directory, None, tls_port=0, any_address=True), lambda line: None
             ) as at_work,
             Serving([bare]),
         ):

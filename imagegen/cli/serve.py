@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from queue import Full, Queue
 from threading import Thread
-from typing import Any
 
 import click
 
@@ -20,6 +19,7 @@ from imagegen.cli.output import Outcome, say
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.provisioning import (
     DIRECTORY,
+    Serve,
     Window,
     describe_left_out,
     describe_windows,
@@ -78,31 +78,31 @@ def serve(
       imagegen serve --arm live-1 --for 30d --claims 100
       imagegen serve --no-seeds
     """
-    window = Window(armed, seconds, claims)
     if no_seeds and armed:
         raise BadUsage("--no-seeds gives out no seeds, but --arm opens a window for one", "use only one of the two")
-    listening = {"address": address, "tls_port": tls_port, "any_address": any_address}
-    return _serve(settings, window, seeds=not no_seeds, listening=listening)
-
-
-def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[str, Any]) -> Outcome:
-    cluster, secrets = load_inputs(settings) if seeds else (load_own_cluster(settings), None)
-    choose_nodes(settings, cluster, window.names)
-    if not seeds:
+    cluster, secrets = (load_own_cluster(settings), None) if no_seeds else load_inputs(settings)
+    choose_nodes(settings, cluster, armed)
+    if no_seeds:
         warn_of_readers(settings, cluster)
-    root, directory = settings.out / "pxe", settings.out / DIRECTORY
     make_seed = (lambda cluster, node: seed_tree(cluster, node, secrets)) if secrets else None
+    window, out = Window(armed, seconds, claims), settings.out
+    return _serve(
+        settings, Serve(cluster, out / "pxe", out / DIRECTORY, make_seed, window, address, tls_port, any_address)
+    )
+
+
+def _serve(settings: Settings, asked: Serve) -> Outcome:
     try:
         with hold_directory(settings.out, lambda line: say(settings, line)) as alone:
             if not alone:
-                return _arm_running(settings, window)
+                return _arm_running(settings, asked.window)
             with (
                 _say_in_background(settings) as announce,
                 end_on_signals(),
-                provision(cluster, root, directory, make_seed, window, announce, **listening) as at_work,
+                provision(asked, announce) as at_work,
             ):
                 announce(f"serving {at_work.url} (files, status page); Ctrl-C stops it")
-                windows = describe_windows(at_work.ledger.read()) if seeds else "none are given out"
+                windows = describe_windows(at_work.ledger.read()) if asked.make_seed else "none are given out"
                 if at_work.left_out:
                     announce(describe_left_out(at_work.left_out))
                 announce(f"seeds at {at_work.seed_url}: {windows}")
@@ -110,7 +110,7 @@ def _serve(settings: Settings, window: Window, *, seeds: bool, listening: dict[s
                     at_work.serving.wait(1.0)
     except KeyboardInterrupt:
         with suppress(OSError):  # nobody may be there to hear it
-            say(settings, f"stopped; the nodes' reports are kept in {directory}: see `imagegen status`")
+            say(settings, f"stopped; the nodes' reports are kept in {asked.directory}: see `imagegen status`")
     return Outcome()
 
 

@@ -68,7 +68,7 @@ class Bridge:
 
         def work() -> None:
             try:
-                self.enter()
+                self._enter()
                 results.append(function())
             except BaseException as error:
                 errors.append(error)
@@ -80,7 +80,7 @@ class Bridge:
             raise errors[0]
         return results[0]
 
-    def enter(self) -> None:
+    def _enter(self) -> None:
         """Moves only the calling thread to the namespace (setns(2); Python has os.setns since 3.12)."""
         with (NAMESPACES / self.name).open() as namespace:
             libc = ctypes.CDLL(None, use_errno=True)

@@ -23,8 +23,8 @@ from imagegen.model.cluster import Cluster, Node
 from imagegen.model.roles import roles
 from imagegen.outputs.pxe import SUFFIXES, choose_url, read_image
 from imagegen.server.ledger import Ledger
-from imagegen.server.listener import Serving, listen
-from imagegen.server.provisioning import LEDGER, MakeSeed, Window, check_tree, provision
+from imagegen.server.listener import Serving
+from imagegen.server.provisioning import LEDGER, MakeSeed, Serve, Window, check_tree, provision
 
 DISK = "20G"  # sparse
 WINDOW = 24 * 3600.0  # seconds; longer than any run
@@ -121,17 +121,14 @@ class PxeQemu(Qemu):
     def _serve_files(self) -> None:
         """The same server as `imagegen serve`, on the LAN; what it keeps is thrown away with the machines."""
         make_fresh(self.served, 0o700)
-        at_work = provision(
+        asked = Serve(
             self.cluster,
             self.root,
             self.served,
             lambda cluster, node: self.complete_seed(self.make_seed(cluster, node)),
             Window(seconds=WINDOW),
-            self.say,
-            listen=lambda *where: self.lan.call(lambda: listen(*where)),
-            enter=self.lan.enter,
         )
-        self.serving = self._stack.enter_context(at_work).serving
+        self.serving = self.lan.call(lambda: self._stack.enter_context(provision(asked, self.say))).serving
         self.ledger = Ledger(self.served / LEDGER)  # of this thread
         self._stack.callback(self.ledger.close)
 

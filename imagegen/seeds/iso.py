@@ -111,7 +111,7 @@ def _date_rock_ridge(image: memoryview, place: int, end: int) -> None:
     Entries that do not fit go on elsewhere, but names are too short for that: Joliet's have at most 64 characters.
     """
     while place + 4 <= end:
-        if image[place : place + 2] == b"TF":
+        if bytes(image[place : place + 2]) == b"TF":
             for date in range(place + 5, place + image[place + 2], len(RECORD_DATE)):
                 image[date : date + len(RECORD_DATE)] = RECORD_DATE
         place += image[place + 2]

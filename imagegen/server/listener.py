@@ -173,13 +173,11 @@ class Listener:
 class Serving:
     """Runs the servers in a thread until the context is left."""
 
-    def __init__(self, listeners: Sequence[Listener], enter: Callable[[], None] = lambda: None) -> None:
-        """The thread calls `enter` first, which may move it to another network namespace."""
+    def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = listeners
         self._servers = [QuietServer(_configure(listener)) for listener in listeners]
         self.admission = Admission(raise_file_limit())
         self._failure: BaseException | None = None
-        self._enter = enter
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -208,7 +206,6 @@ class Serving:
 
     def _run(self) -> None:
         try:
-            self._enter()
             asyncio.run(self._serve())
         except BaseException as error:
             self._failure = error

@@ -48,6 +48,21 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """What to serve, to whom, and where."""
+
+    cluster: Cluster
+    root: Path  # the tree of `imagegen pxe`
+    directory: Path  # has the ledger; the caller holds it
+    make_seed: MakeSeed | None  # None: no seeds are given out
+    window: Window = Window()
+    address: str | None = None  # where to listen; None: the nodes' boot URL's
+    tls_port: int = TLS_PORT
+    any_address: bool = False  # nodes are behind a router or NAT: their addresses prove nothing
+    find_mac: Callable[[str], str | None] = find_mac
+
+
+@dataclass(frozen=True)
 class Provisioning:
     """A running server."""
 
@@ -119,39 +134,25 @@ def check_ledger(path: Path, *, make: bool = False) -> None:
 
 
 @contextmanager
-def provision(
-    cluster: Cluster,
-    root: Path,
-    directory: Path,
-    make_seed: MakeSeed | None,
-    window: Window,
-    say: Say,
-    *,
-    address: str | None = None,
-    tls_port: int = TLS_PORT,
-    listen: Callable[[str, int, str], Any] = listen,
-    enter: Callable[[], None] = lambda: None,
-    find_mac: Callable[[str], str | None] = find_mac,
-    any_address: bool = False,
-) -> Iterator[Provisioning]:
-    """Serves `root`, the tree of `imagegen pxe`, and, unless `make_seed` is None, seeds; until the context is left.
+def provision(asked: Serve, say: Say) -> Iterator[Provisioning]:
+    """Serves until the context is left, in the network namespace of the thread that enters it.
 
-    `directory` has the ledger; the caller holds it. `address` is where to listen, by default the nodes' boot URL's.
     Raises BadUsage, MachineLacks.
     """
+    cluster, make_seed, window = asked.cluster, asked.make_seed, asked.window
     url = choose_url(cluster)
-    check_tree(cluster, root)
+    check_tree(cluster, asked.root)
     host, port = str(urlsplit(url).hostname), urlsplit(url).port or 80
-    address = address or host
+    address = asked.address or host
     authority = load_authority(cluster.secrets_path.parent)
     names = [node.name for node in cluster.nodes]
-    directory = directory.absolute()
+    directory = asked.directory.absolute()
     with ExitStack() as stack:
         plain = listen(
             address, port, "choose another port in `pxe: {url: ...}` of the cluster file, then run `imagegen pxe`"
         )
         stack.callback(plain.close)
-        tls = listen(address, tls_port, "choose another port with --tls-port")
+        tls = listen(address, asked.tls_port, "choose another port with --tls-port")
         stack.callback(tls.close)
         for name in ("server.pem", "server.key"):  # left by an older version that was killed
             remove_place(directory / name)
@@ -175,18 +176,18 @@ def provision(
             cluster,
             url,
             seed_url,
-            root.absolute(),
+            asked.root.absolute(),
             authority,
             ledger,
             make_iso if make_seed else None,
             say,
-            find_mac,
-            any_address,
+            asked.find_mac,
+            asked.any_address,
         )
         server = issue_certificate(authority, sorted({IPv4Address(host), IPv4Address(address)}))
         context = make_tls_context(server.certificate, server.key)
         listeners = [Listener(make_files_app(site), plain), Listener(make_seeds_app(site), tls, context)]
-        serving = stack.enter_context(Serving(listeners, enter))
+        serving = stack.enter_context(Serving(listeners))
         yield Provisioning(url, seed_url, serving, ledger, left_out)
 
 

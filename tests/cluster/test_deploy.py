@@ -35,7 +35,7 @@ from imagegen.inputs.secrets_file import generate_secrets, load_secrets
 from imagegen.local.qemu import free_port
 from imagegen.model.cluster import Cluster
 from imagegen.seeds.seed import seed_tree
-from imagegen.server.provisioning import Provisioning, Window, provision
+from imagegen.server.provisioning import Provisioning, Serve, provision
 
 IMAGE = "0123456789ab"
 KERNEL = "6.12.1-amd64"
@@ -443,17 +443,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
         (place / f"pxe/nodes/{name}.ipxe").write_text("#!ipxe\n")
     cluster, secrets = load_cluster(place / "cluster.yaml"), load_secrets(place / "secrets.yaml")
     made: list[Server] = []
-    with provision(
+    asked = Serve(
         cluster,
         place / "pxe",
         place / "serve",
         lambda cluster, node: seed_tree(cluster, node, secrets),
-        Window(),
-        lambda line: None,
         tls_port=0,
         any_address=True,  # the loopback is none of the cluster's
         find_mac=lambda address: made[0].mac if made else None,
-    ) as at_work:
+    )
+    with provision(asked, lambda line: None) as at_work:
         made.append(Server(at_work, cluster))
         yield made[0]
 

@@ -29,7 +29,7 @@ from imagegen.local.qemu import can_accelerate, find_ovmf, free_port, ssh_option
 from imagegen.model.cluster import NAMESPACE
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.ledger import Ledger
-from imagegen.server.provisioning import LEDGER, Window, provision
+from imagegen.server.provisioning import LEDGER, Serve, Window, provision
 
 SECONDS = 1200.0  # for one boot, under TCG
 LOGIN_SECONDS = 300.0  # until sshd answers; the agent may be there before it
@@ -72,17 +72,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster = load_cluster(place / "cluster.yaml")
     secrets = load_secrets(cluster.secrets_path)
     (place / "serve").mkdir(mode=0o700)
-    with provision(
+    asked = Serve(
         cluster,
         place / "out/pxe",
         place / "serve",
         lambda cluster, node: seed_tree(cluster, node, secrets),
         Window([NODE]),
-        print,
         address=HERE,
         tls_port=0,
         any_address=True,  # QEMU's network translates the nodes' addresses
-    ):
+    )
+    with provision(asked, print):
         yield place
 
 

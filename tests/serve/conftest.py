@@ -19,7 +19,7 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import load_secrets
 from imagegen.model.cluster import Cluster
 from imagegen.seeds.seed import seed_tree
-from imagegen.server.provisioning import Provisioning, Window, provision
+from imagegen.server.provisioning import Provisioning, Serve, Window, provision
 
 sys.path[:0] = [str(NETWORK_BOOT), str(AGENT)]  # what a node runs
 
@@ -46,16 +46,16 @@ class Site:
         """The server, in this process."""
         secrets = load_secrets(self.cluster.secrets_path)
         self.directory.mkdir(exist_ok=True)
-        with provision(
+        asked = Serve(
             self.cluster,
             self.place / "out/pxe",
             self.directory,
             lambda cluster, node: seed_tree(cluster, node, secrets),
             window or Window(),
-            self.said.append,
             tls_port=0,
             any_address=True,  # the loopback is none of the cluster's
-        ) as at_work:
+        )
+        with provision(asked, self.said.append) as at_work:
             yield at_work
 
 
