@@ -13,9 +13,9 @@ from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain, table
 from imagegen.cli.progress import progress
-from imagegen.local.boot import Boot, ClusterNotReady, boot_cluster
-from imagegen.local.network_boot import NetworkBoot
-from imagegen.local.qemu import Firmware
+from imagegen.local.boot import ClusterNotReady, boot_cluster
+from imagegen.local.hardware import Firmware
+from imagegen.local.request import Boot, NetworkBoot
 
 
 @click.command()

@@ -19,18 +19,13 @@ from imagegen.base.outdir import keep_closed, work_in
 from imagegen.base.signals import end_on_signals
 from imagegen.base.streams import Say
 from imagegen.base.tree import File, Tree, write_file
-from imagegen.images.current import find_current
-from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import nspawn, qemu
-from imagegen.local.network_boot import NetworkBoot, PxeQemu
+from imagegen.local.network_boot import PxeQemu
+from imagegen.local.request import IMAGE_SUFFIX, Boot
 from imagegen.local.verify import Fault, verify_cluster
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.seeds.seed import seed_tree
 
-"""Takes one line of progress."""
-
-# Backend -> the suffix of the image file that it boots.
-IMAGE_SUFFIX = {"qemu": "qcow2", "nspawn": "tar"}
 POLL = 0.5  # seconds between two checks of the nodes
 VERIFY_SHARE = (
     20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
@@ -78,30 +73,6 @@ class NodeResult:
     seconds: float  # from the start until it was ready or given up
     image: str
     rc: int | None = None  # return code of the step
-
-
-@dataclass(frozen=True)
-class Boot:
-    """What to boot on this machine, and how."""
-
-    cluster: Cluster
-    secrets: Secrets
-    out: Path
-    nodes: tuple[Node, ...]
-    backend: str = "qemu"
-    network: NetworkBoot | None = None  # QEMU's machines start with blank disks
-    timeout: float | None = None  # seconds; None: the backend's own
-    keep: bool = False  # machines keep running, ready or not
-    images: Mapping[Role, Path] | None = None  # instead of OUT/images; nspawn takes directories too
-
-    @property
-    def directory(self) -> Path:
-        return self.out / "boot"
-
-    def find_images(self) -> Mapping[Role, Path]:
-        """Each role's image. Raises BadUsage if one has not been built."""
-        roles = dict.fromkeys(node.role for node in self.nodes)
-        return self.images or {role: find_image(self.out, role, self.backend) for role in roles}
 
 
 class ClusterNotReady(NodeNotReady):
@@ -157,14 +128,7 @@ def choose_backend(boot: Boot, report: Say) -> Backend:
     if boot.network is None:
         return open_backend(boot.backend, boot.cluster, boot.directory)
     remove_leftovers(boot.directory)
-    return PxeQemu(
-        boot.cluster,
-        boot.directory,
-        boot.out / "pxe",
-        lambda cluster, node: seed_tree(cluster, node, boot.secrets),
-        lambda line: report(progress_line("serve", "", "", line)),
-        boot.network,
-    )
+    return PxeQemu(boot, lambda line: report(progress_line("serve", "", "", line)))
 
 
 def open_backend(name: str, cluster: Cluster, directory: Path) -> Backend:
@@ -193,18 +157,6 @@ def check_nodes(cluster: Cluster, nodes: Sequence[Node]) -> None:
             f"no other node can become ready without {', '.join(missing)}",
             f"name {', '.join(missing)} as well, or name no node to boot all",
         )
-
-
-def find_image(out: Path, role: Role, backend: str) -> Path:
-    """The role's current image for the backend. Raises BadUsage if it has not been built."""
-    how = f"run `imagegen build --role {role}` first"
-    image = find_current(out, role)
-    if image is None:
-        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role}", how)
-    suffix = IMAGE_SUFFIX[backend]
-    if not image.has(suffix):
-        raise BadUsage(f"{image.directory / image.file_name(suffix)} is missing; the {backend} backend needs it", how)
-    return image.directory / image.file_name(suffix)
 
 
 def check_machine(needs: Sequence[tuple[int, int]], directory: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,21 @@ from imagegen.base.handles import make_fresh, remove_place
 from imagegen.base.streams import Say
 from imagegen.base.tree import Tree
 from imagegen.local import qemu
+from imagegen.local.hardware import Firmware, Hardware, find_ovmf, needs_outside, plan_outside
 from imagegen.local.lan import Lan
-from imagegen.local.qemu import Firmware, Qemu, QemuMachine, find_ovmf, needs_outside, plan_outside
-from imagegen.model.cluster import Cluster, Node
+from imagegen.local.qemu import Qemu, QemuMachine
+from imagegen.local.request import Boot, NetworkBoot
+from imagegen.model.cluster import Node
 from imagegen.model.roles import roles
 from imagegen.outputs.pxe import SUFFIXES, choose_url, read_image
+from imagegen.seeds.seed import seed_tree
 from imagegen.server.ledger import Ledger
 from imagegen.server.listener import Serving
-from imagegen.server.provisioning import LEDGER, MakeSeed, Serve, Window, check_tree, provision
+from imagegen.server.provisioning import LEDGER, Serve, Window, check_tree, provision
 
 DISK = "20G"  # sparse
 WINDOW = 24 * 3600.0  # seconds; longer than any run
 LIVE_MEMORY = 4 << 30  # bytes: the image and all that the node writes are in it
-
-
-@dataclass(frozen=True)
-class NetworkBoot:
-    """How machines boot over the network: all but which, with what firmware, and next to which DHCP server."""
-
-    from_disk: frozenset[str] = frozenset()  # these boot from image and seed ISO
-    firmware: Firmware = Firmware.UEFI
-    proxy_dhcp: bool = False  # another server gives the addresses
 
 
 class PxeQemu(Qemu):
@@ -45,17 +39,10 @@ class PxeQemu(Qemu):
 
     tools = (*Qemu.tools, *Lan.tools)
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        directory: Path,
-        root: Path,
-        make_seed: MakeSeed,
-        say: Say,
-        how: NetworkBoot = NetworkBoot(),
-    ) -> None:
-        """`root` is the tree of `imagegen pxe`. Raises BadUsage and MachineLacks."""
-        super().__init__(cluster, directory)
+    def __init__(self, boot: Boot, say: Say) -> None:
+        """Raises BadUsage and MachineLacks."""
+        super().__init__(boot.cluster, boot.directory)
+        cluster, root = boot.cluster, boot.out / "pxe"
         check_tree(cluster, root)
         if needs_outside(cluster):
             raise BadUsage("with --pxe the nodes' network has no way out, but this cluster uses services outside")
@@ -67,10 +54,10 @@ class PxeQemu(Qemu):
             )
         self.root = root.absolute()
         self.served = self.directory / qemu.SERVED
-        self.make_seed = make_seed
+        self.secrets = boot.secrets
         self.say = say
-        self.how = how
-        self.network_firmware = find_ovmf() if how.firmware is Firmware.UEFI else None
+        self.how = boot.network or NetworkBoot()
+        self.firmware = find_ovmf() if self.how.firmware is Firmware.UEFI else None
         self.lan = Lan(self.name, cluster.network, self.address)
         self.ledger: Ledger | None = None
         self.serving: Serving | None = None
@@ -96,7 +83,7 @@ class PxeQemu(Qemu):
         memory, disk = super().needs(node, image)
         if node.name in self.how.from_disk:
             return memory, disk
-        return memory_of(self, node), disk + (3 << 30)
+        return memory_of(node), disk + (3 << 30)
 
     def connect(self) -> None:
         """Makes the LAN and starts what serves it. Raises CommandFailed, BadUsage."""
@@ -125,7 +112,7 @@ class PxeQemu(Qemu):
             self.cluster,
             self.root,
             self.served,
-            lambda cluster, node: self.complete_seed(self.make_seed(cluster, node)),
+            lambda cluster, node: self.complete_seed(seed_tree(cluster, node, self.secrets)),
             Window(seconds=WINDOW),
         )
         self.serving = self.lan.call(lambda: self._stack.enter_context(provision(asked, self.say))).serving
@@ -140,7 +127,7 @@ class PxeQemu(Qemu):
             super().close()
 
 
-def memory_of(network: PxeQemu, node: Node) -> int:
+def memory_of(node: Node) -> int:
     """The bytes of memory of a node that boots over the network."""
     return max(roles()[node.role].machine_memory, LIVE_MEMORY if node.deploy.mode == "live" else 0)
 
@@ -148,31 +135,24 @@ def memory_of(network: PxeQemu, node: Node) -> int:
 class TapMachine(QemuMachine):
     """A node on the LAN that boots from its disk, with its seed's ISO."""
 
-    blank = False
-
     def __init__(self, network: PxeQemu, node: Node, image: Path) -> None:
         super().__init__(network, node, image)
         self.host, self.port = str(node.address), 22
         self.tap = ""
         self._lan = network
 
-    def command(self) -> list[str]:
-        """The command that runs this machine."""
-        return qemu.node_command(
-            self._lan.name,
-            self.node,
-            memory=memory_of(self._lan, self.node) if self.blank else roles()[self.node.role].machine_memory,
-            accelerated=self._lan.accelerated,
-            firmware=self._lan.network_firmware if self.blank else self._lan.firmware,
-            tap=self.tap,
-            blank=self.blank,
-        )
+    @property
+    def hardware(self) -> Hardware:
+        return replace(super().hardware, tap=self.tap)
 
 
 class BlankMachine(TapMachine):
     """A node with an empty disk, which boots over the LAN."""
 
-    blank = True
+    @property
+    def hardware(self) -> Hardware:
+        memory, firmware = memory_of(self.node), self._lan.firmware
+        return replace(super().hardware, memory=memory, firmware=firmware, blank=True)
 
     def prepare(self, image: Path, seed: Tree) -> None:
         """Replaces the node's directory. Raises CommandFailed."""

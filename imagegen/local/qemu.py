@@ -15,27 +15,29 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
-from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, create_connection, socket
 from typing import Any, Self
-from urllib.parse import urlsplit
-from uuid import uuid5
 
 from imagegen.base.commands import Completed, Process, require_tools, run, start
 from imagegen.base.console import newest_document, plain_lines, read_tail
-from imagegen.base.errors import BadUsage, CommandFailed, MachineLacks
+from imagegen.base.errors import BadUsage, CommandFailed
 from imagegen.base.handles import create_file, make_fresh, open_directory, read_file, remove_place
 from imagegen.base.resources import PACKAGE
 from imagegen.base.tree import Tree, text, write_file
-from imagegen.inputs.device_hints import parse_hint
 from imagegen.local.bridge import remove_namespaces
-from imagegen.model.cluster import NAMESPACE, Cluster, Node
+from imagegen.local.hardware import (
+    Hardware,
+    can_accelerate,
+    gateway_command,
+    lan_socket,
+    node_command,
+    plan_outside,
+)
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.roles import roles
 from imagegen.seeds.iso import write_seed_iso
 
@@ -44,7 +46,6 @@ KEY = "ssh_key"
 SERVED = ".serve"  # the data of `imagegen serve` in a network boot; no node can have this name
 NODE_FILES = ("disk.qcow2", "seed.iso", "qmp", "ssh")  # of a machine, besides its logs
 GROWTH = "16G"  # how much larger a node's disk is than its image; sparse
-OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
 ANY = range(-64, 256)  # all return codes
 NETWORK_SECONDS = 20.0  # for switch and gateway to answer
 LOGIN_SECONDS = 120.0  # for ssh to connect; under TCG that takes several seconds
@@ -55,29 +56,12 @@ SWITCH = (
 )
 
 
-class Firmware(StrEnum):
-    """The machines' firmware."""
-
-    BIOS = "bios"
-    UEFI = "uefi"
-
-
-@dataclass(frozen=True)
-class Outside:
-    """The user network's own addresses, and whether it blocks the nodes' traffic to the outside."""
-
-    gateway: IPv4Address
-    dns: IPv4Address
-    dhcp: IPv4Address
-    restrict: bool
-
-
 class Qemu:
     """One run's network and machines. Every process has the run's name, so that a later run can find and end it."""
 
     tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
 
-    def __init__(self, cluster: Cluster, directory: Path, *, firmware: Firmware = Firmware.BIOS) -> None:
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
         """`directory` (out/boot) gets one directory per node. Raises MachineLacks, and BadUsage for a tiny network."""
         require_tools(*self.tools)
         self.cluster = cluster
@@ -86,7 +70,6 @@ class Qemu:
         self.accelerated = can_accelerate(Path("/proc/cpuinfo").read_text(), os.access("/dev/kvm", os.R_OK | os.W_OK))
         self.timeout = (20 if self.accelerated else 60) * 60.0  # seconds until ready
         self.outside = plan_outside(cluster)
-        self.firmware = find_ovmf() if firmware is Firmware.UEFI else None
         self.machines: list[QemuMachine] = []
         self._public_key = ""
         self._processes: list[Process] = []
@@ -198,14 +181,12 @@ class QemuMachine:
 
     def command(self) -> list[str]:
         """The command that runs this machine."""
-        network = self._network
-        return node_command(
-            network.name,
-            self.node,
-            memory=roles()[self.node.role].machine_memory,
-            accelerated=network.accelerated,
-            firmware=network.firmware,
-        )
+        return node_command(self._network.name, self.node, self.hardware)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What this machine has besides its node's NIC and disk."""
+        return Hardware(roles()[self.node.role].machine_memory, self._network.accelerated)
 
     def alive(self) -> bool:
         """Whether the machine is running."""
@@ -268,71 +249,9 @@ class QemuMachine:
         return self.tunnel
 
 
-def lan_socket(name: str) -> str:
-    """The switch's socket, relative to the run's directory like all sockets here: their paths must be short."""
-    return f"{name}-lan"
-
-
 def switch_command(name: str) -> list[str]:
     """The command of the process that connects the nodes and the gateway: see Switch."""
     return [sys.executable, "-I", "-c", SWITCH, str(PACKAGE.parent), lan_socket(name)]
-
-
-def gateway_command(name: str, cluster: Cluster, outside: Outside, ports: Mapping[Node, int]) -> list[str]:
-    """The command of the gateway's QEMU. `ports` are those of 127.0.0.1 that lead to the nodes' ssh."""
-    user = [
-        f"user,id=outside,ipv6=off,restrict={'on' if outside.restrict else 'off'}",
-        f"net={cluster.network.cidr},host={outside.gateway},dns={outside.dns},dhcpstart={outside.dhcp}",
-        *(f"hostfwd=tcp:127.0.0.1:{port}-{node.address}:22" for node, port in ports.items()),
-    ]
-    return [
-        *("qemu-system-x86_64", "-name", f"{name}-gateway", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "none", "-netdev", f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"),
-        *("-netdev", "hubport,id=inner,hubid=0,netdev=lan", "-netdev", ",".join(user)),
-        *("-netdev", "hubport,id=outer,hubid=0,netdev=outside"),
-    ]
-
-
-def node_command(
-    name: str, node: Node, *, memory: int, accelerated: bool, firmware: Path | None, tap: str = "", blank: bool = False
-) -> list[str]:
-    """The command of a node's QEMU; memory in bytes, firmware None for BIOS. Paths are relative to the run's directory.
-
-    It is connected to `tap`, if given, or else to the switch. `blank`: it boots over the network first, and has no
-    seed medium. Under BIOS it then uses QEMU's own iPXE, under UEFI the firmware's PXE, which loads iPXE over TFTP.
-    Without KVM cx16=off: before QEMU 8.0, cmpxchg16b leaves other instructions' results in the flags, and a kernel
-    that uses it for each allocation (6.12) dies of a double fault within a minute.
-    """
-    here = node.name
-    netdev = f"tap,id=lan,ifname={tap},script=no,downscript=no"
-    if not tap:
-        netdev = f"stream,id=lan,server=off,addr.type=unix,addr.path={lan_socket(name)}"
-    rom = "" if blank and not firmware else ",romfile="
-    first, second = (",bootindex=1", "") if not blank else (",bootindex=2", ",bootindex=1")
-    serial = parse_hint("serial", node.root_device.get("serial", node.name)).values[0][:20]  # for root_device's hint
-    seed = [
-        *("-drive", f"if=none,id=seed,file={here}/seed.iso,format=raw,readonly=on"),
-        *("-device", "virtio-blk-pci,drive=seed"),
-    ]
-    engine = (
-        ["-accel", "kvm", "-cpu", "host"] if accelerated else ["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off"]
-    )
-    return [
-        *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", str(roles()[node.role].processors)),
-        # By which a node recognises its machine; without it all machines have the same, zeros.
-        *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
-        *(("-bios", str(firmware)) if firmware else ()),
-        # A node's disk is thrown away: writes need not reach it.
-        *("-drive", f"if=none,id=root,file={here}/disk.qcow2,format=qcow2,cache=unsafe,discard=unmap"),
-        *("-device", f"virtio-blk-pci,drive=root,serial={serial}{first}"),
-        *([] if blank else seed),
-        *("-netdev", netdev, "-device", f"virtio-net-pci,netdev=lan,mac={node.mac}{rom}{second}"),
-        *("-chardev", f"file,id=console,path={here}/console.log,append=on", "-serial", "chardev:console"),
-        *("-device", "virtio-serial-pci", "-chardev", f"file,id=status,path={here}/status.jsonl,append=on"),
-        *("-device", "virtserialport,chardev=status,name=org.imagegen.status"),
-        *("-device", "virtio-rng-pci", "-qmp", f"unix:{here}/qmp,server=on,wait=off"),
-    ]
 
 
 def ssh_options(key: Path, port: int) -> list[str]:
@@ -377,48 +296,6 @@ rpc_response_timeout = 600
 [oslo_messaging_rabbit]
 heartbeat_timeout_threshold = 600
 """
-
-
-def plan_outside(cluster: Cluster) -> Outside:
-    """The user network's addresses: the gateway, and free ones for the services that it always has. Raises BadUsage."""
-    network = cluster.network
-    taken = {network.gateway, *(node.address for node in cluster.nodes)}
-    free = []
-    for number in range(int(network.cidr.broadcast_address) - 1, int(network.cidr.network_address), -1):
-        if (address := IPv4Address(number)) not in taken:
-            free.append(address)
-        if len(free) == 3:
-            return Outside(network.gateway or free[2], free[0], free[1], not needs_outside(cluster))
-    raise BadUsage(f"QEMU's user network needs three free addresses in {network.cidr}", "use a larger network")
-
-
-def needs_outside(cluster: Cluster) -> bool:
-    """Whether the nodes use anything outside their network."""
-    services = cluster.services
-    places = [services.database, services.messaging, services.cache, services.identity]
-    hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
-    hosts.append(urlsplit(services.image_endpoint).hostname or "")
-
-    def inside(host: str) -> bool:
-        try:
-            return ip_address(host) in cluster.network.cidr
-        except ValueError:
-            return False
-
-    return not all(inside(host) for host in hosts)
-
-
-def can_accelerate(cpuinfo: str, access: bool) -> bool:
-    """Whether KVM works. The device alone proves nothing: in some containers it opens, and then hangs."""
-    return access and re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpuinfo, re.MULTILINE) is not None
-
-
-def find_ovmf() -> Path:
-    """The UEFI firmware. Raises MachineLacks."""
-    for path in OVMF:
-        if path.is_file():
-            return path
-    raise MachineLacks("UEFI firmware for QEMU not found: install the package ovmf")
 
 
 def free_port() -> int:

@@ -19,8 +19,8 @@ from imagegen.base.errors import CommandFailed
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.local.boot import find_image
 from imagegen.local.nspawn import SEED, Nspawn, NspawnMachine
+from imagegen.local.request import find_image
 from imagegen.local.verify import verify_cluster
 from imagegen.model.cluster import Cluster, Node, Role
 from imagegen.seeds.seed import seed_tree

@@ -25,7 +25,8 @@ from netboot_images import share_images
 from imagegen.base.commands import run
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import load_secrets
-from imagegen.local.qemu import can_accelerate, find_ovmf, free_port, ssh_options
+from imagegen.local.hardware import can_accelerate, find_ovmf
+from imagegen.local.qemu import free_port, ssh_options
 from imagegen.model.cluster import NAMESPACE
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.ledger import Ledger

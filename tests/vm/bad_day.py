@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from imagegen.local import qemu
+from imagegen.local.hardware import Hardware
 from imagegen.model.cluster import Node
 
 CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"  # the nodes of bringup.py
@@ -46,10 +46,10 @@ CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 node_command = qemu.node_command
 
 
-def spoil(name: str, node: Node, **how: Any) -> list[str]:
+def spoil(name: str, node: Node, hardware: Hardware) -> list[str]:
     """The node's QEMU, which keeps writes to itself until they are flushed, at the end of a wire that can be cut."""
-    argv = [word.replace("cache=unsafe", "cache=writeback") for word in node_command(name, node, **how)]
-    assert argv != node_command(name, node, **how)
+    argv = [word.replace("cache=unsafe", "cache=writeback") for word in node_command(name, node, hardware)]
+    assert argv != node_command(name, node, hardware)
     if node.name == DEPLOYED:
         argv += ["-rtc", f"base={datetime.now(UTC) + CLOCK_OFF:%Y-%m-%dT%H:%M:%S}"]
     plan = [(f"{node.name}/{file}", text, seconds) for file, text, seconds in PLANS[node.name]]

@@ -25,7 +25,8 @@ from imagegen.cli.options import Settings
 from imagegen.images import build
 from imagegen.images.build import FORMATS
 from imagegen.local import boot
-from imagegen.local.qemu import Firmware
+from imagegen.local.hardware import Firmware
+from imagegen.local.request import Boot, NetworkBoot
 from imagegen.model import cluster
 from imagegen.server.evidence import Reason
 from imagegen.server.ledger import Ledger
@@ -51,7 +52,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for each in formats
         ]
 
-    def boot_cluster(asked: boot.Boot, report: Any) -> list[boot.NodeResult]:
+    def boot_cluster(asked: Boot, report: Any) -> list[boot.NodeResult]:
         calls["boot"] = ([node.name for node in asked.nodes], asked.backend, asked.timeout, asked.keep)
         calls["network boot"] = asked.network
         report("linux-node1: databases")
@@ -270,9 +271,9 @@ def test_boot_over_the_network_says_how(workers: dict[str, Any], output: Output)
     """Its options belong to --pxe, whose machines have firmware; a node that is none is refused."""
     run_command(["init"])
     assert run_command(["boot", "--pxe"]) == 0
-    assert workers["network boot"] == boot.NetworkBoot()
+    assert workers["network boot"] == NetworkBoot()
     assert run_command(["boot", "--pxe", "--from-disk", "linux-node1", "--firmware", "bios", "--proxy-dhcp"]) == 0
-    assert workers["network boot"] == boot.NetworkBoot(frozenset({"linux-node1"}), Firmware.BIOS, proxy_dhcp=True)
+    assert workers["network boot"] == NetworkBoot(frozenset({"linux-node1"}), Firmware.BIOS, proxy_dhcp=True)
     output()
     for words, said in (
         (["--proxy-dhcp"], "add --pxe"),

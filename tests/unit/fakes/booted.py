@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -75,3 +76,8 @@ class FakeNetwork:
 
 
 READY = [document("ready")]
+
+
+def option_values(argv: Sequence[str], option: str) -> list[str]:
+    """Every value that the option has in a command."""
+    return [word for before, word in itertools.pairwise(argv) if before == option]

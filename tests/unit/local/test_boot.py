@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 from fakes.booted import READY, FakeMachine, FakeNetwork, document
+from fakes.world import make_secrets
 
 from imagegen.base.commands import Completed
 from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import boot
+from imagegen.local.request import Boot
 from imagegen.local.verify import Fault
 from imagegen.model.cluster import Place, Role
 
 CLUSTER = load_cluster(None)
-SECRETS = Secrets(*["x"] * 12)
+SECRETS = make_secrets()
 
 
 def watch(machines: Sequence[FakeMachine], timeout: float = 100) -> tuple[list[boot.NodeResult], list[str]]:
@@ -185,7 +186,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
         timeout = more.pop("timeout", None)
-        asked = boot.Boot(CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout=timeout, keep=keep, images=images)
+        asked = Boot(CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout=timeout, keep=keep, images=images)
         return boot.boot_cluster(asked, lines.append)
 
     return run
@@ -313,25 +314,3 @@ def test_an_unknown_backend_is_bad_usage(tmp_path: Path) -> None:
     with pytest.raises(BadUsage) as raised:
         boot.open_backend("docker", CLUSTER, tmp_path)
     assert raised.value.hint == "use one of qemu, nspawn"
-
-
-@pytest.mark.parametrize(("backend", "suffix"), [("nspawn", "tar"), ("qemu", "qcow2")])
-def test_the_current_image_is_found(tmp_path: Path, backend: str, suffix: str) -> None:
-    """`current` holds the content id that the files' names have."""
-    directory = tmp_path / "images" / "controller"
-    directory.mkdir(parents=True)
-    image = directory / f"controller-0123456789ab.{suffix}"
-    image.touch()
-    (directory / "current").write_text("0123456789ab\n")
-    assert boot.find_image(tmp_path, Role.CONTROLLER, backend) == image
-    image.unlink()
-    with pytest.raises(BadUsage, match="is missing") as raised:
-        boot.find_image(tmp_path, Role.CONTROLLER, backend)
-    assert "imagegen build --role controller" in raised.value.hint
-
-
-def test_a_role_never_built_names_the_command(tmp_path: Path) -> None:
-    """Build comes before boot."""
-    with pytest.raises(BadUsage, match="no image for the role compute") as raised:
-        boot.find_image(tmp_path, Role.COMPUTE, "qemu")
-    assert "imagegen build --role compute" in raised.value.hint

@@ -8,13 +8,15 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from fakes.world import make_secrets
 from netboot_images import make_images
 
 from imagegen.base.errors import BadUsage, MachineLacks
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import lan, network_boot, qemu
-from imagegen.local.network_boot import BlankMachine, NetworkBoot, PxeQemu, TapMachine
+from imagegen.local.network_boot import BlankMachine, PxeQemu, TapMachine
+from imagegen.local.request import Boot, NetworkBoot
 from imagegen.model.cluster import Cluster
 from imagegen.outputs.pxe import find_images, pxe_tree
 
@@ -38,14 +40,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def build(cluster: Cluster = CLUSTER, **how: object) -> PxeQemu:
         write_tree(pxe_tree(CLUSTER, find_images(CLUSTER, tmp_path), tmp_path / "pxe"), tmp_path / "pxe")
-        return PxeQemu(
-            cluster,
-            tmp_path / "boot",
-            tmp_path / "pxe",
-            lambda cluster, node: {},
-            lambda line: None,
-            NetworkBoot(**how),
-        )
+        boot = Boot(cluster, make_secrets(), tmp_path, cluster.nodes, network=NetworkBoot(**how))
+        return PxeQemu(boot, lambda line: None)
 
     return build
 
