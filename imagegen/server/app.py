@@ -31,8 +31,10 @@ from imagegen.outputs.pxe import read_image
 from imagegen.server.bounds import MOST_BODY, App, Bounds, Rates, Receive, Scope, Send
 from imagegen.server.callers import announced_authorities, is_json
 from imagegen.server.evidence import Reason
-from imagegen.server.ledger import Ledger, Unclaimable, Unusable, check_document, explain_unusable
+from imagegen.server.ledger import Ledger, Unclaimable
 from imagegen.server.listener import SEND_FILE
+from imagegen.server.statuses import check_document
+from imagegen.server.tables import Unusable, explain_unusable
 from imagegen.server.tokens import make_token, read_token
 
 BODY_SECONDS = 10.0  # for a whole body

@@ -8,27 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imagegen.base.console import printable, read_steps
-from imagegen.base.errors import MachineLacks
 from imagegen.server.evidence import (
-    SCHEMA,
     Reason,
     note_grant,
     note_malformed,
     note_refusal,
     read_grants,
     read_refusals,
-    take_over,
 )
+from imagegen.server.tables import Unusable, open_tables, read_list
 
-STATES = ("waiting", "working", "ready", "failed")
 BEAT = 60.0  # seconds within which a node reports again (the agent's post.py)
 READY_BEAT = 300.0  # the same for one that is ready
 MISSED = 3  # missed reports in a row that make a node lost
@@ -37,102 +32,7 @@ LISTENING = 10.0  # seconds; how exactly it is known until when the server liste
 BOOTED = "role"  # the agent's first step: the node has what it needs, a token is worth nothing any more
 MOST_EVENTS = 300  # of one node's boot; a boot that goes well has about 50
 MOST_REPORTS = 100  # refusals to show; the ledger keeps them all
-VERSION = 3  # of the tables, as PRAGMA user_version; before version 2, that was 0 or 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS node (
-    name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
-    detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
-    revision INTEGER NOT NULL DEFAULT 0, boot INTEGER NOT NULL DEFAULT 0, heard REAL);
-CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
-CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
-    step TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
-CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
-    used INTEGER NOT NULL DEFAULT 0, armed INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS used (digest TEXT PRIMARY KEY, node TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS settled (node TEXT PRIMARY KEY, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS listening (id INTEGER PRIMARY KEY CHECK (id = 1), since REAL NOT NULL, until REAL NOT NULL);
-"""
-_ADDED = ("boot INTEGER NOT NULL DEFAULT 0", "heard REAL")  # columns of node that version 1 has not
-# Likewise of window, and version 2. Whether somebody armed a node by name was not written down: nobody did.
-_ARMED = "armed INTEGER NOT NULL DEFAULT 0"
-# Of a ledger of version 1, what says that a node claimed its seed or was ready.
-_SETTLED_BEFORE = """
-SELECT name FROM node WHERE state = 'ready' OR ended IS NOT NULL UNION SELECT node FROM event WHERE state = 'ready'
-UNION SELECT node FROM window WHERE used > 0 UNION SELECT node FROM token WHERE fate = 'used'
-"""
 _NEXT = "(SELECT coalesce(max(revision), 0) + 1 FROM node)"
-
-
-Unusable = sqlite3.Error
-"""The file cannot be used: it belongs to another user, its disk is full, or it is damaged; see explain_unusable()."""
-
-
-class _Newer(Unusable):
-    """A newer imagegen made it."""
-
-
-class _Damaged(Unusable):
-    """A value is none that imagegen wrote."""
-
-
-# What the columns of that name hold, in every table. SQLite itself lets any column have any value.
-_TIMES = frozenset(("at", "since", "until", "first", "closes", "began", "ended", "changed", "heard"))
-_TEXTS = frozenset(("name", "role", "state", "step", "detail", "node", "address", "newest", "text"))
-_NUMBERS = frozenset(("revision", "boot", "claims", "used", "times", "value", "armed"))
-_UNSET = frozenset(("began", "ended", "changed", "heard"))  # may be NULL
-_LAST = 1e11  # seconds since 1970 that a date can show
-
-
-def _read_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
-    """A row whose values are of their columns' kinds. Raises Unusable."""
-    for (name, *_), value in zip(cursor.description, values, strict=True):
-        if name in _TEXTS:
-            good = type(value) is str and (name != "state" or not value or value in STATES)
-        elif name in _TIMES:
-            good = (value is None and name in _UNSET) or (type(value) is float and 0 <= value < _LAST)
-        else:
-            good = name not in _NUMBERS or type(value) is int
-        if not good:
-            raise _Damaged(f"it has no such {name}: {str(value)[:40]!r}")
-    return sqlite3.Row(cursor, values)
-
-
-def _read_list(text: object) -> list[Any]:
-    """The steps of a node. Raises Unusable."""
-    try:
-        found = json.loads(text)  # type: ignore[arg-type]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _Damaged("the steps of a node are no JSON") from error
-    if not isinstance(found, list):
-        raise _Damaged("the steps of a node are no list")
-    return found
-
-
-_NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH)
-
-
-def explain_unusable(path: Path, error: Exception) -> MachineLacks:
-    """What is wrong with the ledger at that path, and the cure."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code: the primary one
-    if isinstance(error, _Newer):
-        return MachineLacks(f"{path} was written by a newer imagegen", "use the newer one, or move the file away")
-    if isinstance(error, OSError) or code in _NO_ACCESS:
-        return MachineLacks(f"{path} cannot be opened ({error})", "run this as the user who runs `imagegen serve`")
-    if code == sqlite3.SQLITE_FULL:
-        return MachineLacks(f"{path} cannot be written: its disk is full", "free some space there")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return MachineLacks(f"{path} is held by another process", "stop that process, then run this again")
-    if code == sqlite3.SQLITE_IOERR:
-        return MachineLacks(f"{path} cannot be read or written ({error})", "see the kernel's log: dmesg")
-    # Broken pages, missing tables or columns, values of another kind.
-    return MachineLacks(
-        f"{path} is damaged ({error})",
-        f"stop `imagegen serve`, move {path} and its -wal and -shm files away, and run "
-        "`imagegen serve --arm NODE`: without its ledger it does not know who has claimed a seed",
-    )
 
 
 class Unclaimable(Exception):
@@ -148,47 +48,7 @@ class Ledger:
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path, self._now = path, now
-        self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = _read_row
-        try:
-            # Survives the process at any moment. Only claims must survive the machine too: see claim().
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._make_tables()
-        except Unusable:
-            self._db.close()
-            raise
-
-    def _make_tables(self) -> None:
-        """Makes the tables, or takes over those of an earlier version."""
-        if (version := self._version()) >= VERSION:
-            if version > VERSION:
-                raise _Newer(f"version {version}")
-            return
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            if (version := self._version()) >= VERSION:  # another process was quicker
-                return
-            old = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'report'").fetchone()
-            if old:
-                for column in _ADDED:
-                    self._db.execute(f"ALTER TABLE node ADD COLUMN {column}")
-            if old or version == 2:
-                self._db.execute(f"ALTER TABLE window ADD COLUMN {_ARMED}")
-            for statement in f"{_SCHEMA};{SCHEMA}".split(";"):
-                self._db.execute(statement)
-            if old:
-                self._db.execute(f"INSERT INTO settled SELECT name, ? FROM ({_SETTLED_BEFORE})", (self._now(),))  # noqa: S608
-                self._db.execute("UPDATE node SET heard = changed")
-                take_over(self._db, self._db.execute("SELECT * FROM report ORDER BY at").fetchall())
-                self._db.execute("DROP TABLE report")
-                self._db.execute("DROP TABLE token")
-                self._db.execute("INSERT INTO setting VALUES ('gives_seeds', ?)", (version,))
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-
-    def _version(self) -> int:
-        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
-        return version
+        self._db = open_tables(path, now())
 
     def close(self) -> None:
         self._db.close()
@@ -326,7 +186,7 @@ class Ledger:
                 self._db.execute("UPDATE node SET heard = ? WHERE name = ?", (self._now(), name))
                 return False
             # A node that was ready and goes through its steps once more has booted again.
-            again = row["state"] == "ready" and state != "ready" and len(steps) < len(_read_list(row["steps"]))
+            again = row["state"] == "ready" and state != "ready" and len(steps) < len(read_list(row["steps"]))
             if row["began"] is None or again:
                 self._restart(name)
             self._enter(name, state, step, document["detail"], steps)
@@ -399,7 +259,7 @@ class Ledger:
     def find_document(self, name: str) -> dict[str, Any] | None:
         """`{state, step, detail, steps}` of a node's newest status document; None: it has not reported yet."""
         row = self._db.execute("SELECT state, step, detail, steps FROM node WHERE name = ?", (name,)).fetchone()
-        return {**dict(row), "steps": _read_list(row["steps"])} if row and row["state"] else None
+        return {**dict(row), "steps": read_list(row["steps"])} if row and row["state"] else None
 
     def read(self, since: int = 0) -> dict[str, Any]:
         """`{now, listened, revision, nodes, heard, grants, reports, more}`: nodes that changed after that revision, who
@@ -499,43 +359,5 @@ def show_state(node: Mapping[str, Any], at: float) -> str:
     return str(node["state"])
 
 
-def _describe_report(row: sqlite3.Row) -> dict[str, Any]:
-    times = f" ({row['times']} times)" if row["times"] > 1 else ""
-    return {"at": row["at"], "node": row["node"], "address": row["address"], "text": row["text"] + times}
-
-
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-MOST_STEPS = 200
-LONGEST = {"node": 63, "role": 63, "step": 100, "detail": 1000}  # characters
-
-
-def check_document(data: bytes, roles: Mapping[str, str]) -> dict[str, Any]:
-    """The status document (version 1 of the design) in a POST's body. Raises ValueError, which says what is wrong."""
-    try:
-        document = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(document, dict) or document.get("version") != 1:
-        raise ValueError("not a status document of version 1")
-    for key, longest in LONGEST.items():
-        if not isinstance(document.get(key), str) or len(document[key]) > longest:
-            raise ValueError(f"{key} must be text of at most {longest} characters")
-        document[key].encode()  # half a surrogate pair is not text
-    if document.get("state") not in STATES:
-        raise ValueError(f"state must be one of {', '.join(STATES)}")
-    steps: Sequence[Any] = document.get("steps", ())
-    if not isinstance(steps, list) or len(steps) > MOST_STEPS or len(read_steps(document)) < len(steps):
-        raise ValueError(f"steps must be a list of at most {MOST_STEPS} mappings, each with a name")
-    if document["node"] not in roles:
-        raise ValueError("not a node of this cluster")
-    if document["role"] not in ("", roles[document["node"]]):
-        raise ValueError("not the node's role")
-    return {
-        **document,
-        "step": printable(document["step"]),
-        "detail": printable(document["detail"]),
-        "steps": read_steps(document),
-    }

@@ -24,8 +24,9 @@ from imagegen.model.cluster import Cluster, Node
 from imagegen.outputs.pxe import choose_url
 from imagegen.seeds.iso import seed_iso_bytes
 from imagegen.server.app import Site, find_mac, make_files_app, make_seeds_app
-from imagegen.server.ledger import LISTENING, Ledger, Unusable, explain_unusable
+from imagegen.server.ledger import LISTENING, Ledger
 from imagegen.server.listener import Listener, Serving, listen, make_tls_context
+from imagegen.server.tables import Unusable, explain_unusable
 
 TLS_PORT = 8443
 DIRECTORY = "serve"

@@ -22,7 +22,7 @@ OWNERS = {
     "click": "cli",
     "rich": "cli.progress",
     "cryptography": "inputs.ca",
-    "sqlite3": "server.ledger",
+    "sqlite3": "server.tables",
     "starlette": "server.app",
     "uvicorn": "server.listener",
     "multiprocessing": None,

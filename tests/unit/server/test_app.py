@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.reports import document
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
@@ -20,7 +21,8 @@ from imagegen.server import app
 from imagegen.server.app import Site, choose_part, find_mac, make_files_app, make_seeds_app
 from imagegen.server.bounds import BURST, MOST_ADDRESSES, MOST_BODY, Bounds, Rates
 from imagegen.server.evidence import MALFORMED
-from imagegen.server.ledger import Ledger, Unusable
+from imagegen.server.ledger import Ledger
+from imagegen.server.tables import Unusable
 
 CLUSTER = load_cluster(None)
 NODE = CLUSTER.node("linux-node2")
@@ -122,11 +124,7 @@ def served(tmp_path: Path) -> Served:
 
 
 def status(**changes: Any) -> bytes:
-    document = {
-        "version": 1, "node": NODE.name, "role": "compute", "state": "working", "step": "disk", "detail": "",
-        "since": "2026-01-01T00:00:00Z", "steps": [],
-    }  # fmt: skip
-    return json.dumps({**document, **changes}).encode()
+    return json.dumps({**document("c-1", "working", "disk", 0), "node": NODE.name, **changes}).encode()
 
 
 def test_a_script_gets_a_token_the_pin_and_where_to_report(served: Served) -> None:

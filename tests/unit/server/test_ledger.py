@@ -1,71 +1,21 @@
-"""ledger.py: windows and tokens, timelines, what survives a restart, and what a status document may be."""
+"""ledger.py: windows and tokens, timelines, and what survives a restart."""
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-from fakes.status import STATUS_SCHEMA
-from hypothesis import given
-from hypothesis import strategies as st
+from fakes.reports import ROLES, Clock, claim, document, find
 
-from imagegen.server.evidence import MALFORMED, Reason
+from imagegen.server.evidence import Reason
 from imagegen.server.ledger import (
     BEAT,
     MOST_EVENTS,
     READY_BEAT,
-    VERSION,
     Ledger,
     Unclaimable,
-    Unusable,
-    check_document,
-    explain_unusable,
     show_state,
 )
-
-ROLES = {"ctl": "controller", "c-1": "compute", "c-2": "compute"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Ledger:
-    made = Ledger(tmp_path / "ledger.sqlite", clock)
-    made.enter_nodes(ROLES)
-    return made
-
-
-def document(node: str, state: str, step: str, count: int = 1, detail: str = "") -> dict[str, Any]:
-    """A status document as a node posts it, in its `count`-th step."""
-    steps = [{"name": f"step{n}", "state": "done", "seconds": 0.1, "rc": 0} for n in range(count)]
-    return {
-        "version": 1, "node": node, "role": ROLES[node], "state": state, "step": step, "detail": detail,
-        "since": "2026-01-01T00:00:00Z", "steps": steps,
-    }  # fmt: skip
-
-
-def find(ledger: Ledger, name: str) -> dict[str, Any]:
-    return next(node for node in ledger.read()["nodes"] if node["name"] == name)
-
-
-def claim(ledger: Ledger, name: str, token: str = "t", address: str = "10.0.0.1") -> None:
-    """A claim by a genuine token of this boot."""
-    ledger.claim(name, address, token, ledger.find_boot(name))
 
 
 def test_a_seed_is_claimed_once(ledger: Ledger) -> None:
@@ -376,112 +326,6 @@ def test_nothing_grows_without_end(ledger: Ledger, clock: Clock) -> None:
     assert len(find(ledger, "c-1")["timeline"]) == MOST_EVENTS
 
 
-# The tables of version 1, and what a ledger of it may hold.
-VERSION_1 = """
-CREATE TABLE IF NOT EXISTS node (
-    name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL DEFAULT '', step TEXT NOT NULL DEFAULT '',
-    detail TEXT NOT NULL DEFAULT '', steps TEXT NOT NULL DEFAULT '[]', began REAL, ended REAL, changed REAL,
-    revision INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS node_revision ON node (revision);
-CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL,
-    step TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS event_node ON event (node, id);
-CREATE TABLE IF NOT EXISTS window (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
-    used INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS token (digest TEXT PRIMARY KEY, node TEXT NOT NULL, fate TEXT NOT NULL DEFAULT 'new');
-CREATE TABLE IF NOT EXISTS report (at REAL NOT NULL, node TEXT NOT NULL, address TEXT NOT NULL, text TEXT NOT NULL,
-    times INTEGER NOT NULL DEFAULT 1, UNIQUE (node, address, text));
-
-INSERT INTO node (name, role, state, changed) VALUES ('ctl', 'controller', 'ready', 500), ('c-1', 'compute', '', NULL),
-    ('c-2', 'compute', '', NULL);
-INSERT INTO node (name, role, state, steps) VALUES ('c-3', 'compute', 'waiting', '[1, "x"]');
-UPDATE node SET revision = 1;
-INSERT INTO window VALUES ('c-1', 2000, 3, 1), ('c-2', 2000, 1, 0);
-INSERT INTO token VALUES ('d', 'c-3', 'used'), ('e', 'c-2', 'new');
-INSERT INTO report VALUES (900, 'c-1', '10.0.0.9', 'a second claim', 4),
-    (901, '', '10.0.0.8', 'a status was refused: x', 7);
-PRAGMA user_version = 1;
-"""
-
-
-def test_a_ledger_of_version_1_is_taken_over(tmp_path: Path, clock: Clock) -> None:
-    """States, windows, refusals, and who has claimed or was ready; its tokens are void."""
-    old = sqlite3.connect(tmp_path / "ledger.sqlite")
-    old.executescript(VERSION_1)
-    old.close()
-    for _ in range(2):
-        taken = Ledger(tmp_path / "ledger.sqlite", clock)
-        taken.enter_nodes({**ROLES, "c-3": "compute"})
-        assert taken.gives_seeds and find(taken, "ctl")["state"] == "ready"
-        assert find(taken, "ctl")["heard"] == 500
-        assert find(taken, "c-3")["heard"] is None
-        assert find(taken, "c-1")["seed"] == {"closes": 2000.0, "claims": 3, "used": 1}
-        told = [(row["node"], row["address"], row["text"], row["times"]) for row in taken.read()["reports"]]
-        assert told == [
-            ("c-1", "10.0.0.9", "a second claim (4 times)", 4), ("", "10.0.0.8", f"{MALFORMED} (7 times)", 7)
-        ]  # fmt: skip
-        taken.close()
-    taken = Ledger(tmp_path / "ledger.sqlite", clock)
-    assert taken.open_windows(["ctl", "c-1", "c-2", "c-3"], 60, 1, new_only=True) == ["ctl", "c-1", "c-3"]
-
-
-# The tables of version 2 that differ from today's.
-VERSION_2 = """
-CREATE TABLE former (node TEXT PRIMARY KEY, closes REAL NOT NULL, claims INTEGER NOT NULL,
-    used INTEGER NOT NULL DEFAULT 0);
-INSERT INTO former SELECT node, closes, claims, used FROM window;
-DROP TABLE window;
-ALTER TABLE former RENAME TO window;
-PRAGMA user_version = 2;
-"""
-
-
-def test_a_ledger_of_version_2_is_taken_over(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
-    """With all that it knows. Nobody wrote down who armed a window: none of a node that has a seed outlives a start."""
-    ledger.set_gives_seeds(True)
-    ledger.open_windows(ROLES, 60, 3)
-    claim(ledger, "c-1")
-    ledger.record(document("c-1", "working", "role"))
-    ledger.refuse("c-2", Reason.GIVEN, "192.0.2.1", "a second claim")
-    before = ledger.read()
-    ledger._db.executescript(VERSION_2)
-    ledger.close()
-    for _ in range(2):
-        taken = Ledger(tmp_path / "ledger.sqlite", clock)
-        assert taken.read() == before and taken.gives_seeds
-        taken.close()
-    taken = Ledger(tmp_path / "ledger.sqlite", clock)
-    assert taken.open_windows(ROLES, 60, 1, new_only=True) == ["c-1"]
-    with pytest.raises(Unclaimable, match="the window of c-1 closed"):
-        claim(taken, "c-1", "again")
-    assert find(taken, "c-2")["seed"] == {"closes": 1060.0, "claims": 3, "used": 0}
-
-
-def test_a_ledger_of_a_later_version_is_let_be(tmp_path: Path, ledger: Ledger) -> None:
-    """It may hold what this version would lose."""
-    ledger._db.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(Unusable) as caught:
-        ledger.reopen()
-    told = explain_unusable(ledger.path, caught.value)
-    assert str(ledger.path) in told.message and "newer imagegen" in told.message
-
-
-@pytest.mark.parametrize("where", [0, 4096])
-def test_a_damaged_ledger_is_named_with_its_cure(tmp_path: Path, where: int) -> None:
-    """A file that is none, and one whose pages are garbage; not with a traceback."""
-    made = Ledger(tmp_path / "ledger.sqlite")
-    made.enter_nodes(ROLES)
-    made.close()
-    data = bytearray(made.path.read_bytes())
-    data[where:] = b"\xa5" * (len(data) - where)
-    made.path.write_bytes(data)
-    with pytest.raises(Unusable) as caught:
-        Ledger(made.path).enter_nodes(ROLES)
-    told = explain_unusable(made.path, caught.value)
-    assert f"{made.path} is damaged" in told.message
-    assert "move" in told.hint and "imagegen serve --arm NODE" in told.hint
-
-
 def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledger: Ledger) -> None:
     """And which nodes the server knows."""
     ledger.set_gives_seeds(True)
@@ -489,86 +333,3 @@ def test_whether_seeds_are_given_is_known_beside_the_server(tmp_path: Path, ledg
     assert other.gives_seeds and other.find_unknown(["c-1", "c-9"]) == ["c-9"]
     ledger.set_gives_seeds(False)
     assert not other.gives_seeds
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"version": 2}, "version 1"),
-        ({"node": "c-9"}, "not a node"),
-        ({"node": None}, "node must be"),
-        ({"role": "controller"}, "not the node's role"),
-        ({"state": "happy"}, "state must be"),
-        ({"state": ["ready"]}, "state must be"),
-        ({"step": "s" * 101}, "step must be"),
-        ({"detail": "d" * 1001}, "detail must be"),
-        ({"detail": "\ud800"}, "surrogates"),
-        ({"steps": {}}, "steps must be"),
-        ({"steps": [{"name": "x"}] * 201}, "steps must be"),
-        ({"steps": [{"name": "x"}, "y"]}, "steps must be"),
-        ({"steps": [{"name": ["x"]}]}, "steps must be"),
-    ],
-)
-def test_a_document_that_is_none_is_refused(change: dict[str, Any], words: str) -> None:
-    """With what is wrong about it."""
-    with pytest.raises(ValueError, match=words):
-        check_document(json.dumps({**document("c-1", "working", "role"), **change}).encode(), ROLES)
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000, b'"x"'])
-def test_bytes_that_are_no_document_are_refused(data: bytes) -> None:
-    """As a ValueError, whatever they are."""
-    with pytest.raises(ValueError):
-        check_document(data, ROLES)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-KEYS = st.sampled_from(["version", "node", "role", "state", "step", "detail", "steps"])
-
-
-@given(st.dictionaries(KEYS, JSON))
-def test_what_is_taken_can_be_recorded(changes: dict[str, Any]) -> None:
-    """Any JSON under any key is refused or recorded; nothing else happens."""
-    data = json.dumps({**document("c-1", "working", "role"), **changes}).encode()
-    try:
-        taken = check_document(data, ROLES)
-    except ValueError:
-        return
-    memory = Ledger(Path(":memory:"))
-    memory.enter_nodes(ROLES)
-    memory.record(taken)
-    assert memory.find_document(taken["node"]) is not None
-
-
-@given(
-    st.sampled_from(list(ROLES)),
-    st.sampled_from(STATUS_SCHEMA["properties"]["state"]["enum"]),
-    st.from_regex(r"[a-z-]{1,30}", fullmatch=True),
-    st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1, max_size=300),
-    st.integers(0, 60),
-)
-def test_what_nodes_may_say_is_taken(node: str, state: str, step: str, detail: str, count: int) -> None:
-    """Every document of the schema that agents are held to, whatever its texts."""
-    said = document(node, state, step, count, detail)
-    jsonschema.validate(said, STATUS_SCHEMA)
-    taken = check_document(json.dumps(said).encode(), ROLES)
-    assert taken["state"] == state and [one["name"] for one in taken["steps"]] == [f"step{n}" for n in range(count)]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"version": 2}, {"state": "degraded"}, {"state": None}, {"node": 1}, {"role": "network"}, {"role": None},
-        {"step": 5}, {"detail": []}, {"detail": "x" * 1001}, {"steps": {}}, {"steps": [1]},
-        {"steps": [{"state": "done"}]},
-    ],
-)  # fmt: skip
-def test_what_no_node_says_is_refused(change: dict[str, Any]) -> None:
-    """What the schema forbids, the ledger does not take either."""
-    said = {**document("c-1", "working", "role"), **change}
-    assert not jsonschema.Draft202012Validator(STATUS_SCHEMA).is_valid(said)
-    with pytest.raises(ValueError):
-        check_document(json.dumps(said).encode(), ROLES)

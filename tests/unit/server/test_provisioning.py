@@ -10,8 +10,9 @@ import pytest
 
 from imagegen.base.errors import BadUsage, MachineLacks
 from imagegen.cli.main import run_command
-from imagegen.server.ledger import VERSION, Ledger
+from imagegen.server.ledger import Ledger
 from imagegen.server.provisioning import LEDGER, use_ledger
+from imagegen.server.tables import VERSION
 
 PAGE = 4096
 
