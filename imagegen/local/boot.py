@@ -31,7 +31,6 @@ VERIFY_SHARE = (
     20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
 )
 LAST_LINES = 15
-MIB = 1 << 20
 
 
 class Machine(Protocol):

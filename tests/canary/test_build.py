@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bringup import CHECKOUT, IMAGES, find_secrets, run_imagegen, write_inputs
+from bringup import CHECKOUT, IMAGES, current_image, find_secrets, run_imagegen, write_inputs
 from canaries import PLANTED
 from secret_places import name_secrets
 from watch import ProcessWatch, spell_secret
@@ -41,7 +41,7 @@ def canary_build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CanaryBui
             done = run_imagegen([*options, "build", "--role", "compute", *more])
         if "compute: dib: " in done.stderr:
             break  # the whole image was built; a cache may hold it, or its tree without the other formats
-    image = (IMAGES / "compute/current").read_text().strip()
+    image = current_image("compute")
     files = [path for path in (IMAGES / "compute").iterdir() if image in path.name or path.suffix in ("", ".json")]
     files.append(CHECKOUT / f"out/logs/compute-{image}.log")
     yield CanaryBuild(files, done.stdout + done.stderr, watch, secrets)

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from imagegen.base.commands import run
 from imagegen.base.errors import CommandFailed
+from imagegen.base.machine import MIB
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
@@ -37,7 +38,6 @@ CHECK_SECONDS = 300.0  # until the cluster is right from outside: a service that
 WRITE_SECONDS = 120.0  # until Nova takes a write again, once all nodes are ready
 VAR_MIB = 1536
 FILLER = "filler"
-MIB = 1 << 20
 UNITS = {"database": "mariadb.service", "messaging": "rabbitmq-server.service", "identity": "keystone.service"}
 
 # Each row is something that must be there once and is there more often.

@@ -19,7 +19,7 @@ from uuid import UUID, uuid5
 import bringup
 import pytest
 import yaml
-from bringup import IMAGES, run_imagegen
+from bringup import IMAGES, current_image, run_imagegen
 from netboot_images import share_images
 
 from imagegen.base.commands import run
@@ -244,7 +244,7 @@ def test_the_next_boot_starts_over_and_goes_on_to_first_boot(site: Path, passwor
 
     The medium is gone, so the seed is the one that the server gives out, in the disk's seed partition.
     """
-    image = (IMAGES / "compute/current").read_text().strip()
+    image = current_image("compute")
     with machine(site, site / "2.log", medium=False) as booted:
         said = booted.wait_for("waiting wait-messaging")
         assert booted.execute("cloud-init query subplatform") == "config-disk (/dev/vda3)\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from repository import AGENT, NETWORK_BOOT
 from imagegen.cli import main
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import load_secrets
+from imagegen.local.qemu import free_port
 from imagegen.model.cluster import Cluster
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.provisioning import Provisioning, Serve, Window, provision
@@ -69,10 +69,7 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSite:
     def make(computes: int) -> Site:
         assert main.run_command(["-q", "init", str(tmp_path)]) == 0
         document = yaml.safe_load((tmp_path / "cluster.yaml").read_text())
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
-        document["pxe"] = {"url": f"http://{HOST}:{port}"}
+        document["pxe"] = {"url": f"http://{HOST}:{free_port()}"}
         document["network"] = {"cidr": "10.77.0.0/16", "gateway": "10.77.0.1"}
         document["nodes"] = [
             {

@@ -24,6 +24,7 @@ from conftest import HOST, Site
 from imagegen.base.errors import ImagegenError, MachineLacks
 from imagegen.base.marks import MARK
 from imagegen.inputs.ca import generate_authority
+from imagegen.local.qemu import free_port
 from imagegen.server import app, provisioning
 from imagegen.server.admission import MOST_CONNECTIONS_EACH
 from imagegen.server.listener import (
@@ -342,13 +343,6 @@ def running(site: Site, *options: str) -> Iterator[subprocess.Popen[str]]:
         if process.stderr:
             process.stderr.read()
         process.wait(SECONDS)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def imagegen(site: Site, *words: str) -> subprocess.CompletedProcess[str]:

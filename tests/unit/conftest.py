@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import fakes  # noqa: F401 - makes the agent importable
 import hypothesis
 import pytest
+from fakes.users import ALICE
 from guards import pytest_itemcollected, pytest_runtest_protocol
 
 __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
@@ -25,3 +27,13 @@ def root() -> None:
     """For tests that give files to other users."""
     if os.geteuid() != 0:
         pytest.skip("giving files to other users takes root: run the unit tests as root")
+
+
+@pytest.fixture
+def sudo(root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Alice's directory, in which she calls sudo."""
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, ALICE, ALICE)
+    monkeypatch.setenv("SUDO_UID", str(ALICE))
+    monkeypatch.setenv("SUDO_GID", str(ALICE))
+    return tmp_path

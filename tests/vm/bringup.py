@@ -13,6 +13,7 @@ from canaries import CLUSTER_FILE, ENVIRONMENT_VARIABLES, KEY_COMMENT
 from watch import spell_secret
 
 from imagegen.base.commands import run
+from imagegen.images.current import find_current
 from imagegen.model.cluster import Cluster
 
 CHECKOUT = Path(__file__).parents[2]
@@ -103,6 +104,13 @@ def run_imagegen(
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def current_image(role: str) -> str:
+    """The content id of the role's image, as files are named after it."""
+    image = find_current(IMAGES.parent, role)
+    assert image is not None, f"no image of the role {role} is built"
+    return image.id
 
 
 def find_secrets(paths: Iterable[Path], secrets: dict[str, str]) -> list[str]:

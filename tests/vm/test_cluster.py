@@ -14,7 +14,7 @@ from uuid import uuid5
 import bad_day
 import pytest
 from bad_day import CONTROLLER, DEPLOYED, LIVE
-from bringup import BOOT_MINUTES, IMAGES, BootedCluster, find_secrets
+from bringup import BOOT_MINUTES, BootedCluster, current_image, find_secrets
 from canaries import PLANTED
 from repository import ROOT
 from secret_places import find_misplaced, name_secrets, secrets_of_compute
@@ -59,7 +59,7 @@ def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> No
     first, second, third = said.split("Linux version")[1:]
     assert ": blank" in first and "working table" not in first
     assert "an unfinished deployment of" in second and "kept by the earlier deployment" in second
-    image = (IMAGES / "compute/current").read_text().strip()
+    image = current_image("compute")
     assert f"table: /dev/vda holds {image}" in second and "3 files as the seed promised" in second + third
     assert "efi: EFI v2" in first and "boot=imagegen" in first
     assert "efi: EFI v2" in third and "boot=imagegen" not in third and "root=PARTUUID=" in third

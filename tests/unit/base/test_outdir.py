@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes.users import ALICE, MALLORY
 from netboot_images import make_images, make_loaders
 from repository import read_modules
 
@@ -28,7 +29,6 @@ from imagegen.cli.main import run_command
 from imagegen.local import boot
 from imagegen.server import provisioning
 
-ALICE, MALLORY = 12345, 12346  # nobody's uids
 WRITERS = (["generate"], ["seed"], ["pxe"], ["baremetal"])
 
 
@@ -50,12 +50,8 @@ def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sudo(root: None, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Alice's directory, in which she calls sudo."""
-    for path in (here, *here.rglob("*")):
-        os.chown(path, ALICE, ALICE)
-    monkeypatch.setenv("SUDO_UID", str(ALICE))
-    monkeypatch.setenv("SUDO_GID", str(ALICE))
+def sudo(here: Path, sudo: Path) -> Path:
+    """As everywhere, with the inputs."""
     return here
 
 

@@ -9,23 +9,14 @@ from typing import Any
 
 import pytest
 from fakes.command_line import Output, files_below
+from fakes.users import ALICE, MALLORY
 
 from imagegen.base.errors import ExitCode, MachineLacks
 from imagegen.cli import init
 from imagegen.cli.main import run_command
 
-ALICE, MALLORY = 12345, 12346  # nobody's uids
 FILES = ["ca.key", "ca.pem", "cluster.yaml", "secrets.yaml"]
 IN_ORDER = ("cluster.yaml", "secrets.yaml", "ca.pem", "ca.key")
-
-
-@pytest.fixture
-def sudo(root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Alice's directory, in which she calls sudo."""
-    os.chown(tmp_path, ALICE, ALICE)
-    monkeypatch.setenv("SUDO_UID", str(ALICE))
-    monkeypatch.setenv("SUDO_GID", str(ALICE))
-    return tmp_path
 
 
 @pytest.mark.parametrize(("place", "made"), [("new/demo", True), ("roots", False), (".", False)])

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.base.errors import CommandFailed, ImagegenError
+from imagegen.base.machine import MIB
 from imagegen.images import disk
 
-MIB = 1 << 20
 LAYOUT = disk.plan_layout(2048 * MIB, "0123456789ab")
 
 

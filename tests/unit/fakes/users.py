@@ -1,0 +1,3 @@
+"""Users of whom this machine knows nothing."""
+
+ALICE, MALLORY = 12345, 12346
