@@ -12,7 +12,7 @@ from fakes.command_line import Output, files_below
 
 from imagegen.base.errors import ExitCode, MachineLacks
 from imagegen.cli import init
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 
 ALICE, MALLORY = 12345, 12346  # nobody's uids
 FILES = ["ca.key", "ca.pem", "cluster.yaml", "secrets.yaml"]

@@ -27,7 +27,7 @@ from imagegen import __version__
 from imagegen.base import streams
 from imagegen.base.errors import CommandFailed, ExitCode, Problem
 from imagegen.base.resources import PACKAGE
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 from imagegen.local import boot
 from imagegen.server import provisioning
 from imagegen.server.evidence import Reason

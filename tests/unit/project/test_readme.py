@@ -18,12 +18,12 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 
 from imagegen.base.errors import ExitCode
 from imagegen.base.resources import PACKAGE
-from imagegen.cli import main
-from imagegen.cli.main import cli, run_command
+from imagegen.cli import front
+from imagegen.cli.run import cli, run_command
 from imagegen.inputs.cluster_file import load_cluster
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = tuple(main.COMMANDS)
+COMMANDS = tuple(front.COMMANDS)
 OFFLINE = ("init", "validate", "generate", "seed", "schema")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
