@@ -77,7 +77,7 @@ def test_nodes_are_enrolled_without_what_ironic_refuses(ironic: Tree) -> None:
 def test_the_image_is_named_with_its_digest(ironic: Tree, given: tuple[Any, ...]) -> None:
     """The raw one, which the ramdisk streams without a conversion, where `imagegen pxe` puts it."""
     info = json.loads(ironic[f"instance-info/{NODE}.json"].data)
-    image = next(image for role, image in given[1].items() if role == "compute")
+    image = next(image for role, image in given[1].items() if role.name == "compute")
     assert info == {
         "image_source": "http://192.168.56.1:8080/images/compute-222222222222.raw",
         "image_disk_format": "raw",

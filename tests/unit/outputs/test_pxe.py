@@ -335,7 +335,7 @@ def test_the_caller_says_which_files_it_needs(cluster: Cluster, tmp_path: Path) 
     for path in (tmp_path / "out/images").glob("*/*.squashfs"):
         path.unlink()
     found = pxe.find_images(cluster, tmp_path / "out", {"deploy": ("raw",), "live": ("raw",)})
-    assert sorted(found) == ["compute", "controller"]
+    assert sorted(map(str, found)) == ["compute", "controller"]
     with pytest.raises(BadUsage, match=r"compute \(squashfs\)$"):
         pxe.find_images(cluster, tmp_path / "out", {"deploy": (), "live": ("squashfs",)})
 
