@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import identity_users, messaging_users
+from imagegen.model.roles import Role
 
 # Files that hold secrets by design: path -> owner and mode.
 EVERY_NODE = {
@@ -58,7 +59,7 @@ def find_misplaced(
 
     `files` is what probes/secrets.py answers: path -> [owner, mode, names]; `also` are more places of this node.
     """
-    expected = {**EVERY_NODE, **(CONTROLLER_ONLY if role is Role.CONTROLLER else {}), **(also or {})}
+    expected = {**EVERY_NODE, **(CONTROLLER_ONLY if role.controls else {}), **(also or {})}
     places, unseen, wrong = {**expected, **ALLOWED}, set(expected), []
     for path, (owner, mode, names) in files.items():
         pattern = next((pattern for pattern in places if re.fullmatch(pattern, path)), "")

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from imagegen.base.tree import File, Tree, text
-from imagegen.model.cluster import Role
 from imagegen.model.releases import Distro, Release, package_installs, package_map
-from imagegen.model.roles import roles
+from imagegen.model.roles import Role
 
 IMAGE_JSON = "static/etc/imagegen/image.json"
 
@@ -81,7 +80,7 @@ fi
 
 def top_elements(role: Role) -> tuple[str, ...]:
     """What a role's generated element depends on; the rest follows through element-deps."""
-    return "imagegen-deploy", roles()[role].element
+    return "imagegen-deploy", role.element
 
 
 def role_element(role: Role) -> str:

@@ -24,7 +24,8 @@ from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import nspawn, qemu
 from imagegen.local.network_boot import NetworkBoot, PxeQemu
 from imagegen.local.verify import Fault, verify_cluster
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role
 from imagegen.seeds.seed import seed_tree
 
 """Takes one line of progress."""
@@ -133,7 +134,7 @@ def boot_cluster(boot: Boot, report: Say) -> list[NodeResult]:
         faults = explain_results(machines, results, limit)
         if not faults:
             report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
-            controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
+            controller = next(machine for machine in machines if machine.node.role.controls)
             limit = backend.timeout / VERIFY_SHARE
             found = verify_patiently(
                 lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit), limit, report
@@ -200,7 +201,7 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
     how = f"run `imagegen build --role {role}` first"
     image = find_current(out, role)
     if image is None:
-        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role}", how)
+        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role.name}", how)
     suffix = IMAGE_SUFFIX[backend]
     if not image.has(suffix):
         raise BadUsage(f"{image.directory / image.file_name(suffix)} is missing; the {backend} backend needs it", how)
@@ -297,7 +298,7 @@ def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, r
     step = str(document.get("step", ""))
     rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
     node = machine.node
-    return NodeResult(node.name, node.role.value, state, step, detail, round(seconds, 1), machine.image, rc)
+    return NodeResult(node.name, node.role.name, state, step, detail, round(seconds, 1), machine.image, rc)
 
 
 def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,6 @@ from imagegen.local import qemu
 from imagegen.local.lan import Lan
 from imagegen.local.qemu import Firmware, Qemu, QemuMachine, find_ovmf, needs_outside, plan_outside
 from imagegen.model.cluster import Cluster, Node
-from imagegen.model.roles import roles
 from imagegen.outputs.pxe import SUFFIXES, choose_url, read_image
 from imagegen.server.ledger import Ledger
 from imagegen.server.listener import Serving, listen
@@ -145,7 +144,7 @@ class PxeQemu(Qemu):
 
 def memory_of(network: PxeQemu, node: Node) -> int:
     """The bytes of memory of a node that boots over the network."""
-    return max(roles()[node.role].machine_memory, LIVE_MEMORY if node.deploy.mode == "live" else 0)
+    return max(node.role.machine_memory, LIVE_MEMORY if node.deploy.mode == "live" else 0)
 
 
 class TapMachine(QemuMachine):
@@ -164,7 +163,7 @@ class TapMachine(QemuMachine):
         return qemu.node_command(
             self._lan.name,
             self.node,
-            memory=memory_of(self._lan, self.node) if self.blank else roles()[self.node.role].machine_memory,
+            memory=memory_of(self._lan, self.node) if self.blank else self.node.role.machine_memory,
             accelerated=self._lan.accelerated,
             firmware=self._lan.network_firmware if self.blank else self._lan.firmware,
             tap=self.tap,

@@ -36,7 +36,7 @@ from imagegen.base.tree import Tree, text, write_file
 from imagegen.inputs.device_hints import parse_hint
 from imagegen.local.lan import remove_lan
 from imagegen.model.cluster import NAMESPACE, Cluster, Node
-from imagegen.model.roles import roles
+from imagegen.model.roles import hosted_services
 from imagegen.seeds.iso import write_seed_iso
 
 STATE = "qemu.json"
@@ -112,7 +112,7 @@ class Qemu:
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """(memory, disk) in bytes that a machine needs: the disk holds only what the node writes."""
-        return roles()[node.role].machine_memory, 4 << 30
+        return node.role.machine_memory, 4 << 30
 
     def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
         """A machine for that node, not started yet: an overlay on `image` (qcow2 or raw) and a copy of the seed.
@@ -202,7 +202,7 @@ class QemuMachine:
         return node_command(
             network.name,
             self.node,
-            memory=roles()[self.node.role].machine_memory,
+            memory=self.node.role.machine_memory,
             accelerated=network.accelerated,
             firmware=network.firmware,
         )
@@ -319,7 +319,7 @@ def node_command(
     )
     return [
         *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", str(roles()[node.role].processors)),
+        *("-machine", "q35", *engine, "-m", f"{memory >> 20}M", "-smp", str(node.role.processors)),
         # By which a node recognises its machine; without it all machines have the same, zeros.
         *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
         *(("-bios", str(firmware)) if firmware else ()),
@@ -395,7 +395,7 @@ def plan_outside(cluster: Cluster) -> Outside:
 def needs_outside(cluster: Cluster) -> bool:
     """Whether the nodes use anything outside their network."""
     services = cluster.services
-    places = [services.database, services.messaging, services.cache, services.identity]
+    places = map(services.place, hosted_services())
     hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
     hosts.append(urlsplit(services.image_endpoint).hostname or "")
 

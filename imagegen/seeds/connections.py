@@ -6,7 +6,7 @@ from typing import Any
 
 from imagegen.base.templates import quote_url
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Hosted, Place
+from imagegen.model.cluster import Cluster, Place
 from imagegen.model.logins import (
     MessagingUser,
     controller_messaging,
@@ -38,5 +38,5 @@ def cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, object
 
 def cache_place(cluster: Cluster) -> dict[str, Any]:
     """The address of a controller's memcached: its own loopback, unless the cluster file names another one."""
-    place = cluster.services.cache or Place(LOOPBACK, hosted_port(Hosted.CACHE))
+    place = cluster.services.cache or Place(LOOPBACK, hosted_port("cache"))
     return {"host": place.host, "port": place.port}

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Hosted, Node, Role
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import (
     COMPUTE_USER,
     MessagingUser,
@@ -27,34 +27,42 @@ CELL0_UUID = UUID(int=0)  # nova.objects.cell_mapping.CellMapping.CELL0_UUID
 def compute_id(cluster: Cluster, node: Node) -> str | None:
     """The compute_id, for a compute whose release has one."""
     knows = cluster.release.knows("compute_id")
-    return str(cluster.compute_id(node)) if knows and node.role is Role.COMPUTE else None
+    return str(cluster.compute_id(node)) if knows and node.role.runs("nova-compute") else None
 
 
 def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
     """/etc/imagegen/node.json, the agent's input: what this node needs, and nothing that grows with the fleet."""
-    controller = node.role is Role.CONTROLLER
-    user = controller_messaging(cluster) if controller else compute_messaging(cluster, node.cell)
     document: dict[str, Any] = {
         "version": 1,
         "node": node.name,
-        "role": node.role.value,
+        "role": node.role.name,
         "cluster": cluster.name,
         "region": cluster.region,
         "release": cluster.release.id,
         "cell": node.cell,
         "address": str(node.address),
-        "hosts": [service.value for service in cluster.hosted_on(node)],
+        "hosts": list(cluster.hosted_on(node)),
         "files_key": files_key(secrets, node),
         "status_url": cluster.status_url,
         "auth_url": cluster.services.auth_url,
-        "messaging": _messaging_login(cluster, user, secrets),
     }
-    if Hosted.MESSAGING in cluster.hosted_on(node):
+    if user := _messaging_user(cluster, node):
+        document["messaging"] = _messaging_login(cluster, user, secrets)
+    if "messaging" in cluster.hosted_on(node):
         document["erlang_cookie"] = secrets.messaging_cookie
-    if controller:
-        return document | _controller_document(cluster, node, secrets)
-    identity = {"user": COMPUTE_USER, "users": _identity_logins(cluster, secrets, COMPUTE_USER)}
-    return document | {"compute_id": compute_id(cluster, node), "identity": identity}
+    if node.role.controls:
+        document |= _controller_document(cluster, node, secrets)
+    if node.role.runs("nova-compute"):
+        identity = {"user": COMPUTE_USER, "users": _identity_logins(cluster, secrets, COMPUTE_USER)}
+        document |= {"compute_id": compute_id(cluster, node), "identity": identity}
+    return document
+
+
+def _messaging_user(cluster: Cluster, node: Node) -> MessagingUser | None:
+    """As whom the node's services log in to the message queue; None: they do not."""
+    if node.role.controls:
+        return controller_messaging(cluster)
+    return compute_messaging(cluster, node.cell) if node.role.runs("nova-compute") else None
 
 
 def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) -> dict[str, Any]:
@@ -85,9 +93,9 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
         ],
     }
     hosts = cluster.hosted_on(node)
-    if Hosted.DATABASE in hosts:  # only the host needs to know who may log in: no other seed grows with the controllers
+    if "database" in hosts:  # only the host needs to know who may log in: no other seed grows with the controllers
         database["clients"] = database_clients(cluster)
-    others = messaging_users(cluster)[1:] if Hosted.MESSAGING in hosts else []
+    others = messaging_users(cluster)[1:] if "messaging" in hosts else []
     return {
         "database": database,
         "other_messaging": [_messaging_login(cluster, user, secrets) for user in others],

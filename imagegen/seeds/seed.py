@@ -112,9 +112,9 @@ def _facts(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: str) 
             "cluster": cluster.name,
             "region": cluster.region,
             "release": cluster.release.id,
-            "role": node.role.value,
+            "role": node.role.name,
             "cell": node.cell,
-            "hosts_services": [service.value for service in cluster.hosted_on(node)],
+            "hosts_services": list(cluster.hosted_on(node)),
             "compute_id": compute_id(cluster, node),
             "files": [
                 {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from imagegen.base.templates import dump_json, render_template
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Hosted, Node, Role
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import (
     COMPUTE_USER,
     compute_messaging,
@@ -39,9 +39,10 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
         files.append(_file("/etc/chrony/conf.d/imagegen.conf", "root:root", 0o644, "chrony.conf.j2", values))
     if values["time_servers"]:
         files.append(_file("/etc/chrony/sources.d/imagegen.sources", "root:root", 0o644, "chrony.sources.j2", values))
-    nova = f"nova-{node.role}.conf.j2"
-    files.append(_file("/etc/nova/nova.conf.d/50-imagegen.conf", "root:nova", 0o640, nova, values))
-    if node.role is Role.CONTROLLER:
+    nova = "/etc/nova/nova.conf.d/50-imagegen.conf"
+    for element in filter(node.role.runs, ("nova-controller", "nova-compute")):
+        files.append(_file(nova, "root:nova", 0o640, f"{element}.conf.j2", values))
+    if node.role.controls:
         placement = "/etc/placement/placement.conf.d/50-imagegen.conf"
         files.append(_file(placement, "root:placement", 0o640, "placement.conf.j2", values))
         files += _further_cells(cluster, node, secrets)
@@ -78,7 +79,7 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "time_servers": _time_servers(cluster, node),
         "console_port": console_port,
     }
-    if node.role is Role.COMPUTE:
+    if node.role.runs("nova-compute"):
         user = compute_messaging(cluster, node.cell)
         values |= {
             "transport_url": transport_url(cluster, node.cell, user, secrets),
@@ -86,7 +87,7 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
             "compute_password": secrets.password(f"identity_{COMPUTE_USER}"),
             "novncproxy_base_url": f"http://{cluster.controllers[0].address}:{console_port}/vnc_auto.html",
         }
-    else:
+    if node.role.controls:
         database = services.database
         values |= {
             "cache": "{host}:{port}".format(**cache_place(cluster)),
@@ -134,8 +135,8 @@ def _cache_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) 
 
 
 _HOSTED_FILES = {
-    Hosted.DATABASE: _database_files,
-    Hosted.MESSAGING: _messaging_files,
-    Hosted.CACHE: _cache_files,
-    Hosted.IDENTITY: _identity_files,
+    "database": _database_files,
+    "messaging": _messaging_files,
+    "cache": _cache_files,
+    "identity": _identity_files,
 }

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from canaries import CLUSTER_FILE
 
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
 
 NOVA_COMPUTE = "nova-compute"
 
@@ -67,7 +67,7 @@ def list_cell_options(cluster: Cluster, secrets: Secrets, cell: str) -> dict[str
 def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, Any]:
     """`section.option` -> value of all that the seed writes into Nova's configuration on this node."""
     controller, mine = str(cluster.controllers[0].address), str(node.address)
-    users = ("nova", "placement") if node.role is Role.CONTROLLER else ("nova_compute", "nova_compute")
+    users = ("nova", "placement") if node.role.controls else ("nova_compute", "nova_compute")
     service_user, placement = ((user, secrets.password(f"identity_{user}")) for user in users)
     options: dict[str, Any] = {
         "DEFAULT.host": node.name,
@@ -84,7 +84,7 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "oslo_concurrency.lock_path": "/var/lock/nova",
         "cinder.os_region_name": cluster.region,
     }
-    if node.role is Role.COMPUTE:
+    if node.role.runs("nova-compute"):
         return options | {
             "DEFAULT.transport_url": transport_url(cluster, secrets, f"compute_{node.cell}", node.cell),
             "vnc.novncproxy_base_url": f"http://{controller}:{CONSOLE_PORTS[node.cell]}/vnc_auto.html",

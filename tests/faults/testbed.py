@@ -22,7 +22,8 @@ from imagegen.inputs.secrets_file import NAMES, Secrets
 from imagegen.local.boot import find_image
 from imagegen.local.nspawn import NAMESPACES, SEED, Nspawn, NspawnMachine
 from imagegen.local.verify import verify_cluster
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role, find_role, roles
 from imagegen.seeds.seed import seed_tree
 
 T = TypeVar("T")
@@ -82,9 +83,12 @@ def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[
     """A cluster of so many nodes, ctl-1 and so on; the last compute belongs to the last cell."""
     network = "network: {cidr: 10.44.0.0/24, gateway: 10.44.0.1}"  # the gateway is where the tests ask from
     lines = ["name: faults", network, f"cells: [{', '.join(cells)}]", "nodes:"]
-    for role, prefix, count, low in ((Role.CONTROLLER, "ctl", controllers, 10), (Role.COMPUTE, "cpt", computes, 20)):
+    for role, prefix, count, low in (
+        (find_role("controller"), "ctl", controllers, 10),
+        (find_role("compute"), "cpt", computes, 20),
+    ):
         for number in range(1, count + 1):
-            cell = cells[-1] if role is Role.COMPUTE and number == count else cells[0]
+            cell = cells[-1] if role.runs("nova-compute") and number == count else cells[0]
             last = low + number
             place_of = f'mac: "52:54:00:44:00:{last:02d}", address: 10.44.0.{last}, cell: {cell}'
             lines.append(f"  - {{name: {prefix}-{number}, role: {role}, {place_of}}}")
@@ -96,7 +100,7 @@ def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[
 def unpack_trees() -> dict[Role, Path]:
     """The OS tree of each role, unpacked once for all schedules that share an image."""
     trees = {}
-    for role in Role:
+    for role in roles():
         image = find_image(OUT, role, "nspawn")
         trees[role] = tree = WORK / "trees" / image.stem
         if not tree.is_dir():
@@ -285,7 +289,7 @@ class Testbed:
         for path in kept:
             run(["rm", "-rf", machine.tree / path])
             run(["cp", "-a", safe / Path(path).name, machine.tree / path])
-            if machine.node.role is Role.CONTROLLER:
+            if machine.node.role.controls:
                 run(["chown", "--recursive", "4242:4242", machine.tree / path])
         shutil.rmtree(safe)
         machine.start()

@@ -20,7 +20,9 @@ from fakes.world import make_secrets
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-SERVICES = ("database", "messaging", "identity")
+from imagegen.model.roles import hosted_services
+
+SERVICES = tuple(service for service in hosted_services() if service != "cache")
 PATIENCE = 3000.0  # seconds of the site's clock, from the last fault until every node is ready
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 

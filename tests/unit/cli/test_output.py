@@ -29,12 +29,13 @@ from imagegen.base.errors import CommandFailed, ExitCode, Problem
 from imagegen.base.resources import PACKAGE
 from imagegen.cli.run import run_command
 from imagegen.local import boot
+from imagegen.model.json_schemas import json_schema
 from imagegen.server import provisioning
 from imagegen.server.evidence import Reason
 
 __all__ = ["machine"]  # a fixture
 
-SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
+SCHEMA = json_schema("output")
 READY = [{}, document("ready")]
 
 

@@ -16,7 +16,6 @@ import pytest
 from fakes.command_line import COMMANDS, Output, files_below, keep_ledger, serve_nothing
 
 from imagegen.base.errors import CommandFailed, ExitCode, MachineLacks, NodeNotReady
-from imagegen.base.resources import PACKAGE
 from imagegen.cli import front
 from imagegen.cli.options import Settings
 from imagegen.cli.run import cli, run_command
@@ -24,11 +23,12 @@ from imagegen.images import build
 from imagegen.images.build import FORMATS
 from imagegen.local import boot
 from imagegen.local.qemu import Firmware
-from imagegen.model import cluster
+from imagegen.model.json_schemas import json_schema
+from imagegen.model.roles import roles
 from imagegen.server.evidence import Reason
 from imagegen.server.ledger import Ledger
 
-SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
+SCHEMA = json_schema("output")
 CANARY = "Canary-p@ss/w:r%d"
 
 
@@ -218,14 +218,14 @@ def test_seed_takes_the_named_nodes(output: Output) -> None:
 def test_build_passes_on_what_was_asked(workers: dict[str, Any], output: Output) -> None:
     """Roles in their own order, formats as named, the phases on stderr and a table on stdout."""
     assert run_command(["build", "--role", "compute", "--role", "controller", "--format", "tar", "--refresh"]) == 0
-    assert workers["build"] == ((cluster.Role.CONTROLLER, cluster.Role.COMPUTE), Path("out"), ("tar",), True)
+    assert workers["build"] == (roles(), Path("out"), ("tar",), True)
     stdout, stderr = output()
     assert stdout.splitlines()[0].split() == ["ROLE", "FORMAT", "ID", "PATH"]
     assert stdout.splitlines()[1].split() == ["controller", "tar", "0123456789ab", "out/controller.tar"]
     assert stderr.splitlines()[-3:] == ["controller: packages: 1 of 2", "controller: disk", "controller: built: in 9 s"]
     assert run_command(["build"]) == 0
     assert workers["build"] == (
-        (cluster.Role.CONTROLLER, cluster.Role.COMPUTE),
+        roles(),
         Path("out"),
         tuple(FORMATS),
         False,

@@ -157,7 +157,7 @@ class World:
             path.chmod(int(file["permissions"], 8))
         self.node: dict[str, Any] = json.loads(self.at("/etc/imagegen/node.json").read_text())
         self.put("/run/cloud-init/instance-data.json", json.dumps({"ds": {"meta_data": {"imagegen": self.facts}}}))
-        self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role], "release": "2025.1"}))
+        self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role.name], "release": "2025.1"}))
         self.put("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
         self.put("/etc/ssh/ssh_host_ed25519_key", "key")
         self.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")

@@ -19,7 +19,8 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import boot
 from imagegen.local.verify import Fault
-from imagegen.model.cluster import Place, Role
+from imagegen.model.cluster import Place
+from imagegen.model.roles import find_role, roles
 
 CLUSTER = load_cluster(None)
 SECRETS = Secrets(*["x"] * 12)
@@ -105,7 +106,7 @@ def explain(machines: list[FakeMachine], results: list[boot.NodeResult]) -> list
 
 def result(number: int, state: str, step: str = "", detail: str = "", rc: int | None = None) -> boot.NodeResult:
     node = CLUSTER.nodes[number]
-    return boot.NodeResult(node.name, node.role, state, step, detail, 83.2, "image", rc)
+    return boot.NodeResult(node.name, node.role.name, state, step, detail, 83.2, "image", rc)
 
 
 def test_nothing_is_said_of_ready_nodes() -> None:
@@ -181,7 +182,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     ) -> list[boot.NodeResult]:
         findings[:] = found
         monkeypatch.setattr(boot, "open_backend", lambda *_: network)
-        images = dict.fromkeys(Role, tmp_path)
+        images = dict.fromkeys(roles(), tmp_path)
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
         timeout = more.pop("timeout", None)
@@ -323,15 +324,15 @@ def test_the_current_image_is_found(tmp_path: Path, backend: str, suffix: str) -
     image = directory / f"controller-0123456789ab.{suffix}"
     image.touch()
     (directory / "current").write_text("0123456789ab\n")
-    assert boot.find_image(tmp_path, Role.CONTROLLER, backend) == image
+    assert boot.find_image(tmp_path, find_role("controller"), backend) == image
     image.unlink()
     with pytest.raises(BadUsage, match="is missing") as raised:
-        boot.find_image(tmp_path, Role.CONTROLLER, backend)
+        boot.find_image(tmp_path, find_role("controller"), backend)
     assert "imagegen build --role controller" in raised.value.hint
 
 
 def test_a_role_never_built_names_the_command(tmp_path: Path) -> None:
     """Build comes before boot."""
     with pytest.raises(BadUsage, match="no image for the role compute") as raised:
-        boot.find_image(tmp_path, Role.COMPUTE, "qemu")
+        boot.find_image(tmp_path, find_role("compute"), "qemu")
     assert "imagegen build --role compute" in raised.value.hint

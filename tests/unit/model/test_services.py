@@ -7,8 +7,8 @@ from collections import Counter
 
 from repository import ROOT
 
-from imagegen.model.cluster import Hosted
 from imagegen.model.declarations import declarations
+from imagegen.model.roles import hosted_services
 from imagegen.model.services import endpoints, hosted_port, services
 
 
@@ -46,7 +46,7 @@ def test_urls_are_those_of_the_services() -> None:
 
 def test_what_controllers_can_host_is_declared() -> None:
     """By the names of the cluster file."""
-    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(Hosted)
+    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(hosted_services())
 
 
 def test_the_threat_model_names_every_port() -> None:

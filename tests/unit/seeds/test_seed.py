@@ -30,9 +30,10 @@ from secret_places import ROOT_OWNED
 from imagegen.base.tree import Tree, read_tree, write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.model.cluster import Cluster, Node, Place, Role
+from imagegen.model.cluster import Cluster, Node, Place
 from imagegen.model.logins import OF_COMPUTES, database_schemas
 from imagegen.model.releases import Distro, find_release
+from imagegen.model.roles import Role, find_role
 from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import make_seed, seed_tree
 
@@ -308,7 +309,7 @@ def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
 
 def test_a_second_controller_hosts_nothing_by_itself() -> None:
     """Keys, cookie and definitions go to the node that hosts the service."""
-    tree = make_tree("extra13", add_node(make_cluster(), Role.CONTROLLER, 13))
+    tree = make_tree("extra13", add_node(make_cluster(), find_role("controller"), 13))
     own = {NODE, NOVA, PLACEMENT, "/etc/chrony/sources.d/imagegen.sources", "/etc/memcached.conf"}
     assert set(written_files(tree)) == own
     assert node_document(tree)["hosts"] == ["cache"]
@@ -349,7 +350,7 @@ def test_external_services_are_named_where_they_are() -> None:
 
 def test_schemas_are_those_that_validate_explains() -> None:
     """An operator of an external database is told of the same schemas, and every secret is the user's own."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
     schemas = node_document(make_tree(CONTROLLER, cluster))["database"]["schemas"]
     assert [(schema["name"], schema["user"]) for schema in schemas] == database_schemas(cluster)
     assert all(schema["password"] == f"example-database_{schema['user']}" for schema in schemas)
@@ -357,8 +358,8 @@ def test_schemas_are_those_that_validate_explains() -> None:
 
 def test_a_further_cell_has_its_own_database_and_vhost() -> None:
     """A compute talks to the vhost of its own cell; the controller knows all cells, each with a fixed uuid."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
-    cluster = add_node(cluster, Role.CONTROLLER, 14, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
+    cluster = add_node(cluster, find_role("controller"), 14, "far")
     compute, controller = make_tree("extra13", cluster), make_tree(CONTROLLER, cluster)
     assert urlsplit(options(compute, NOVA)["DEFAULT"]["transport_url"]).path == "/nova_far"
     assert node_document(compute)["messaging"]["vhosts"] == ["nova_far"]
@@ -394,7 +395,7 @@ def test_node_data_and_nova_agree_about_the_first_cell() -> None:
 
 def test_endpoints_are_the_first_controllers() -> None:
     """Also on a second controller, which may be the one that registers them."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     for node in (CONTROLLER, "extra13"):
         assert node_document(make_tree(node, cluster))["identity"]["services"] == [
             {"name": "nova", "type": "compute", "url": "http://192.168.56.11:8774/v2.1"},
@@ -506,7 +507,7 @@ def test_keystones_url_has_no_percent_sign() -> None:
 
 def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
     """cloud-init follows links as root; the cluster tier asks a node whether these directories are root's indeed."""
-    cluster = add_node(make_cluster(cells=("cell1", "cell2")), Role.COMPUTE, 13)
+    cluster = add_node(make_cluster(cells=("cell1", "cell2")), find_role("compute"), 13)
     for node in cluster.nodes:
         tree = seed_tree(cluster, node, make_secrets())
         assert {str(PurePosixPath(path).parent) for path in written_files(tree)} <= ROOT_OWNED
@@ -562,7 +563,7 @@ def test_the_same_input_is_the_same_instance() -> None:
 
 def test_every_controller_has_its_own_cache() -> None:
     """On loopback, for its own Keystone, Nova and Placement; nobody else's."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     for node in (CONTROLLER, "extra13"):
         tree = make_tree(node, cluster)
         lines = content(tree, "/etc/memcached.conf").splitlines()
@@ -575,10 +576,10 @@ def test_every_controller_has_its_own_cache() -> None:
 
 def test_databases_take_controllers_alone() -> None:
     """Their host alone knows the addresses: no other seed changes when a controller is added."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     assert node_document(make_tree(CONTROLLER, cluster))["database"]["clients"] == ["192.168.56.11", "192.168.56.13"]
     assert "clients" not in node_document(make_tree("extra13", cluster))["database"]
-    grown = add_node(cluster, Role.CONTROLLER, 14)
+    grown = add_node(cluster, find_role("controller"), 14)
     assert make_tree("extra13", grown) == make_tree("extra13", cluster)
     assert make_tree(COMPUTE, grown) == make_tree(COMPUTE)
 
@@ -598,8 +599,8 @@ def test_users_have_the_least_roles_of_the_release() -> None:
 
 def test_each_cell_has_its_own_console_proxy() -> None:
     """Its port counts from 6080, on every controller, whichever cell is the controller's own; computes name it."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
-    cluster = add_node(cluster, Role.CONTROLLER, 14, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
+    cluster = add_node(cluster, find_role("controller"), 14, "far")
     base = {
         node: options(make_tree(node, cluster), NOVA)["vnc"]["novncproxy_base_url"] for node in (COMPUTE, "extra13")
     }
@@ -616,7 +617,7 @@ def test_each_cell_has_its_own_console_proxy() -> None:
 
 def test_more_computes_change_no_other_seed() -> None:
     """What grows with the fleet is in nobody's seed."""
-    grown = add_node(add_node(make_cluster(), Role.COMPUTE, 13), Role.COMPUTE, 14)
+    grown = add_node(add_node(make_cluster(), find_role("compute"), 13), find_role("compute"), 14)
     for node in (CONTROLLER, COMPUTE):
         assert make_tree(node, grown) == make_tree(node)
 
