@@ -36,14 +36,24 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
     files = [_file("/etc/imagegen/node.json", "root:root", 0o600, dump_json(node_document(cluster, node, secrets)))]
     values = _template_values(cluster, node, secrets)
     if node == cluster.controllers[0]:
-        files.append(_file("/etc/chrony/conf.d/imagegen.conf", "root:root", 0o644, "chrony.conf.j2", values))
+        files.append(
+            _file("/etc/chrony/conf.d/imagegen.conf", "root:root", 0o644, "imagegen-base/seed/chrony.conf.j2", values)
+        )
     if values["time_servers"]:
-        files.append(_file("/etc/chrony/sources.d/imagegen.sources", "root:root", 0o644, "chrony.sources.j2", values))
-    nova = f"nova-{node.role}.conf.j2"
+        files.append(
+            _file(
+                "/etc/chrony/sources.d/imagegen.sources",
+                "root:root",
+                0o644,
+                "imagegen-base/seed/chrony.sources.j2",
+                values,
+            )
+        )
+    nova = f"nova-{node.role}/seed/nova-{node.role}.conf.j2"
     files.append(_file("/etc/nova/nova.conf.d/50-imagegen.conf", "root:nova", 0o640, nova, values))
     if node.role is Role.CONTROLLER:
         placement = "/etc/placement/placement.conf.d/50-imagegen.conf"
-        files.append(_file(placement, "root:placement", 0o640, "placement.conf.j2", values))
+        files.append(_file(placement, "root:placement", 0o640, "placement-api/seed/placement.conf.j2", values))
         files += _further_cells(cluster, node, secrets)
         for service in cluster.hosted_on(node):
             files += _HOSTED_FILES[service](cluster, secrets, values)
@@ -62,7 +72,7 @@ def _time_servers(cluster: Cluster, node: Node) -> list[str]:
 
 
 def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, object]:
-    """All values for the templates in userdata_templates/."""
+    """All values for the templates."""
     services = cluster.services
     console_port = cluster.console_port(node.cell)
     values: dict[str, object] = {
@@ -104,13 +114,23 @@ def _further_cells(cluster: Cluster, node: Node, secrets: Secrets) -> list[SeedF
     for cell in cluster.cells:
         if cell != node.cell:
             values = {**cell_urls(cluster, cell, secrets), "console_port": cluster.console_port(cell)}
-            files.append(_file(f"/etc/nova/cells/{cell}.conf", "root:nova", 0o640, "nova-cell.conf.j2", values))
+            files.append(
+                _file(
+                    f"/etc/nova/cells/{cell}.conf", "root:nova", 0o640, "nova-controller/seed/nova-cell.conf.j2", values
+                )
+            )
     return files
 
 
 def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
     return [
-        _file("/etc/keystone/keystone.conf.d/50-imagegen.conf", "root:keystone", 0o640, "keystone.conf.j2", values),
+        _file(
+            "/etc/keystone/keystone.conf.d/50-imagegen.conf",
+            "root:keystone",
+            0o640,
+            "keystone/seed/keystone.conf.j2",
+            values,
+        ),
         # Keystone takes a key file as it is: no newline at the end.
         _file("/etc/keystone/fernet-keys/0", "root:keystone", 0o640, secrets.keystone_fernet_key),
         _file("/etc/keystone/credential-keys/0", "root:keystone", 0o640, secrets.keystone_credential_key),
@@ -120,17 +140,35 @@ def _identity_files(cluster: Cluster, secrets: Secrets, values: dict[str, object
 def _messaging_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
     definitions = dump_json(rabbitmq_definitions(cluster, secrets))
     return [
-        _file("/etc/rabbitmq/conf.d/50-imagegen.conf", "root:root", 0o644, "rabbitmq.conf.j2", values),
+        _file(
+            "/etc/rabbitmq/conf.d/50-imagegen.conf", "root:root", 0o644, "rabbitmq-server/seed/rabbitmq.conf.j2", values
+        ),
         _file("/etc/rabbitmq/definitions.json", "root:rabbitmq", 0o640, definitions),
     ]
 
 
 def _database_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
-    return [_file("/etc/mysql/mariadb.conf.d/90-imagegen.cnf", "root:root", 0o644, "mariadb.cnf.j2", values)]
+    return [
+        _file(
+            "/etc/mysql/mariadb.conf.d/90-imagegen.cnf",
+            "root:root",
+            0o644,
+            "mariadb-server/seed/mariadb.cnf.j2",
+            values,
+        )
+    ]
 
 
 def _cache_files(cluster: Cluster, secrets: Secrets, values: dict[str, object]) -> list[SeedFile]:
-    return [_file("/etc/memcached.conf", "root:root", 0o644, "memcached.conf.j2", {**values, **cache_place(cluster)})]
+    return [
+        _file(
+            "/etc/memcached.conf",
+            "root:root",
+            0o644,
+            "memcached/seed/memcached.conf.j2",
+            {**values, **cache_place(cluster)},
+        )
+    ]
 
 
 _HOSTED_FILES = {
