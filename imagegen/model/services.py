@@ -63,6 +63,12 @@ def hosted_port(name: str) -> int:
     return port
 
 
+def role_elements(role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The elements at work on every node of the role, and those at work where the cluster file says so."""
+    (found,) = (one["role"] for one in declarations().values() if "role" in one and one["role"]["name"] == role)
+    return tuple(found["services"]), tuple(found.get("hosts", ()))
+
+
 def _read_service(element: str) -> Service:
     declared = declarations()[element]
     hosted, endpoint = declared.get("hosted", {}), None
