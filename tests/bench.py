@@ -199,7 +199,7 @@ def time_compute(site: Testbed, name: str) -> float:
     given = {
         "auth_url": site.cluster.services.auth_url,
         "address": str(site.node("ctl-1").address),
-        "password": site.secrets.identity_admin,
+        "password": site.secrets["identity_admin"],
     }
     program = [sys.executable, str(CHECKOUT / "tests/faults/schedulable.py"), name]
     site.start(name)

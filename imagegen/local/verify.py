@@ -98,7 +98,7 @@ def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     (compute,) = (endpoint for endpoint in endpoints() if endpoint.type == "compute")
     compute_url = compute.url(cluster.controllers[0].address)
     # As Nova's own user, which may read all of this, even if no administrator's password is known.
-    call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
+    call = (cluster.services.auth_url, compute_url, "nova", secrets["identity_nova"], "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
     return f"{source}\n\nmain(*{call!r})\n".encode()
 

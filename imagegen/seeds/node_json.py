@@ -10,11 +10,10 @@ from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import (
     COMPUTE_USER,
     MessagingUser,
-    compute_messaging,
-    controller_messaging,
     database_clients,
     database_schemas,
     identity_users,
+    messaging_user,
     messaging_users,
 )
 from imagegen.model.services import endpoints
@@ -46,10 +45,10 @@ def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, A
         "status_url": cluster.status_url,
         "auth_url": cluster.services.auth_url,
     }
-    if user := _messaging_user(cluster, node):
+    if user := messaging_user(cluster, node):
         document["messaging"] = _messaging_login(cluster, user, secrets)
     if "messaging" in cluster.hosted_on(node):
-        document["erlang_cookie"] = secrets.messaging_cookie
+        document["erlang_cookie"] = secrets["messaging_cookie"]
     if node.role.controls:
         document |= _controller_document(cluster, node, secrets)
     if node.role.runs("nova-compute"):
@@ -58,16 +57,9 @@ def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, A
     return document
 
 
-def _messaging_user(cluster: Cluster, node: Node) -> MessagingUser | None:
-    """As whom the node's services log in to the message queue; None: they do not."""
-    if node.role.controls:
-        return controller_messaging(cluster)
-    return compute_messaging(cluster, node.cell) if node.role.runs("nova-compute") else None
-
-
 def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) -> dict[str, Any]:
     """How the agent logs in to the message queue as that user."""
-    place, password = cluster.services.messaging, secrets.password(user.secret)
+    place, password = cluster.services.messaging, secrets[user.secret]
     login = {"host": place.host, "port": place.port, "user": user.name, "password": password}
     return {**login, "vhosts": list(user.vhosts)}
 
@@ -75,7 +67,7 @@ def _messaging_login(cluster: Cluster, user: MessagingUser, secrets: Secrets) ->
 def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[dict[str, Any]]:
     """Keystone's users with these names, or all, with their passwords and roles in project service."""
     return [
-        {"name": user.name, "password": secrets.password(user.secret), "roles": list(user.roles)}
+        {"name": user.name, "password": secrets[user.secret], "roles": list(user.roles)}
         for user in identity_users(cluster)
         if not names or user.name in names
     ]
@@ -88,7 +80,7 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
         "host": services.database.host,
         "port": services.database.port,
         "schemas": [
-            {"name": name, "user": user, "password": secrets.password(f"database_{user}")}
+            {"name": name, "user": user, "password": secrets[f"database_{user}"]}
             for name, user in database_schemas(cluster)
         ],
     }
@@ -103,7 +95,7 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
         "cells": _cells(cluster, secrets),
         "console_ports": {cell: cluster.console_port(cell) for cell in cluster.cells},
         "identity": {
-            "admin_password": None if services.identity.node is None else secrets.identity_admin,
+            "admin_password": None if services.identity.node is None else secrets["identity_admin"],
             "user": "nova",
             "users": _identity_logins(cluster, secrets),
             "services": [
@@ -121,6 +113,6 @@ def _cells(cluster: Cluster, secrets: Secrets) -> list[dict[str, str]]:
         urls = {"database_connection": str(database), "transport_url": str(transport_url)}
         return {"name": name, "uuid": str(uuid), **urls}
 
-    cell0 = database_url(cluster.services.database, "nova_cell0", "nova", secrets.database_nova)
+    cell0 = database_url(cluster, "nova_cell0", "nova", secrets)
     rows = [row("cell0", CELL0_UUID, cell0, "none:///")]
     return rows + [row(cell, cluster.cell_uuid(cell), **cell_urls(cluster, cell, secrets)) for cell in cluster.cells]

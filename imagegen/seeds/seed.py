@@ -55,7 +55,7 @@ def make_seed(cluster: Cluster, node: Node, secrets: Secrets) -> Seed:
     return Seed(
         cluster.name,
         node.name,
-        secrets.seed_key,
+        secrets["seed_key"],
         _user_data(cluster, files),
         _network_config(cluster, node),
         _facts(cluster, node, files, files_key(secrets, node)),

@@ -113,7 +113,7 @@ def test_the_doctor_names_a_sickness_and_its_cure(deployment: Deployment, name: 
     with made_sick(deployment, name) as (what, cure):
         found = examine(deployment.controller)
     assert [finding for finding in found if what in finding["what"] and cure in finding["cure"]], found
-    assert deployment.secrets.database_nova not in json.dumps(found)
+    assert deployment.secrets["database_nova"] not in json.dumps(found)
 
 
 LOOK = """\

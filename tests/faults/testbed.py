@@ -18,12 +18,13 @@ from imagegen.base.commands import run
 from imagegen.base.errors import CommandFailed
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.inputs.secrets_file import Secrets
 from imagegen.local.boot import find_image
 from imagegen.local.nspawn import NAMESPACES, SEED, Nspawn, NspawnMachine
 from imagegen.local.verify import verify_cluster
 from imagegen.model.cluster import Cluster, Node
 from imagegen.model.roles import Role, find_role, roles
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.seed import seed_tree
 
 T = TypeVar("T")
@@ -72,11 +73,11 @@ class Event:
 
 def make_secrets(dice: random.Random) -> Secrets:
     """Secrets of the form that `imagegen init` makes, the same for the same dice."""
-    values = {name: f"{dice.getrandbits(96):024x}" for name in NAMES}
+    values = {key: f"{dice.getrandbits(96):024x}" for key in secret_kinds()}
     values["messaging_cookie"] = values["messaging_cookie"].upper()
-    for name in ("keystone_fernet_key", "keystone_credential_key"):
-        values[name] = base64.urlsafe_b64encode(dice.randbytes(32)).decode()
-    return Secrets(**values)
+    for key in ("keystone_fernet_key", "keystone_credential_key"):
+        values[key] = base64.urlsafe_b64encode(dice.randbytes(32)).decode()
+    return Secrets(values)
 
 
 def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[str] = ("cell1",)) -> Cluster:
@@ -341,7 +342,7 @@ class Writer:
         given = {
             "auth_url": site.cluster.services.auth_url,
             "compute_url": f"http://{site.node('ctl-1').address}:8774/v2.1",
-            "password": site.secrets.identity_admin,
+            "password": site.secrets["identity_admin"],
         }
         with self.log.open("wb") as output:
             program = [sys.executable, str(Path(__file__).parent / "writer.py")]

@@ -119,7 +119,7 @@ def test_a_new_seed_restarts_nova_compute(world: World) -> None:
     world.run_compute()
     world.commands.log.clear()
     world.secrets = make_secrets(identity_nova="another")  # of which the computes' is made
-    world.keystone.users["nova_compute"]["password"] = world.secrets.password("identity_nova_compute")
+    world.keystone.users["nova_compute"]["password"] = world.secrets["identity_nova_compute"]
     world.make_node(COMPUTE)
     assert world.run_compute()["state"] == "ready"
     assert world.commands.log == ["systemctl restart --no-block nova-compute.service"]

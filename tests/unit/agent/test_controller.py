@@ -19,7 +19,7 @@ from fakes.world import World, make_secrets
 from imagegen_node import lease
 
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES
+from imagegen.model.secret_keys import secret_kinds
 
 CONTROLLER = "linux-node1"
 SHARED = [
@@ -91,8 +91,8 @@ def test_no_secret_is_in_a_command_or_a_status(world: World) -> None:
     """argv, the status documents and the console show none of the seed's secrets."""
     world.run_controller()
     said = "\n".join([*world.commands.log, *world.console, *map(str, world.documents)])
-    names = (*NAMES, "identity_nova_compute", "messaging_compute_cell1")
-    assert [name for name in names if world.secrets.password(name) in said] == []
+    names = (*secret_kinds(), "identity_nova_compute", "messaging_compute_cell1")
+    assert [name for name in names if world.secrets[name] in said] == []
 
 
 def test_every_status_document_has_the_promised_shape(world: World) -> None:
@@ -339,7 +339,7 @@ def test_the_last_lines_of_a_command_show_no_password(world: World) -> None:
     """nova-manage's errors can print URLs: what is in the status is masked."""
     url = world.node["cells"][1]["database_connection"]
     world.commands.fail(
-        "nova-manage api_db sync", 1, f"cannot reach {url} with {world.secrets.database_nova}", times=99
+        "nova-manage api_db sync", 1, f"cannot reach {url} with {world.secrets['database_nova']}", times=99
     )
     last = world.run_controller(60)
     assert last["state"] == "failed"
@@ -400,7 +400,7 @@ def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool)
         name: f"new database_{name} %$'" for name in ("nova", "placement", "keystone", "imagegen")
     }
     assert ready.takes("openstack", "new messaging_openstack %$'")
-    assert ready.takes("compute_cell1", ready.secrets.password("messaging_compute_cell1")), "made from the new one"
+    assert ready.takes("compute_cell1", ready.secrets["messaging_compute_cell1"]), "made from the new one"
     assert [row["uuid"] for row in ready.server.rows("nova_api", "cell_mappings")] == [
         cell["uuid"] for cell in ready.node["cells"]
     ]
@@ -435,7 +435,7 @@ def test_a_broker_without_the_computes_user_gets_its_definitions(ready: World) -
     del ready.broker["users"]["compute_cell1"]
     assert ready.run_controller()["state"] == "ready"
     assert [command.split()[1] for command in ready.commands.log] == ["import_definitions"]
-    assert ready.takes("compute_cell1", ready.secrets.password("messaging_compute_cell1"))
+    assert ready.takes("compute_cell1", ready.secrets["messaging_compute_cell1"])
 
 
 def test_a_daemon_that_reads_no_queue_is_not_ready(ready: World) -> None:

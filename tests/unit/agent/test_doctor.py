@@ -252,7 +252,7 @@ def test_the_command_masks_and_counts(
     assert cli.main(["doctor"]) == 0
     assert "nothing found on linux-node1 (controller)" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO("c-8\n"))
-    password = healthy.secrets.database_nova
+    password = healthy.secrets["database_nova"]
     healthy.server.faults.append(("SELECT UNIX_TIMESTAMP", OperationalError(1, f"for mysql://nova:{password}@h")))
     assert cli.main(["doctor", "--json", "--expect", "-"]) == 1
     said = capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_a_node_that_was_ready_needs_no_seed(detached: World) -> None:
 def test_the_copy_holds_no_secret(detached: World) -> None:
     """Only what every process on the node may read in cloud-init's instance data."""
     text = detached.at("/var/lib/imagegen/seed.json").read_text()
-    assert "s3cret" not in text and detached.secrets.messaging_openstack not in text
+    assert "s3cret" not in text and detached.secrets["messaging_openstack"] not in text
 
 
 def test_a_first_boot_without_a_seed_is_refused(world: World) -> None:

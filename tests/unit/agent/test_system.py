@@ -516,7 +516,7 @@ def test_a_region_without_a_compute_api_is_waited_for(monkeypatch: pytest.Monkey
 
 def test_a_service_under_another_name_is_renamed(world: World) -> None:
     """Services are found by type; a second one of the type is never made."""
-    world.keystone.bootstrap(world.secrets.identity_admin, "RegionOne", {"public": "http://192.168.56.11:5000/v3"})
+    world.keystone.bootstrap(world.secrets["identity_admin"], "RegionOne", {"public": "http://192.168.56.11:5000/v3"})
     service = world.keystone.add_service("compute", "compute")
     wanted = {"auth_url": world.node["auth_url"], "region": "RegionOne", **world.node["identity"]}
     assert "name of service nova" in identity_objects.ensure(wanted)

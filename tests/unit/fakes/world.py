@@ -28,8 +28,9 @@ from fakes.commands import Commands
 from fakes.keystone import Keystone
 from fakes.mariadb import Server
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import seed_tree
 
@@ -415,11 +416,11 @@ class World:
         self.server.schemas = {"nova": {}, "nova_api": {}}
         self.broker["vhosts"] = ["nova"]
         self.broker["places"] = [["compute_cell1", "nova"]]
-        password = self.secrets.password("messaging_compute_cell1")
+        password = self.secrets["messaging_compute_cell1"]
         self.broker["users"]["compute_cell1"] = hash_rabbitmq_password(password, b"salt")
         url = "http://192.168.56.11:5000/v3"
         self.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
-        self.keystone.add_user("nova_compute", self.secrets.password("identity_nova_compute"))
+        self.keystone.add_user("nova_compute", self.secrets["identity_nova_compute"])
         self.keystone.users["nova_compute"]["roles"] = {("service", "service")}
         compute = self.keystone.add_service("nova", "compute")
         self.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
@@ -536,14 +537,14 @@ class World:
 
 def make_secrets(**changed: str) -> Secrets:
     """Secrets of which each is recognisable, and as nasty as a password may be."""
-    values = {name: f"s3cret-{name}" for name in NAMES}
+    values = {name: f"s3cret-{name}" for name in secret_kinds()}
     values |= {
         "database_nova": "p@ss/w:r%d\"$#{}'x",
         "messaging_openstack": "br%2Foker $1 @:/",
         "messaging_cookie": "ABCDEF",
         "seed_key": "a" * 64,
     }
-    return Secrets(**(values | changed))
+    return Secrets(values | changed)
 
 
 def heads_of(kind: str) -> list[str]:

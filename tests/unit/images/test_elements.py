@@ -81,6 +81,19 @@ def test_every_package_of_the_release_is_installed_by_some_element(role: Role) -
     assert wanted <= installed | set(mapping["default"].values())
 
 
+def test_no_image_has_what_elements_hold_for_imagegen_itself() -> None:
+    """Neither the trees nor the content id know declarations and the seed's templates."""
+    own = {
+        "nova-common/declaration.yaml": text("packages: {}\n"),
+        "nova-common/seed/nova.conf.j2": text("[DEFAULT]\n"),
+    }
+    assert elements_tree(SMALL | own, roles(), RELEASE, {}) == elements_tree(SMALL, roles(), RELEASE, {})
+    assert identify(static=SMALL | own) == identify()
+    static = read_tree(data_directory("elements"))
+    assert "keystone/seed/auth.j2" in static
+    assert not [path for path in elements_tree(static, roles(), RELEASE, {}) if path.split("/")[1] == "seed"]
+
+
 def test_a_release_gets_the_packages_that_only_it_has() -> None:
     """Queens' controller has nova-consoleauth, which no static element installs today."""
     queens = find_release("queens", Distro("ubuntu", "bionic", "amd64"))

@@ -21,9 +21,10 @@ from imagegen.local import boot
 from imagegen.local.verify import Fault
 from imagegen.model.cluster import Place
 from imagegen.model.roles import find_role, roles
+from imagegen.model.secret_keys import secret_kinds
 
 CLUSTER = load_cluster(None)
-SECRETS = Secrets(*["x"] * 12)
+SECRETS = Secrets(dict.fromkeys(secret_kinds(), "x"))
 
 
 def watch(machines: Sequence[FakeMachine], timeout: float = 100) -> tuple[list[boot.NodeResult], list[str]]:

@@ -154,7 +154,7 @@ def test_metal3_gets_a_host_and_the_secrets_that_it_names(given: tuple[Any, ...]
     assert user_data.encode() == given[2][NODE].render()["user-data"].data
     meta = yaml.safe_load(found[f"Secret {spec['metaData']['name']}"]["stringData"]["metaData"])
     assert meta["meta"]["imagegen.role"] == "compute"
-    password = make_secrets().password("messaging_compute_cell1")
+    password = make_secrets()["messaging_compute_cell1"]
     assert password in user_data and password not in json.dumps(spec)
 
 

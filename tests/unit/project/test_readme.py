@@ -243,10 +243,6 @@ def test_every_item_of_the_manual_installation_has_its_place() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     rows = [row for row in re.findall(r"^\| (\d+) \|.*\| (.+) \|$", text, re.MULTILINE)]
     assert [int(number) for number, _ in rows] == list(range(1, 28))
-    paths = {
-        path
-        for _, where in rows
-        for path in re.findall(r"`((?:elements|userdata_templates|imagegen)/[\w./-]+)`", where)
-    }
+    paths = {path for _, where in rows for path in re.findall(r"`((?:elements|imagegen)/[\w./-]+)`", where)}
     assert len(paths) > 5
     assert {path for path in paths if not (ROOT / path).exists()} == set()

@@ -29,11 +29,12 @@ from secret_places import ROOT_OWNED
 
 from imagegen.base.tree import Tree, read_tree, write_tree
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node, Place
 from imagegen.model.logins import OF_COMPUTES, database_schemas
 from imagegen.model.releases import Distro, find_release
 from imagegen.model.roles import Role, find_role
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import make_seed, seed_tree
 
@@ -56,13 +57,13 @@ def make_cluster(**changes: Any) -> Cluster:
 
 def make_secrets(**changes: str) -> Secrets:
     """Secrets that nobody uses: each value tells its name."""
-    values = {name: f"example-{name}" if name in NAMES else f"example-of-{name}" for name in EVERY_SECRET}
+    values = {name: f"example-{name}" if name in secret_kinds() else f"example-of-{name}" for name in EVERY_SECRET}
     keys = {name: base64.urlsafe_b64encode(name.encode()[:9] * 3 + b"-----").decode() for name in FERNET_KEYS}
     values |= {**keys, "messaging_cookie": "EXAMPLECOOKIE0123456789", **changes}
-    return Secrets(**{name: values.pop(name) for name in NAMES}, optional=values)
+    return Secrets(values)
 
 
-EVERY_SECRET = (*NAMES, "identity_nova_compute", "messaging_compute_cell1")
+EVERY_SECRET = (*secret_kinds(), "identity_nova_compute", "messaging_compute_cell1")
 FERNET_KEYS = ("keystone_fernet_key", "keystone_credential_key")
 PASSWORD_NAMES = [name for name in EVERY_SECRET if name not in (*FERNET_KEYS, "messaging_cookie", "seed_key")]
 
@@ -139,7 +140,7 @@ def test_a_seed_is_a_value_that_shows_no_secret() -> None:
     seed = make_seed(cluster, cluster.node(CONTROLLER), secrets)
     assert seed.facts["imagegen"]["role"] == "controller"
     assert f"instance-id: {seed.instance_id}\n" in seed.render()["meta-data"].data.decode()
-    assert secrets.database_nova not in repr(seed)
+    assert secrets["database_nova"] not in repr(seed)
     other = make_seed(cluster, cluster.node(CONTROLLER), make_secrets(database_nova="another-password"))
     assert seed.instance_id != other.instance_id
 
@@ -186,7 +187,7 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
         "/etc/mysql/mariadb.conf.d/90-imagegen.cnf": ("root:root", "0644"),
         "/etc/memcached.conf": ("root:root", "0644"),
     }
-    secrets = [make_secrets().password(name) for name in EVERY_SECRET]
+    secrets = [make_secrets()[name] for name in EVERY_SECRET]
     for file in files.values():
         if file["permissions"] == "0644":
             assert not any(secret in file["content"] for secret in secrets)
@@ -284,7 +285,7 @@ def spellings(secret: str) -> Iterator[str]:
 
 def secrets_in(text: str, secrets: Secrets) -> set[str]:
     """The names of the secrets that stand in a text: plain, percent-encoded, base64 or hashed without a key."""
-    values = {name: secrets.password(name) for name in EVERY_SECRET}
+    values = {name: secrets[name] for name in EVERY_SECRET}
     return {name for name, value in values.items() if any(spelling in text for spelling in spellings(value))}
 
 
@@ -409,7 +410,7 @@ def test_rabbitmq_knows_two_users_without_tags() -> None:
     assert [(user["name"], user["tags"]) for user in users] == [("openstack", []), ("compute_cell1", [])]
     for user in users:
         raw = base64.b64decode(user["password_hash"])
-        password = make_secrets().password(f"messaging_{user['name']}")
+        password = make_secrets()[f"messaging_{user['name']}"]
         assert raw[4:] == hashlib.sha256(raw[:4] + password.encode()).digest()
         assert user["hashing_algorithm"] == "rabbit_password_hashing_sha256"
 
@@ -516,9 +517,9 @@ def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
 def test_keys_are_written_without_a_line_end() -> None:
     """Keystone and Erlang take the whole file."""
     tree, secrets = make_tree(CONTROLLER), make_secrets()
-    assert content(tree, "/etc/keystone/fernet-keys/0") == secrets.keystone_fernet_key
-    assert content(tree, "/etc/keystone/credential-keys/0") == secrets.keystone_credential_key
-    assert node_document(tree)["erlang_cookie"] == secrets.messaging_cookie
+    assert content(tree, "/etc/keystone/fernet-keys/0") == secrets["keystone_fernet_key"]
+    assert content(tree, "/etc/keystone/credential-keys/0") == secrets["keystone_credential_key"]
+    assert node_document(tree)["erlang_cookie"] == secrets["messaging_cookie"]
 
 
 @given(st.uuids())
