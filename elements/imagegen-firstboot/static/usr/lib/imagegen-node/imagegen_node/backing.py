@@ -5,41 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import amqp
 
 from imagegen_node.api import INTERFACES, Session, Unauthorized, fetch
-from imagegen_node.configure import SERVICES_ENVIRONMENT
 from imagegen_node.database import connect_schema, drop_unfinished, ensure_schemas, read_schema_state
+from imagegen_node.declared import Element, list_hosted, list_units
 from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.files import own_tree, put_file
-from imagegen_node.system import Units, check_port, queue_units, run, start_units
+from imagegen_node.system import check_port, queue_units, run, start_units
 
 RABBITMQ_DEFINITIONS = Path("/etc/rabbitmq/definitions.json")
 COOKIE = Path("/var/lib/rabbitmq/.erlang.cookie")
-MARIADB: Units = {"mariadb.service": (Path("/etc/mysql"),)}
-RABBITMQ: Units = {
-    "rabbitmq-server.service": (
-        Path("/etc/rabbitmq/rabbitmq-env.conf"),
-        Path("/etc/rabbitmq/conf.d"),
-        COOKIE,
-    )
-}
-MEMCACHED: Units = {"memcached.service": (Path("/etc/memcached.conf"),)}
-KEYSTONE: Units = {
-    "keystone.service": (
-        Path("/etc/keystone/keystone.conf"),
-        Path("/etc/keystone/keystone.conf.d"),
-        Path("/etc/keystone/keystone-uwsgi.ini"),
-        SERVICES_ENVIRONMENT,
-    )
-}
-HOSTED = {"database": MARIADB, "messaging": RABBITMQ, "cache": MEMCACHED, "identity": KEYSTONE}
-# A disk that outlived its image may hold these under another uid: Debian numbers accounts as their packages come.
-DATA = {"database": (Path("/var/lib/mysql"), "mysql"), "messaging": (Path("/var/lib/rabbitmq"), "rabbitmq")}
-
-
 # A table, column or key that is there before it is made, or gone before it is dropped (MariaDB's error codes).
 MADE_BEFORE = (1050, 1060, 1061, 1091)
 
@@ -50,26 +28,36 @@ class LoginRefused(Waiting):
 
 def start_hosted(node: dict[str, Any]) -> str:
     """Starts the services that this node hosts, all at once; whatever needs one waits for it."""
-    for service in node["hosts"]:
-        if service in DATA:
-            own_tree(*DATA[service])
-        if service == "messaging":
+    for element in list_hosted(node):
+        for data in element["data"]:
+            # A disk that outlived its image may hold it under another uid: Debian numbers accounts as packages come.
+            if data["account"]:
+                own_tree(Path(data["path"]), data["account"])
+        if element["hosted"] == "messaging":
             # RabbitMQ owns the directory, so cloud-init writes no file there.
             put_file(COOKIE, node["erlang_cookie"], 0o400, "rabbitmq", "rabbitmq")
-        if service in HOSTED and service != "identity":  # Keystone comes when its schema is there
-            queue_units(HOSTED[service])
+        if not element["schemas"]:  # with one it comes when that is there
+            queue_units(list_units([element]))
     return ""
 
 
+def prepare(node: dict[str, Any], element: Element) -> str:
+    """A service that this node hosts: its schemas, its units, then what is to be done in it."""
+    for schema in element["schemas"]:
+        if schema["sync"]:
+            sync_declared(node, schema)
+    start_units(list_units([element]))
+    finish = PREPARATIONS.get(element["hosted"])
+    return finish(node) if finish else ""
+
+
 def prepare_database(node: dict[str, Any]) -> str:
-    """MariaDB up, with the cluster's schemas and users."""
-    start_units(MARIADB)
+    """MariaDB with the cluster's schemas and users."""
     return ensure_schemas(node["database"])
 
 
 def prepare_messaging(node: dict[str, Any]) -> str:
-    """RabbitMQ up, with the seed's definitions: each of their users can log in."""
-    start_units(RABBITMQ)
+    """RabbitMQ with the seed's definitions: each of their users can log in."""
     logins = [node["messaging"], *node["other_messaging"]]
     try:
         for login in logins:
@@ -84,10 +72,42 @@ def prepare_messaging(node: dict[str, Any]) -> str:
 
 
 def prepare_cache(node: dict[str, Any]) -> str:
-    """memcached up."""
-    start_units(MEMCACHED)
+    """memcached answering."""
     check_port(node["cache"]["host"], node["cache"]["port"], "memcached")
     return ""
+
+
+def prepare_identity(node: dict[str, Any]) -> str:
+    """Keystone's API, then its administrator and own endpoints."""
+    fetch(node["auth_url"])
+    if see_administrator(node):
+        return "administrator known"
+    argv = ["keystone-manage", "bootstrap", "--bootstrap-region-id", node["region"]]
+    for interface in INTERFACES:
+        argv += [f"--bootstrap-{interface}-url", node["auth_url"]]
+    run(argv, user="keystone", env={"OS_BOOTSTRAP_PASSWORD": node["identity"]["admin_password"]})
+    if not see_administrator(node):
+        raise Waiting("Keystone to accept the administrator's password and list its endpoints after bootstrap")
+    return "bootstrapped"
+
+
+def see_administrator(node: dict[str, Any]) -> bool:
+    """Whether Keystone accepts the administrator's password and lists itself at its URL."""
+    try:
+        session = Session(node["auth_url"], "admin", node["identity"]["admin_password"], "admin")
+    except Unauthorized:
+        return False
+    wanted = {interface: [node["auth_url"]] for interface in INTERFACES}
+    return session.endpoints("identity", node["region"]) == wanted
+
+
+# By the name in the cluster file's `services`; a service without one is prepared when its units are up.
+PREPARATIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "database": prepare_database,
+    "messaging": prepare_messaging,
+    "cache": prepare_cache,
+    "identity": prepare_identity,
+}
 
 
 @contextmanager
@@ -183,27 +203,6 @@ def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -
     return f"{state}, now at head"
 
 
-def prepare_identity(node: dict[str, Any]) -> str:
-    """Keystone's schema, then its API, then its administrator and own endpoints."""
-    sync_schema(node, "keystone", ["keystone-manage", "db_sync"], "keystone")
-    start_units(KEYSTONE)
-    fetch(node["auth_url"])
-    if see_administrator(node):
-        return "administrator known"
-    argv = ["keystone-manage", "bootstrap", "--bootstrap-region-id", node["region"]]
-    for interface in INTERFACES:
-        argv += [f"--bootstrap-{interface}-url", node["auth_url"]]
-    run(argv, user="keystone", env={"OS_BOOTSTRAP_PASSWORD": node["identity"]["admin_password"]})
-    if not see_administrator(node):
-        raise Waiting("Keystone to accept the administrator's password and list its endpoints after bootstrap")
-    return "bootstrapped"
-
-
-def see_administrator(node: dict[str, Any]) -> bool:
-    """Whether Keystone accepts the administrator's password and lists itself at its URL."""
-    try:
-        session = Session(node["auth_url"], "admin", node["identity"]["admin_password"], "admin")
-    except Unauthorized:
-        return False
-    wanted = {interface: [node["auth_url"]] for interface in INTERFACES}
-    return session.endpoints("identity", node["region"]) == wanted
+def sync_declared(node: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Likewise, by the command and the account that the schema's element declares."""
+    return sync_schema(node, schema["name"], schema["sync"], schema["account"])

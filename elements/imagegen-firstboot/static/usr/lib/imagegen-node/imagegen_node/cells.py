@@ -74,8 +74,8 @@ def place_of(cell: dict[str, str]) -> str:
 
 
 def further_cells(node: dict[str, Any]) -> list[str]:
-    """The cells that are not this controller's own: for each it runs one more conductor."""
-    return [cell["name"] for cell in node["cells"] if cell["name"] not in (CELL0, node["cell"])]
+    """The cells that are not this controller's own: for each it runs one more conductor. A compute has none."""
+    return [cell["name"] for cell in node.get("cells", ()) if cell["name"] not in (CELL0, node["cell"])]
 
 
 def configuration_of(cell: str) -> Path:

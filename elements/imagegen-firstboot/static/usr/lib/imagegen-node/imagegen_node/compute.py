@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import backing, configure, health, metadata, seed
+from imagegen_node import backing, configure, declared, health, metadata, seed
 from imagegen_node.api import NotFound, Session, TokenRefused, has_reported, open_nova_session
 from imagegen_node.errors import CommandFailed, Refused, Waiting
 from imagegen_node.files import put_file, read_text
 from imagegen_node.status import Status
 from imagegen_node.steps import Sleep, Step, run_steps
-from imagegen_node.system import Units, run, seconds_active, start_units
+from imagegen_node.system import run, seconds_active, start_units
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
-LIBVIRT: Units = {"libvirtd.service": ()}
-NOVA_COMPUTE: Units = {"nova-compute.service": (Path("/etc/nova"),)}
-UNITS: Units = {**LIBVIRT, **NOVA_COMPUTE}
-DISKS = (Path("/"), Path("/var/lib/nova"))
 LIBVIRT_SECONDS = 30.0  # until libvirt must have answered
 
 
@@ -54,8 +51,8 @@ class Compute:
     def list_looks(self) -> list[health.Look]:
         """What must be true of a compute that works."""
         return [
-            lambda: health.look_at_disks(DISKS),
-            lambda: health.look_at_units(UNITS),
+            lambda: health.look_at_disks(declared.list_places(self.node)),
+            lambda: health.look_at_units(declared.list_units(declared.list_at_work(self.node))),
             look_at_libvirt,
             lambda: look_at_queue(self.node),
             self.look_at_service,
@@ -77,6 +74,7 @@ class Compute:
 
     def list_steps(self) -> list[Step]:
         node = self.node
+        others = declared.list_units(declared.list_services(), step="services")
         return [
             Step("files", lambda: metadata.check_files(self.facts, node)),
             Step("machine", lambda: seed.keep_machine(self.facts, node)),
@@ -86,6 +84,7 @@ class Compute:
             Step("compute-id", self.place_compute_id),
             Step("libvirt", self.start_libvirt),
             Step("compute-service", self.start_compute),
+            *([Step("services", partial(start_units, others))] if others else []),
             Step("mapped", self.check_mapped),
             Step("seed", seed.erase),
         ]
@@ -111,7 +110,7 @@ class Compute:
         return "written, as Nova knows it" if known else "written"
 
     def start_libvirt(self) -> str:
-        start_units(LIBVIRT)
+        start_units(declared.list_units(declared.list_services(), step="libvirt"))
         if not LIBVIRT_SOCKET.exists():
             raise Waiting(f"libvirt's socket {LIBVIRT_SOCKET}")
         ask_libvirt()
@@ -119,10 +118,10 @@ class Compute:
 
     def start_compute(self) -> str:
         """nova-compute started; done when the API calls it up."""
-        start_units(NOVA_COMPUTE)
+        start_units(declared.list_units(declared.list_services(), step="compute-service"))
         session = open_nova_session(self.node)
         service = find_service(self.node, session)
-        if not has_reported(service, session, seconds_active("nova-compute.service")):
+        if not has_reported(service, session, seconds_active(declared.find_unit("nova-compute"))):
             state = "registered, first report due" if service.get("state") == "up" else service.get("state")
             raise Waiting(f"nova-compute up in the compute API (now {state or 'not registered'})")
         return "up"

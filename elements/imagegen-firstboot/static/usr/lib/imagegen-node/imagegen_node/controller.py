@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, configure, discovery, health, metadata, seed, upgrade
+from imagegen_node import backing, cells, configure, declared, discovery, health, metadata, seed, upgrade
 from imagegen_node.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.database import schema_of
 from imagegen_node.errors import LeaseLost, Refused, Waiting
@@ -20,19 +20,12 @@ from imagegen_node.steps import TRIES, Sleep, Step, run_step, run_steps
 from imagegen_node.system import Units, check_port, run, seconds_active, start_units
 
 HERE = Path(__file__).parent
-# Nova reads its cells when a service starts: a different set of them means a restart.
-NOVA_FILES = (Path("/etc/nova"), configure.SERVICES_ENVIRONMENT, configure.CELLS)
-SERVICES: Units = {
-    "placement-api.service": (Path("/etc/placement"), configure.SERVICES_ENVIRONMENT),
-    "nova-api.service": NOVA_FILES,
-    "nova-api-metadata.service": NOVA_FILES,
-    "nova-conductor.service": NOVA_FILES,
-    "nova-scheduler.service": NOVA_FILES,
-    "nova-novncproxy.service": NOVA_FILES,
+# What one controller does for all, by the name in an element's `steps`.
+SHARED_STEPS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "nova-api-schema": upgrade.sync_api,
+    "cells": cells.map_cells,
+    "nova-schema": upgrade.sync_nova,
 }
-OF_A_CELL = ("nova-conductor", "nova-novncproxy")  # what works on one cell's database and message queue
-PORTS = {"placement": 8778, "compute API": 8774, "metadata API": 8775}
-DISKS = tuple(map(Path, ("/", "/var/log", "/var/lib/mysql", "/var/lib/rabbitmq")))
 DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
 LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
 
@@ -59,24 +52,22 @@ class Controller:
 
     def list_local_steps(self) -> list[Step]:
         node = self.node
-        prepare: dict[str, Callable[[dict[str, Any]], str]] = {
-            "database": backing.prepare_database,
-            "messaging": backing.prepare_messaging,
-            "cache": backing.prepare_cache,
-        }
+        hosted = declared.list_hosted(node)
         steps = [
             Step("files", lambda: metadata.check_files(self.facts, node)),
             Step("machine", lambda: seed.keep_machine(self.facts, node)),
             Step("configure", lambda: configure.configure_controller(node)),
             Step("start", lambda: backing.start_hosted(node)),
         ]
-        steps += [Step(name, partial(work, node)) for name, work in prepare.items() if name in node["hosts"]]
+        steps += [self.prepare(element) for element in hosted if not element["schemas"]]
         steps.append(Step("wait-database", lambda: backing.check_database(node)))
         steps.append(Step("wait-messaging", lambda: backing.check_messaging(node["messaging"])))
-        if "identity" in node["hosts"]:
-            steps.append(Step("identity", lambda: backing.prepare_identity(node)))
+        steps += [self.prepare(element) for element in hosted if element["schemas"]]
         steps.append(Step("wait-identity", lambda: backing.check_identity(node)))
         return steps
+
+    def prepare(self, element: declared.Element) -> Step:
+        return Step(element["hosted"], lambda: backing.prepare(self.node, element))
 
     def share_work(self) -> None:
         """The work that one controller does for all: the holder of the lease; the others wait for its results."""
@@ -129,14 +120,18 @@ class Controller:
         return Step(step.name, run_held)
 
     def list_shared_steps(self) -> list[Step]:
-        sync_placement = ["placement-manage", "db", "sync"]
+        services = declared.list_services()
+        schemas = [schema for element in services for schema in element["schemas"] if schema["sync"]]
+        names = [name for element in services for name in element["steps"]]
         return [
-            Step("placement-schema", lambda: backing.sync_schema(self.node, "placement", sync_placement, "placement")),
-            Step("nova-api-schema", lambda: upgrade.sync_api(self.node)),
-            Step("cells", lambda: cells.map_cells(self.node)),
-            Step("nova-schema", lambda: upgrade.sync_nova(self.node)),
+            *map(self.sync, schemas),
+            *(Step(name, partial(SHARED_STEPS[name], self.node)) for name in names),
             Step("service-users", self.ensure_identity),
         ]
+
+    def sync(self, schema: dict[str, Any]) -> Step:
+        name = schema["name"].replace("_", "-")
+        return Step(f"{name}-schema", lambda: backing.sync_declared(self.node, schema))
 
     def list_service_steps(self) -> list[Step]:
         return [
@@ -155,10 +150,12 @@ class Controller:
 
     def check_schemas(self) -> str:
         """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row per cell."""
-        for schema in ("placement", "nova_api", *map(schema_of, self.node["cells"])):
-            state = backing.read_state(self.node, schema)
-            if state != "head":
-                raise Waiting(f"schema {schema}, which is {state}")
+        services = declared.list_services()
+        for schema in (entry["name"] for entry in self.node["database"]["schemas"]):
+            if declared.find_schema(schema, services):
+                state = backing.read_state(self.node, schema)
+                if state != "head":
+                    raise Waiting(f"schema {schema}, which is {state}")
         cells.check_mapped(self.node)
         return ""
 
@@ -178,14 +175,15 @@ class Controller:
         return ", ".join(text.splitlines())
 
     def start_services(self) -> str:
-        start_units(list_units(self.node))
+        start_units(declared.list_units(declared.list_services(), cells.further_cells(self.node), step="services"))
         self.check_ports()
         return ""
 
     def check_ports(self) -> None:
         """Raises Waiting until each of the services listens."""
         consoles = {f"noVNC proxy of {cell}": port for cell, port in self.node["console_ports"].items()}
-        for what, port in {**PORTS, **consoles}.items():
+        listens = {what: port for element in declared.list_services() for what, port in element["listens"].items()}
+        for what, port in {**listens, **consoles}.items():
             check_port(self.node["address"], port, what)
 
     def verify(self) -> str:
@@ -195,7 +193,7 @@ class Controller:
             raise Waiting(f"Keystone to have {missing}")
         session = open_nova_session(self.node)
         services = session.list_compute(self.node["region"], "/os-services", "services")
-        ages = {name: seconds_active(f"{name}.service") for name in ("nova-conductor", "nova-scheduler")}
+        ages = {name: seconds_active(declared.find_unit(name)) for name in ("nova-conductor", "nova-scheduler")}
         own = [item for item in services if item["host"] == self.node["node"] and item["binary"] in ages]
         down = ages.keys() - {item["binary"] for item in own if has_reported(item, session, ages[item["binary"]])}
         if down:
@@ -254,24 +252,17 @@ class Controller:
     def list_looks(self) -> list[health.Look]:
         """What must be true of a controller that works."""
         return [
-            lambda: health.look_at_disks(DISKS),
-            lambda: health.look_at_units(list_all_units(self.node)),
+            lambda: health.look_at_disks(declared.list_places(self.node)),
+            lambda: health.look_at_units(list_units(self.node)),
             health.require(lambda: backing.check_database(self.node)),
             health.require(self.check_ports),
             health.require(self.verify),
         ]
 
 
-def list_all_units(node: dict[str, Any]) -> Units:
-    """Every unit that a controller needs: those of the services that it hosts, and Placement's and Nova's."""
-    hosted = (backing.HOSTED[service] for service in node["hosts"] if service in backing.HOSTED)
-    return {unit: files for units in (*hosted, list_units(node)) for unit, files in units.items()}
-
-
 def list_units(node: dict[str, Any]) -> Units:
-    """Placement's and Nova's units on a controller, with one more of some for each cell that is not its own."""
-    further = (f"{unit}@{cell}.service" for cell in cells.further_cells(node) for unit in OF_A_CELL)
-    return {**SERVICES, **dict.fromkeys(further, NOVA_FILES)}
+    """Every unit that a controller needs: those of the services that it hosts, and those of its role's."""
+    return declared.list_units(declared.list_at_work(node), cells.further_cells(node))
 
 
 def find_missing_identity(node: dict[str, Any]) -> str:

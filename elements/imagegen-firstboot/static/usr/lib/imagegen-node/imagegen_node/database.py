@@ -10,17 +10,11 @@ from typing import Any
 
 import pymysql
 
+from imagegen_node.declared import find_schema, read_declared
 from imagegen_node.errors import Refused, Waiting
 
 SOCKET = Path("/run/mysqld/mysqld.sock")
 PACKAGES = Path("/usr/lib/python3/dist-packages")
-# Where each schema's alembic revisions are.
-REVISIONS = {
-    "keystone": "keystone/common/sql/migrations/versions",
-    "placement": "placement/db/sqlalchemy/alembic/versions",
-    "nova_api": "nova/db/api/migrations/versions",
-    "nova": "nova/db/main/migrations/versions",
-}
 AGENT_SCHEMA = "imagegen"
 NO_SUCH_TABLE = 1146
 MOST_ROWS = 1  # of a table in a schema that nobody uses yet: Keystone's first migration makes its root domain
@@ -202,11 +196,14 @@ def set_done(database: dict[str, Any], name: str, done: bool) -> None:
 
 
 def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(every revision, the heads) of the installed alembic scripts for a schema; every cell's is nova's."""
-    kind = schema if schema in REVISIONS else "nova"
+    """(every revision, the heads) of the installed alembic scripts for a schema."""
+    declared = find_schema(schema, read_declared()["elements"])
+    if declared is None:
+        raise LookupError(f"no element of this image declares schema {schema}")
+    scripts = PACKAGES / declared["revisions"]
     revisions: set[str] = set()
     parents: set[str] = set()
-    for script in (PACKAGES / REVISIONS[kind]).rglob("*.py"):
+    for script in scripts.rglob("*.py"):
         text = script.read_text()
         found = re.search(r"^revision\s*(?::\s*\w+\s*)?=\s*['\"](\w+)['\"]", text, re.M)
         if found:
@@ -214,7 +211,7 @@ def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
             line = re.search(r"^down_revision\s*(?::[^=]+)?=\s*(.+)$", text, re.M)
             parents.update(re.findall(r"['\"](\w+)['\"]", line.group(1)) if line else ())
     if not revisions:
-        raise FileNotFoundError(f"no alembic revisions below {PACKAGES / REVISIONS[kind]}")
+        raise FileNotFoundError(f"no alembic revisions below {scripts}")
     return frozenset(revisions), frozenset(revisions - parents)
 
 

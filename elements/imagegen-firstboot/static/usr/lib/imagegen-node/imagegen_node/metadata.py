@@ -11,12 +11,11 @@ import pwd
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import seed
+from imagegen_node import declared, seed
 from imagegen_node.errors import Refused, Waiting
 from imagegen_node.files import read_file
 from imagegen_node.system import run
 
-ROLES = ("controller", "compute")
 INSTANCE_DATA = Path("/run/cloud-init/instance-data.json")
 NODE_FILE = Path("/etc/imagegen/node.json")
 IMAGE_FILE = Path("/etc/imagegen/image.json")
@@ -49,12 +48,12 @@ def read_facts() -> dict[str, Any]:
 def check_role(facts: dict[str, Any]) -> str:
     """The role. Raises Refused when this image holds another role or release."""
     try:
-        image = json.loads(IMAGE_FILE.read_text())
+        image, roles = json.loads(IMAGE_FILE.read_text()), declared.read_declared()["roles"]
     except FileNotFoundError as error:
-        raise Refused(f"{IMAGE_FILE} is missing: this image was built without a role's element") from error
+        raise Refused(f"{error.filename} is missing: this image was built without a role's element") from error
     role, release = facts["role"], str(facts.get("release", image["release"]))
-    if role not in ROLES:
-        raise Refused("the metadata asks for role {}; the roles are {}".format(role, ", ".join(ROLES)))
+    if role not in roles:
+        raise Refused("the metadata asks for role {}; the roles are {}".format(role, ", ".join(roles)))
     if role not in image["roles"]:
         raise Refused("the metadata asks for role {}, but this image holds {}".format(role, ", ".join(image["roles"])))
     if release != str(image["release"]):
