@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fakes.pymysql import OperationalError
 from fakes.world import World
-from imagegen_node import cli, health
+from imagegen_node import cli
 from imagegen_node.doctor import Patient, examine
-from imagegen_node.errors import Refused
+from imagegen_node.engine import health
+from imagegen_node.engine.errors import Refused
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 
@@ -293,6 +294,6 @@ def test_who_is_not_root_is_told(
     def refuse() -> None:
         raise PermissionError(13, "Permission denied", "/etc/imagegen/node.json")
 
-    monkeypatch.setattr("imagegen_node.metadata.read_node", refuse)
+    monkeypatch.setattr("imagegen_node.node.metadata.read_node", refuse)
     assert cli.main(["doctor"]) == 3
     assert "cannot be examined: [Errno 13] Permission denied: '/etc/imagegen/node.json'" in capsys.readouterr().err

@@ -19,8 +19,10 @@ from fakes.pymysql import IntegrityError, OperationalError, ProgrammingError
 from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_node import api, backing, configure, database, declared, identity_objects, lease, system
-from imagegen_node.errors import CommandFailed, LeaseLost, Waiting
+from imagegen_node.engine import system
+from imagegen_node.engine.errors import CommandFailed, LeaseLost, Waiting
+from imagegen_node.node import configure, declared
+from imagegen_node.openstack import api, backing, database, identity_objects, lease
 
 
 @pytest.fixture

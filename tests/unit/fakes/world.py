@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 import yaml
-from imagegen_node.mask import find_secrets
+from imagegen_node.engine.mask import find_secrets
 
 from fakes import amqp, nova, openstack, pymysql
 from fakes.commands import Commands
@@ -36,27 +36,27 @@ from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import seed_tree
 
 AGENT_MODULES = (
-    "api",
-    "backing",
-    "cells",
+    "engine.files",
+    "engine.health",
+    "engine.retry",
+    "engine.status",
+    "engine.system",
+    "node.clock",
+    "node.configure",
+    "node.declared",
+    "node.machine",
+    "node.metadata",
+    "node.seed",
+    "openstack.api",
+    "openstack.backing",
+    "openstack.cells",
+    "openstack.database",
+    "openstack.discovery",
+    "openstack.lease",
+    "openstack.upgrade",
+    "roles.compute",
+    "roles.controller",
     "cli",
-    "clock",
-    "compute",
-    "configure",
-    "controller",
-    "database",
-    "declared",
-    "discovery",
-    "files",
-    "health",
-    "lease",
-    "machine",
-    "metadata",
-    "retry",
-    "seed",
-    "status",
-    "system",
-    "upgrade",
 )
 HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
 OWNER = "tester:testers"  # what every file of the make-believe node belongs to
@@ -88,8 +88,8 @@ DMI_UUID = "8C6B1A2E-0000-4000-8000-0000000000AA"
 
 
 def import_agent() -> dict[str, ModuleType]:
-    """The agent's modules by name, as the process has them."""
-    return {name: importlib.import_module(f"imagegen_node.{name}") for name in AGENT_MODULES}
+    """The agent's modules by their own names, as the process has them."""
+    return {name.rpartition(".")[2]: importlib.import_module(f"imagegen_node.{name}") for name in AGENT_MODULES}
 
 
 class Stuck(BaseException):

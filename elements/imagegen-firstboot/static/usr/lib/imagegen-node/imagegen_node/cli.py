@@ -11,11 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import metadata, retry, seed
-from imagegen_node.errors import CommandFailed, Refused, Waiting
-from imagegen_node.mask import find_secrets, mask
-from imagegen_node.status import DEGRADED, STATUS_FILE, Status
-from imagegen_node.steps import Step, run_step
+from imagegen_node.engine import retry
+from imagegen_node.engine.errors import CommandFailed, Refused, Waiting
+from imagegen_node.engine.mask import find_secrets, mask
+from imagegen_node.engine.status import DEGRADED, STATUS_FILE, Status
+from imagegen_node.engine.steps import Step, run_step
+from imagegen_node.node import metadata, seed
 
 OVERVIEW = """\
 The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks
@@ -78,11 +79,11 @@ def run_role() -> int:
 
 
 def make_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> Any:
-    """The role, to be run: the class of that name in the module of that name.
+    """The role, to be run: the class of that name in the module of that name in roles/.
 
     Its modules are imported only here: `imagegen-node status` must work whatever they need.
     """
-    module = import_module(f"imagegen_node.{status.role}")
+    module = import_module(f"imagegen_node.roles.{status.role}")
     return getattr(module, status.role.capitalize())(facts, node, status, retry.nap)
 
 

@@ -7,23 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import (
-    backing,
-    cells,
-    clock,
-    compute,
-    controller,
-    declared,
-    discovery,
-    health,
-    machine,
-    metadata,
-    upgrade,
-)
-from imagegen_node.api import Session, is_up, open_nova_session, own_user
-from imagegen_node.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
-from imagegen_node.errors import Waiting
-from imagegen_node.system import check_port
+from imagegen_node.engine import health
+from imagegen_node.engine.errors import Waiting
+from imagegen_node.engine.system import check_port
+from imagegen_node.node import clock, declared, machine, metadata
+from imagegen_node.openstack import backing, cells, discovery, upgrade
+from imagegen_node.openstack.api import Session, is_up, open_nova_session, own_user
+from imagegen_node.openstack.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
+from imagegen_node.roles import compute, controller
 
 RUN = Path("/run")  # in memory; the agent writes there
 AGAIN = "imagegen-node retry {}"
