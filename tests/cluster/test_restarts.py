@@ -22,8 +22,8 @@ from imagegen.seeds.seed import seed_tree
 # Programs that do work: on a node that is ready there is none to do.
 WORKERS = (
     *("usr/bin/nova-manage", "usr/bin/nova-status", "usr/bin/keystone-manage", "usr/bin/placement-manage"),
-    "usr/lib/imagegen-node/imagegen_node/cell_mappings.py",
-    "usr/lib/imagegen-node/imagegen_node/identity_objects.py",
+    "usr/lib/imagegen-node/imagegen_node/openstack/cell_mappings.py",
+    "usr/lib/imagegen-node/imagegen_node/openstack/identity_objects.py",
 )
 SEED = "/var/lib/cloud/seed/nocloud"
 IDENTITY = ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/var/lib/nova/compute_id", "/etc/hostname")

@@ -12,7 +12,6 @@ import pytest
 from fakes.command_line import Output, fixed_directory, output
 from fakes.third_role import storage
 from fakes.world import make_secrets
-from imagegen_node import metadata
 from repository import ELEMENTS, read_modules
 
 from imagegen.base.errors import BadInput
@@ -96,12 +95,11 @@ def find_enums(schema: Any) -> list[list[str]]:
     return [found for value in schema for found in find_enums(value)] if isinstance(schema, list) else []
 
 
-def test_schemas_and_agent_know_the_same_roles() -> None:
+def test_schemas_know_the_same_roles() -> None:
     """The status document has none, too, of a node that does not know its own yet."""
     names = [str(role) for role in roles()]
     assert find_enums(json_schema("cluster")) == find_enums(json_schema("output")) == [names]
     assert find_enums(json_schema("status")) == [["", *names]]
-    assert tuple(names) == metadata.ROLES
 
 
 def test_no_schema_lists_roles_itself() -> None:

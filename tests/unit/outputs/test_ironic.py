@@ -14,7 +14,7 @@ import pycdlib
 import pytest
 import yaml
 from fakes.world import make_secrets
-from imagegen_node import metadata
+from imagegen_node.node import metadata
 from netboot_images import make_images
 
 from imagegen.base.errors import ExitCode
