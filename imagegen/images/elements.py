@@ -82,8 +82,8 @@ fi
 
 
 def top_elements(role: Role) -> tuple[str, ...]:
-    """What a role's generated element depends on; the rest follows through element-deps."""
-    return "imagegen-deploy", role.element
+    """What a role's generated element depends on: the network boot, and all that its nodes run or host."""
+    return "imagegen-deploy", *role.services, *role.hosts
 
 
 def role_element(role: Role) -> str:

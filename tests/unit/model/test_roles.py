@@ -19,7 +19,7 @@ from imagegen.base.resources import PACKAGE
 from imagegen.base.tree import read_tree
 from imagegen.cli import build
 from imagegen.cli.run import run_command
-from imagegen.images.elements import in_house_elements
+from imagegen.images.elements import elements_tree, in_house_elements, role_element
 from imagegen.inputs.cluster_file import default_text, load_cluster
 from imagegen.local.verify import COMPUTE_SERVICES, Facts, check_facts
 from imagegen.model.cluster import Services
@@ -70,8 +70,9 @@ def test_code_asks_for_elements_that_there_are() -> None:
 
 @pytest.mark.parametrize("role", roles(), ids=str)
 def test_what_a_role_runs_is_in_its_image(role: Role) -> None:
-    """Each of its elements exists, declares itself, and is reached by element-deps from the one at the top."""
-    reached = in_house_elements(role.element, read_tree(ELEMENTS))
+    """Each of its elements exists, declares itself, and is among what the image is built of."""
+    tree = elements_tree(read_tree(ELEMENTS), [role], load_cluster(None).release, {})
+    reached = in_house_elements(role_element(role), tree)
     assert [element for element in (*role.services, *role.hosts) if element not in declarations()] == []
     assert [element for element in (*role.services, *role.hosts) if element not in reached] == []
     assert not set(role.services) & set(role.hosts)
