@@ -59,8 +59,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
 STARTED: list[Poster] = []
 
 
-def start(pauses: list[float]) -> Poster:
-    sleep: Callable[[float], None] = pauses.append
+def start(sleep: Callable[[float], object]) -> Poster:
     STARTED.append(Poster(URL, sleep))
     return STARTED[-1]
 
@@ -76,7 +75,7 @@ def wait_for(seen: Callable[[], bool]) -> None:
 def test_a_document_arrives(listener: Listener) -> None:
     """Whole, once, as JSON."""
     pauses: list[float] = []
-    poster = start(pauses)
+    poster = start(pauses.append)
     poster.send('{"state": "working"}')
     poster.drain(SECONDS)
     assert listener.got == [{"state": "working"}] and pauses == []
@@ -86,7 +85,7 @@ def test_a_listener_that_comes_later_gets_it(listener: Listener) -> None:
     """Tried again with growing pauses."""
     listener.faults = [ConnectionRefusedError(), TimeoutError(), ValueError()]
     pauses: list[float] = []
-    poster = start(pauses)
+    poster = start(pauses.append)
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
     assert listener.got == [{"n": 1}] and pauses == [1.0, 2.0, 4.0]
@@ -96,7 +95,7 @@ def test_a_listener_that_comes_much_later_gets_it_too(listener: Listener) -> Non
     """The interval is bounded, not the waiting: a server that was away for an hour learns where the node is."""
     listener.faults = [urllib.error.HTTPError("", 503, "", Message(), None), *[ConnectionRefusedError()] * 50]
     pauses: list[float] = []
-    poster = start(pauses)
+    poster = start(pauses.append)
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
     assert listener.got == [{"n": 1}] and len(pauses) == 51
@@ -106,7 +105,7 @@ def test_a_listener_that_comes_much_later_gets_it_too(listener: Listener) -> Non
 def test_a_refusal_is_taken_for_an_answer(listener: Listener) -> None:
     """Who does not want this document is not asked again; the next one is sent."""
     listener.faults = [urllib.error.HTTPError("", 403, "", Message(), None)]
-    poster = start([])
+    poster = start([].append)
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
     assert listener.tries == 1 and listener.got == []
@@ -118,7 +117,7 @@ def test_a_refusal_is_taken_for_an_answer(listener: Listener) -> None:
 def test_sending_never_waits_and_the_newest_counts(listener: Listener) -> None:
     """A listener that hangs costs the boot nothing; what a newer status overtook is not sent."""
     listener.gate.clear()
-    poster = start([])
+    poster = start([].append)
     for number in range(100):
         poster.send(json.dumps({"n": number}))
     listener.gate.set()
@@ -130,9 +129,7 @@ def test_sending_never_waits_and_the_newest_counts(listener: Listener) -> None:
 def test_a_document_that_fails_gives_way_to_a_newer_one(listener: Listener) -> None:
     """Old news is not repeated while there is newer."""
     listener.faults = [ConnectionRefusedError()]
-    sent: list[Poster] = []
-    poster = Poster(URL, lambda seconds: sent[0].send('{"n": 2}'))
-    sent.append(poster)
+    poster = start(lambda seconds: poster.send('{"n": 2}'))
     poster.send('{"n": 1}')
     poster.drain(SECONDS)
     assert listener.got == [{"n": 2}]
@@ -140,7 +137,7 @@ def test_a_document_that_fails_gives_way_to_a_newer_one(listener: Listener) -> N
 
 def test_a_document_is_sent_again_and_again(listener: Listener) -> None:
     """Whoever listens must not take a node that waits for one that died; it is the newest document each time."""
-    poster = start([])
+    poster = start([].append)
     poster.send('{"n": 1}', 0.01)
     wait_for(lambda: len(listener.got) >= 3)
     poster.send('{"n": 2}', 0.01)
@@ -161,7 +158,7 @@ def test_a_node_reports_within_a_minute_and_within_five_when_ready(
         return wait(self, predicate, timeout)
 
     monkeypatch.setattr(threading.Condition, "wait_for", note)
-    poster = start([])
+    poster = start([].append)
     for beat in (post.BEAT, post.READY_BEAT):
         poster.send(json.dumps({"n": beat}), beat)
         wait_for(lambda beat=beat: bool(pauses) and pauses[-1] is not None and 0.7 * beat <= pauses[-1] <= beat)
@@ -171,7 +168,7 @@ def test_a_node_reports_within_a_minute_and_within_five_when_ready(
 def test_what_was_refused_is_sent_again_seldom(listener: Listener) -> None:
     """It may be taken when the server knows the node; meanwhile each refusal is a line there."""
     listener.faults = [urllib.error.HTTPError("", 403, "", Message(), None)]
-    poster = start([])
+    poster = start([].append)
     poster.send('{"n": 1}', 0.01)
     poster.drain(SECONDS)
     assert listener.tries == 1 and poster._beat == post.READY_BEAT
@@ -180,7 +177,7 @@ def test_what_was_refused_is_sent_again_seldom(listener: Listener) -> None:
 def test_draining_is_bounded(listener: Listener) -> None:
     """An agent that ends does not wait for a listener that hangs."""
     listener.gate.clear()
-    poster = start([])
+    poster = start([].append)
     poster.send("{}")
     poster.drain(0.05)
     assert listener.got == []
