@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from imagegen.images.mirrors import choose_mirrors
-from imagegen.model.cluster import Distro
+from imagegen.model.releases import Distro
 
 
 def main(role: str, out: Path) -> None:

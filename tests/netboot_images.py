@@ -8,14 +8,15 @@ import shutil
 from pathlib import Path
 
 from imagegen.base.handles import link_file
+from imagegen.model.roles import roles
 
 SUFFIXES = ("raw", "raw.zst", "squashfs", "vmlinuz", "initrd")
 
 
-def make_images(out: Path, roles: tuple[str, ...] = ("controller", "compute")) -> None:
+def make_images(out: Path) -> None:
     """OUT/images/ROLE with a manifest and `current`; ids are of one digit a role."""
-    for number, role in enumerate(roles, 1):
-        place = out / "images" / role
+    for number, role in enumerate(roles(), 1):
+        place = out / "images" / role.name
         place.mkdir(parents=True)
         files = {}
         for suffix in SUFFIXES:

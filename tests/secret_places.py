@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import identity_users, messaging_users
+from imagegen.model.roles import Role
+from imagegen.model.secret_keys import secret_kinds
 
 # Files that hold secrets by design: path -> owner and mode.
 EVERY_NODE = {
@@ -58,7 +60,7 @@ def find_misplaced(
 
     `files` is what probes/secrets.py answers: path -> [owner, mode, names]; `also` are more places of this node.
     """
-    expected = {**EVERY_NODE, **(CONTROLLER_ONLY if role is Role.CONTROLLER else {}), **(also or {})}
+    expected = {**EVERY_NODE, **(CONTROLLER_ONLY if role.controls else {}), **(also or {})}
     places, unseen, wrong = {**expected, **ALLOWED}, set(expected), []
     for path, (owner, mode, names) in files.items():
         pattern = next((pattern for pattern in places if re.fullmatch(pattern, path)), "")
@@ -70,8 +72,8 @@ def find_misplaced(
 
 def name_secrets(cluster: Cluster, secrets: Secrets) -> dict[str, str]:
     """Every secret of the cluster by its key, those that the file need not have among them."""
-    names = [*NAMES, *(user.secret for user in (*identity_users(cluster), *messaging_users(cluster)))]
-    return {name: secrets.password(name) for name in names}
+    names = [*secret_kinds(), *(user.secret for user in (*identity_users(cluster), *messaging_users(cluster)))]
+    return {name: secrets[name] for name in names}
 
 
 def secrets_of_compute(node: Node) -> set[str]:

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def data_directory(name: str) -> Path:
-    """The directory `elements` or `userdata_templates`, installed or in the checkout. Raises FileNotFoundError."""
+    """The directory `elements` or `pxe_templates`, installed or in the checkout. Raises FileNotFoundError."""
     for place in (PACKAGE / "_data" / name, PACKAGE.parent / name):
         if place.is_dir():
             return place

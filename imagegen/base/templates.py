@@ -102,9 +102,9 @@ def dump_yaml(value: object) -> str:
 
 @cache
 def environment() -> Environment:
-    """The Jinja environment of both template directories: unknown names are errors; its filters are below."""
+    """The Jinja environment. Templates are ELEMENT/seed/NAME, or files of pxe_templates; unknown values are errors."""
     made = Environment(
-        loader=FileSystemLoader([data_directory(name) for name in ("userdata_templates", "pxe_templates")]),
+        loader=FileSystemLoader([data_directory(name) for name in ("elements", "pxe_templates")]),
         undefined=StrictUndefined,
         auto_reload=False,
         autoescape=False,  # noqa: S701 - these are configuration files, quoted by the filters below

@@ -16,15 +16,16 @@ from imagegen.cli.output import Outcome, table
 from imagegen.cli.progress import progress
 from imagegen.images.build import FORMATS, build_images
 from imagegen.inputs.warnings import untested_release
-from imagegen.model.cluster import Cluster, Role
+from imagegen.model.cluster import Cluster
+from imagegen.model.roles import roles
 
 
 @click.command()
 @click.option(
     "--role",
-    "roles",
+    "names",
     multiple=True,
-    type=click.Choice([str(role) for role in Role]),
+    type=click.Choice([role.name for role in roles()]),
     help="Repeatable. Default: the cluster's roles.",
 )
 @click.option(
@@ -35,7 +36,7 @@ from imagegen.model.cluster import Cluster, Role
 @common_options
 @click.pass_obj
 def build(
-    settings: Settings, roles: tuple[str, ...], formats: tuple[str, ...], refresh: bool, untested: bool
+    settings: Settings, names: tuple[str, ...], formats: tuple[str, ...], refresh: bool, untested: bool
 ) -> Outcome:
     """Build images/ROLE/ROLE-ID.{tar,raw,qcow2}: diskimage-builder makes the tree, imagegen the disk.
 
@@ -50,14 +51,14 @@ def build(
     cluster = load_cluster_or_example(settings)
     if not untested and (sentence := untested_release(cluster)):
         raise BadUsage(sentence, "choose another `release` and `distro`, or try this one with --untested")
-    images = _build_images(settings, cluster, roles, formats or tuple(FORMATS), refresh)
+    images = _build_images(settings, cluster, names, formats or tuple(FORMATS), refresh)
     return Outcome(table(images, ("role", "format", "id", "path")), images=images)
 
 
 def _build_images(
-    settings: Settings, cluster: Cluster, roles: Sequence[str], formats: Sequence[str], refresh: bool
+    settings: Settings, cluster: Cluster, names: Sequence[str], formats: Sequence[str], refresh: bool
 ) -> list[dict[str, Any]]:
-    chosen: tuple[Role, ...] = tuple(role for role in Role if role in roles) or cluster.roles
+    chosen = tuple(role for role in roles() if role.name in names) or cluster.roles
     with progress(settings) as report:
         images = build_images(
             cluster,

@@ -16,7 +16,7 @@ def complete_commands(context: click.Context, parameter: click.Parameter, begun:
 
 def find_group(root: click.Context) -> click.Group:
     """The command imagegen, with all the others."""
-    assert isinstance(root.command, click.Group)  # noqa: S101 - see cli/main.py
+    assert isinstance(root.command, click.Group)  # noqa: S101 - see cli/run.py
     return root.command
 
 

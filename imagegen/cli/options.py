@@ -15,6 +15,7 @@ import click
 
 from imagegen.base.errors import Problem
 from imagegen.base.owners import find_place
+from imagegen.cli.front import OPTIONS
 
 DEFAULT_CLUSTER = Path("cluster.yaml")
 
@@ -59,17 +60,17 @@ def common_options(function: Function) -> Function:
             return function(*args, **given)
 
     for names, attributes in (
-        (("--debug",), {"is_flag": True, "help": "Show tracebacks."}),
-        (("-q", "--quiet"), {"is_flag": True, "help": "Print only what went wrong."}),
-        (("-v", "--verbose"), {"count": True, "help": "Print more."}),
-        (("--output",), {"type": click.Choice(["text", "json"]), "help": "Output format. Default: text."}),
+        (("--debug",), {"is_flag": True, "help": OPTIONS["--debug"]}),
+        (("-q", "--quiet"), {"is_flag": True, "help": OPTIONS["-q, --quiet"]}),
+        (("-v", "--verbose"), {"count": True, "help": OPTIONS["-v, --verbose"]}),
+        (("--output",), {"type": click.Choice(["text", "json"]), "help": OPTIONS["--output [text|json]"]}),
         (
             ("-o", "--out", "given_out"),
-            {"type": Directory(path_type=Path), "metavar": "DIR", "help": "Where results go. Default: ./out."},
+            {"type": Directory(path_type=Path), "metavar": "DIR", "help": OPTIONS["-o, --out DIR"]},
         ),
         (
             ("-c", "--cluster"),
-            {"type": path, "metavar": "FILE", "help": "The cluster file; - is stdin. Default: ./cluster.yaml."},
+            {"type": path, "metavar": "FILE", "help": OPTIONS["-c, --cluster FILE"]},
         ),
     ):
         run = click.option(*names, expose_value=False, callback=_keep, **attributes)(run)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import click
 
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome
-from imagegen.inputs.cluster_file import cluster_schema
+from imagegen.model.json_schemas import json_schema
 
 
 @click.command()
@@ -22,5 +22,5 @@ def schema(settings: Settings) -> Outcome:
       imagegen schema > cluster.schema.json
       and in cluster.yaml:  # yaml-language-server: $schema=cluster.schema.json
     """
-    found = cluster_schema()
+    found = json_schema("cluster")
     return Outcome(json.dumps(found, indent=2).splitlines(), more={"schema": found})

@@ -36,8 +36,9 @@ from imagegen.images.elements import content_id, elements_tree, in_house_element
 from imagegen.images.manifest import checksums, digest_files, intact_files, read_manifest, read_packages, write_json
 from imagegen.images.mirrors import Mirrors, check_urls, choose_mirrors, find_proxies
 from imagegen.images.network_formats import compress_raw, copy_kernel, pack_squashfs
-from imagegen.model.cluster import Cluster, Role
+from imagegen.model.cluster import Cluster
 from imagegen.model.releases import Release
+from imagegen.model.roles import Role
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "tar": {"owners": "numeric"},
@@ -217,7 +218,7 @@ def make_image(plan: ImagePlan, mirrors: Mirrors, proxies: Mapping[str, str], re
             stage.rename(plan.entry)
         finally:
             remove_work(plan.cache)
-        forget_images(plan.cache / "images", plan.role, KEPT_IMAGES)
+        forget_images(plan.cache / "images", plan.role.name, KEPT_IMAGES)
     return True
 
 
@@ -359,7 +360,7 @@ def describe_image(plan: ImagePlan) -> dict[str, Any]:
 
 def publish_image(plan: ImagePlan, report: Listener) -> list[Image]:
     """Links the image's files from the cache to OUT/images/ROLE, next to manifest, sums and `current`."""
-    target = plan.out / "images" / plan.role
+    target = plan.out / "images" / plan.role.name
     manifest = read_manifest(plan.entry)
     wanted = {plan.file_name(format): format for format in plan.formats}
     files = {name: facts for name, facts in manifest["files"].items() if name in wanted}

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagegen.base.handles import is_file, read_file
 from imagegen.images.manifest import read_manifest
-from imagegen.model.cluster import Role
+from imagegen.model.roles import Role
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RoleImage:
 
 def find_current(out: Path, role: Role) -> RoleImage | None:
     """The role's current image; None when none was built. Raises BadUsage for a link in its place."""
-    directory = out / "images" / role
+    directory = out / "images" / role.name
     try:
         content_id = read_file(directory / "current", 200).decode(errors="replace").strip()
     except FileNotFoundError:

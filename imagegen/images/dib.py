@@ -18,8 +18,8 @@ from imagegen.base.errors import CommandFailed
 from imagegen.base.handles import create_file, open_directory, whole
 from imagegen.images.elements import dib_elements, dib_environment
 from imagegen.images.mirrors import Mirrors, read_lines
-from imagegen.model.cluster import Role
 from imagegen.model.releases import Distro
+from imagegen.model.roles import Role
 
 # dib ends the namespace's init too early for its own output filter: what it wrote last is why it failed.
 INIT = """\

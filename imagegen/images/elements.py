@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from imagegen.base.tree import File, Tree, text
-from imagegen.model.cluster import Role
+from imagegen.images.services_json import services_document
 from imagegen.model.releases import Distro, Release, package_installs, package_map
-from imagegen.model.roles import roles
+from imagegen.model.roles import Role
 
 IMAGE_JSON = "static/etc/imagegen/image.json"
+SERVICES_JSON = "static/usr/lib/imagegen-node/services.json"
 
 # What elements hold for imagegen itself: what they declare, and templates of their seed's files. No image needs it.
 FOR_THIS_MACHINE = ("declaration.yaml", "seed")
@@ -30,7 +31,8 @@ README = """\
 The {role} role of OpenStack {release} on {distro} {suite}. `imagegen generate`
 writes this element; what it installs and configures is in the elements that
 ``element-deps`` names. ``/etc/imagegen/image.json`` tells a node which roles
-its image has.
+its image has, ``/usr/lib/imagegen-node/services.json`` tells the first-boot
+agent what runs there.
 
 The image names no package mirror: apt's sources of the build stay behind. Nodes
 that are to install packages get theirs from the operator, as a file in
@@ -80,8 +82,8 @@ fi
 
 
 def top_elements(role: Role) -> tuple[str, ...]:
-    """What a role's generated element depends on; the rest follows through element-deps."""
-    return "imagegen-deploy", roles()[role].element
+    """What a role's generated element depends on: the network boot, and all that its nodes run or host."""
+    return "imagegen-deploy", *role.services, *role.hosts
 
 
 def role_element(role: Role) -> str:
@@ -113,6 +115,7 @@ def generate_role_element(role: Role, release: Release, static: Tree, image_id: 
         "README.rst": text(readme),
         "element-deps": text("".join(f"{dep}\n" for dep in deps)),
         IMAGE_JSON: text(_json(image)),
+        SERVICES_JSON: text(json.dumps(services_document(role, release), indent=2) + "\n"),
         f"block-device.d/94-{name}-state": text(BLOCK_DEVICE_STATE, 0o755),
         f"root.d/76-{name}-package-cache": text(PACKAGE_CACHE, 0o755),
     }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ from imagegen.inputs.device_hints import parse_hint
 from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.inputs.ssh_keys import find_key_fault
 from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
-from imagegen.model.cluster import Cluster, Deploy, Hosted, Network, Node, Place, Role, Services
+from imagegen.model.cluster import Cluster, Deploy, Network, Node, Place, Services
+from imagegen.model.json_schemas import json_schema
 from imagegen.model.releases import Distro, Release, UnknownRelease, default_release, default_suite, find_release
+from imagegen.model.roles import find_role, hosted_services
 from imagegen.model.services import hosted_port
 
 IMAGE_PORT = 9292
@@ -29,13 +29,6 @@ _URL_KEYS = ("auth_url", "endpoint")
 def default_text() -> str:
     """The cluster file that `imagegen init` writes, and that is used where there is none."""
     return (PACKAGE / "data/cluster.yaml").read_text()
-
-
-@cache
-def cluster_schema() -> dict[str, Any]:
-    """The JSON schema of the cluster file, as shipped for editors."""
-    loaded: dict[str, Any] = json.loads((PACKAGE / "data/cluster.schema.json").read_bytes())
-    return loaded
 
 
 def load_cluster(path: Path | None) -> Cluster:
@@ -52,7 +45,7 @@ def read_cluster(path: Path | None) -> tuple[Cluster, Findings]:
 
 def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     """The cluster in a loaded document whose relative paths start at `directory`. Raises BadInput."""
-    data = check_shape(document, cluster_schema(), found)
+    data = check_shape(document, json_schema("cluster"), found)
     if not isinstance(data, dict):
         raise BadInput(found.problems)
     release = _check_release(data, found)
@@ -60,8 +53,10 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
     nodes = [node or {} for node in data.get("nodes", [])]
     cells = _check_cells(data, nodes, found)
     _check_nodes(nodes, network, found)
-    if nodes and all(node.get("role") == Role.COMPUTE for node in nodes):
-        found.add("nodes", "computes without a controller; give at least one node `role: controller`")
+    given = {node.get("role", "") for node in nodes}
+    if given and all(role and not find_role(role).controls for role in given):
+        kinds = " and ".join(f"{role}s" for role in sorted(given))
+        found.add("nodes", f"{kinds} without a controller; give at least one node `role: controller`")
     _check_services(data.get("services", {}), nodes, found)
     _check_hosts(data, network, found)
     for i, key in enumerate(data.get("ssh_authorized_keys", [])):
@@ -82,7 +77,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         secrets_path=directory / data.get("secrets", "secrets.yaml"),
         cells=cells,
         nodes=built,
-        idle_cache="host" not in data.get("services", {}).get(Hosted.CACHE, {"host": ""}),
+        idle_cache="host" not in data.get("services", {}).get("cache", {"host": ""}),
     )
 
 
@@ -161,7 +156,8 @@ def _check_nodes(nodes: list[dict[str, Any]], network: Network | None, found: Fi
         elif address and network and address == network.gateway:
             found.add(f"{path}.address", f"{address} is the gateway's address")
         _check_hints(node.get("root_device", {}), f"{path}.root_device", found)
-        if node.get("role") == Role.CONTROLLER and node.get("deploy", {}).get("mode") == "live":
+        live = node.get("deploy", {}).get("mode") == "live"
+        if live and "role" in node and not find_role(node["role"]).runs("nova-compute"):
             found.add(
                 f"{path}.deploy.mode",
                 "a live node loses everything when switched off, so only computes can be live",
@@ -194,11 +190,12 @@ def _check_mac(text: str | None, path: str, found: Findings) -> str | None:
 def _check_services(data: Mapping[str, Any], nodes: list[dict[str, Any]], found: Findings) -> None:
     roles = {node["name"]: node.get("role") for node in nodes if "name" in node}
     all_named = all("name" in node for node in nodes)  # the node meant may be one whose name is invalid
-    for service in Hosted:
+    for service in hosted_services():
         given = data.get(service)
-        if not isinstance(given, dict) or service is Hosted.CACHE:  # a cache's node is accepted but not needed
+        if not isinstance(given, dict) or service == "cache":  # a cache's node is accepted but not needed
             continue
-        if roles.get(name := given.get("node", "")) == Role.COMPUTE:
+        role = roles.get(name := given.get("node", ""))
+        if role and service not in find_role(role).hosted:
             found.add(
                 f"services.{service}.node", f"node `{name}` is not a controller, and only controllers host services"
             )
@@ -257,7 +254,7 @@ def _misplaced(address: IPv4Address, cidr: IPv4Network) -> str:
 def _build_node(data: Mapping[str, Any], first_cell: str) -> Node:
     return Node(
         name=data["name"],
-        role=Role(data["role"]),
+        role=find_role(data["role"]),
         mac=normalise_mac(data["mac"]) or "",
         address=IPv4Address(data["address"]),
         cell=data.get("cell", first_cell),
@@ -274,10 +271,10 @@ def _build_hints(hints: Mapping[str, Any]) -> dict[str, str | int | bool]:
 
 def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Services:
     """Every service's place: `embedded`, the default, is the first controller in file order."""
-    first = next(node for node in nodes if node.role is Role.CONTROLLER)
+    first = next(node for node in nodes if node.role.controls)
     addresses = {node.name: str(node.address) for node in nodes}
 
-    def place(service: Hosted) -> Place:
+    def place(service: str) -> Place:
         given = data.get(service, "embedded")
         if given == "embedded":
             given = {"node": first.name}
@@ -288,12 +285,12 @@ def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Service
             return Place(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
         return Place(given["host"], given.get("port", hosted_port(service)))
 
-    identity = place(Hosted.IDENTITY)
-    external = data.get(Hosted.IDENTITY, "embedded")
+    identity = place("identity")
+    external = data.get("identity", "embedded")
     return Services(
-        database=place(Hosted.DATABASE),
-        messaging=place(Hosted.MESSAGING),
-        cache=place(Hosted.CACHE) if "host" in data.get(Hosted.CACHE, "embedded") else None,
+        database=place("database"),
+        messaging=place("messaging"),
+        cache=place("cache") if "host" in data.get("cache", "embedded") else None,
         identity=identity,
         auth_url=f"http://{identity.host}:{identity.port}/v3" if identity.node else external["auth_url"].rstrip("/"),
         image_endpoint=data.get("image", {}).get("endpoint", f"http://{first.address}:{IMAGE_PORT}").rstrip("/"),

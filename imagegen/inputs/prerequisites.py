@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagegen.model.cluster import Cluster, Hosted
+from imagegen.model.cluster import Cluster
 from imagegen.model.logins import (
     EXCHANGE,
     Rights,
@@ -12,21 +12,23 @@ from imagegen.model.logins import (
     messaging_users,
     schema_of,
 )
+from imagegen.model.roles import hosted_services
 from imagegen.model.services import endpoints
 
 
 def explain_external(cluster: Cluster) -> list[str]:
     """The commands to run on each external service, as lines; a password is named by its key in secrets.yaml."""
-    sections = {
-        Hosted.DATABASE: (cluster.services.database, _database_lines),
-        Hosted.MESSAGING: (cluster.services.messaging, _messaging_lines),
-        Hosted.CACHE: (cluster.services.cache, _cache_lines),
-        Hosted.IDENTITY: (cluster.services.identity, _identity_lines),
+    explain = {
+        "database": _database_lines,
+        "messaging": _messaging_lines,
+        "cache": _cache_lines,
+        "identity": _identity_lines,
     }
     lines: list[str] = []
-    for service, (place, explain) in sections.items():
-        if place is not None and place.node is None:
-            lines += [f"# {service} at {place.host}:{place.port}", *explain(cluster), ""]
+    for service in hosted_services():
+        place = cluster.services.place(service)
+        if place and place.node is None:
+            lines += [f"# {service} at {place.host}:{place.port}", *explain[service](cluster), ""]
     return lines[:-1]
 
 

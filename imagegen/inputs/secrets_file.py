@@ -10,78 +10,56 @@ import re
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from imagegen.base.errors import BadInput
 from imagegen.inputs.yaml_file import Findings, check_shape, load_document
+from imagegen.model.secret_keys import CELL, derived_secrets, parent_of, secret_kinds
 
 _HEADER = """\
 # The secrets of one cluster, made by `imagegen init`. Keep this file out of version control and readable by you alone.
 # Passwords may be any printable ASCII, not starting or ending with a space; write them in quotes.
 """
 SHORTEST = 8  # characters of a password
-_COOKIE = string.ascii_uppercase + string.digits
+_MAKERS = {
+    "password": lambda: secrets.token_urlsafe(24),
+    "key": lambda: secrets.token_hex(32),
+    "cookie": lambda: "".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(40)),
+    "fernet": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+}
 
 
 @dataclass(frozen=True, repr=False)
 class Secrets:
-    """The values of secrets.yaml."""
+    """The values of secrets.yaml, by key."""
 
-    database_nova: str
-    database_placement: str
-    database_keystone: str
-    database_imagegen: str
-    messaging_openstack: str
-    messaging_cookie: str  # Erlang's cookie: A-Z and 0-9
-    identity_admin: str
-    identity_nova: str
-    identity_placement: str
-    seed_key: str  # keys the HMACs that stand in for secrets, such as the instance-id
-    keystone_fernet_key: str  # 32 bytes in urlsafe base64
-    keystone_credential_key: str
-    optional: Mapping[str, str] = field(default_factory=dict)  # passwords that the file need not have, by key
+    values: Mapping[str, str]
 
     def __repr__(self) -> str:
         return "Secrets(...)"
 
-    def password(self, name: str) -> str:
-        """The password for that key: the file's or, if it is optional and missing, one derived from its parent's.
+    def __getitem__(self, key: str) -> str:
+        """The file's value or, if it has none and the key is derived, one made from its parent's value.
 
         Made by HMAC-SHA256, so the child does not reveal the parent, and a new parent makes a new child. 43 characters.
         Raises KeyError for a key that secrets.yaml cannot have.
         """
-        if name in NAMES:
-            return str(getattr(self, name))
-        if name in self.optional:
-            return self.optional[name]
-        for pattern, parent in OPTIONAL.items():
-            if re.fullmatch(pattern, name):
-                made = hmac.new(self.password(parent).encode(), f"imagegen/{name}".encode(), sha256).digest()
-                return base64.urlsafe_b64encode(made).decode().rstrip("=")
-        raise KeyError(name)
-
-
-NAMES = tuple(one.name for one in fields(Secrets) if one.name != "optional")
-# Computes' passwords. Key (a pattern) -> the key from whose value it is derived if the file lacks it.
-OPTIONAL = {
-    "identity_nova_compute": "identity_nova",
-    "messaging_compute_[a-z][a-z0-9_]*": "messaging_openstack",  # one for each cell
-}
-_OPTIONAL_OF_INIT = ("identity_nova_compute", "messaging_compute_cell1")
-_FERNET = ("keystone_fernet_key", "keystone_credential_key")
+        if key in self.values:
+            return self.values[key]
+        if (parent := parent_of(key)) is None:
+            raise KeyError(key)
+        made = hmac.new(self[parent].encode(), f"imagegen/{key}".encode(), sha256).digest()
+        return base64.urlsafe_b64encode(made).decode().rstrip("=")
 
 
 def generate_secrets() -> str:
     """The text of a new secrets.yaml; every value from the system's random source, 190 bits or more."""
-    values = {name: secrets.token_urlsafe(24) for name in (*NAMES, *_OPTIONAL_OF_INIT)}
-    values["messaging_cookie"] = "".join(secrets.choice(_COOKIE) for _ in range(40))
-    values["seed_key"] = secrets.token_hex(32)
-    for name in _FERNET:
-        values[name] = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-    return _HEADER + "".join(f'{name}: "{value}"\n' for name, value in values.items())
+    of_default_cluster = [key.replace(CELL, "cell1") for key in derived_secrets()]
+    kinds = secret_kinds() | dict.fromkeys(of_default_cluster, "password")
+    return _HEADER + "".join(f'{key}: "{_MAKERS[kind]()}"\n' for key, kind in kinds.items())
 
 
 def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
@@ -93,9 +71,10 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
     try:
         document = load_document(path, found)
         given = document.content if isinstance(document.content, dict) else {}
-        optional = [name for name in given if any(re.fullmatch(pattern, name) for pattern in OPTIONAL)]
-        properties = {name: {"type": "string"} for name in (*NAMES, *optional)}
-        schema = {"type": "object", "properties": properties, "required": NAMES}
+        required = secret_kinds()
+        kinds = required | {key: "password" for key in given if parent_of(key)}
+        properties = {key: {"type": "string"} for key in kinds}
+        schema = {"type": "object", "properties": properties, "required": list(required)}
         data: dict[str, Any] = check_shape(document, schema, found)
     except BadInput as error:
         if not path.exists():
@@ -104,15 +83,15 @@ def load_secrets(path: Path, typed: Mapping[str, str] | None = None) -> Secrets:
             raise found.stop(f"not found; `imagegen init{where}` writes {name}") from None
         raise error
     if isinstance(data, dict):
-        for name, value in data.items():
-            if message := _problem(name, value):
-                found.add(name, message)
-    for name, why in (typed or {}).items():
-        if name not in given:
-            found.add("", f"the key `{name}` is missing: {why}")
+        for key, value in data.items():
+            if message := _problem(kinds[key], value):
+                found.add(key, message)
+    for key, why in (typed or {}).items():
+        if key not in given:
+            found.add("", f"the key `{key}` is missing: {why}")
     if found.problems:
         raise BadInput(found.problems)
-    return Secrets(optional={name: data.pop(name) for name in optional}, **data)
+    return Secrets(data)
 
 
 def secrets_warnings(path: Path) -> list[str]:
@@ -125,11 +104,11 @@ def secrets_warnings(path: Path) -> list[str]:
     return []
 
 
-def _problem(name: str, value: str) -> str:
-    if name == "messaging_cookie":
+def _problem(kind: str, value: str) -> str:
+    if kind == "cookie":
         good = re.fullmatch(r"[A-Z0-9]{20,255}", value)
         return "" if good else "must be 20 to 255 upper-case letters and digits"
-    if name in _FERNET:
+    if kind == "fernet":
         return "" if _is_fernet_key(value) else "must be a fernet key: 32 bytes in urlsafe base64"
     if not value:
         return "must not be empty"

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 from imagegen.base.errors import Problem
 from imagegen.inputs.yaml_file import Findings
-from imagegen.model.cluster import Cluster, Hosted
+from imagegen.model.cluster import Cluster
+from imagegen.model.roles import hosted_services
+from imagegen.model.services import services
 
 
 def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
@@ -57,14 +59,10 @@ def _doubt_availability(cluster: Cluster) -> Doubts:
         f"{len(cluster.controllers)} controllers do not make a cluster highly available: the API's endpoints are on"
         f" {first} only; while {first} is down, nobody can reach Nova or Placement",
     )
-    losses = {
-        Hosted.DATABASE: "every API call fails",
-        Hosted.MESSAGING: "no instance can be created or changed",
-        Hosted.IDENTITY: "nobody gets a token",
-    }
-    for service, loss in losses.items():
-        if node := getattr(cluster.services, service).node:
-            yield f"services.{service}", f"runs on {node} alone; while {node} is down, {loss}"
+    for service in services():
+        place = cluster.services.place(service.hosted_as) if service.hosted_as else None
+        if place and (node := place.node) and service.loss:
+            yield f"services.{service.hosted_as}", f"runs on {node} alone; while {node} is down, {service.loss}"
 
 
 def _doubt_cache(found: Findings) -> Doubts:
@@ -90,10 +88,9 @@ def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:
 
 def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]]:
     """(path, host, what is wrong if the host is a node) for everything that nodes expect outside the cluster."""
-    for service in Hosted:
-        if service is Hosted.CACHE and f"services.{service}.host" not in found.lines:
-            continue  # each controller's own
-        if (place := getattr(cluster.services, service)).node is None:
+    for service in hosted_services():
+        place = cluster.services.place(service)
+        if place and place.node is None:
             yield f"services.{service}", place.host, "where imagegen does not start this service; write {node: NAME}"
     glance = "where imagegen does not install Glance: instances find no images until you do"
     yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance

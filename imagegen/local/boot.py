@@ -23,7 +23,7 @@ from imagegen.local import nspawn, qemu
 from imagegen.local.network_boot import PxeQemu
 from imagegen.local.request import IMAGE_SUFFIX, Boot
 from imagegen.local.verify import Fault, verify_cluster
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
 from imagegen.seeds.seed import seed_tree
 
 POLL = 0.5  # seconds between two checks of the nodes
@@ -103,7 +103,7 @@ def boot_cluster(boot: Boot, report: Say) -> list[NodeResult]:
         faults = explain_results(machines, results, limit)
         if not faults:
             report(progress_line("cluster", "verify", "working", "asking Nova and Keystone from outside"))
-            controller = next(machine for machine in machines if machine.node.role is Role.CONTROLLER)
+            controller = next(machine for machine in machines if machine.node.role.controls)
             limit = backend.timeout / VERIFY_SHARE
             found = verify_patiently(
                 lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit), limit, report
@@ -248,7 +248,7 @@ def read_result(machine: Machine, document: Mapping[str, Any], seconds: float, r
     step = str(document.get("step", ""))
     rc = next((s["rc"] for s in read_steps(document) if s["name"] == step), None)
     node = machine.node
-    return NodeResult(node.name, node.role.value, state, step, detail, round(seconds, 1), machine.image, rc)
+    return NodeResult(node.name, node.role.name, state, step, detail, round(seconds, 1), machine.image, rc)
 
 
 def progress_lines(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

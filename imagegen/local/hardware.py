@@ -14,7 +14,7 @@ from uuid import uuid5
 from imagegen.base.errors import BadUsage, MachineLacks
 from imagegen.inputs.device_hints import parse_hint
 from imagegen.model.cluster import NAMESPACE, Cluster, Node
-from imagegen.model.roles import roles
+from imagegen.model.roles import hosted_services
 
 OVMF = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/qemu/OVMF.fd"))
 
@@ -90,7 +90,7 @@ def node_command(name: str, node: Node, hardware: Hardware) -> list[str]:
         engine = ["-accel", "kvm", "-cpu", "host"]
     return [
         *("qemu-system-x86_64", "-name", f"{name}-{node.name}", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", *engine, "-m", f"{hardware.memory >> 20}M", "-smp", str(roles()[node.role].processors)),
+        *("-machine", "q35", *engine, "-m", f"{hardware.memory >> 20}M", "-smp", str(node.role.processors)),
         # By which a node recognises its machine; without it all machines have the same, zeros.
         *("-uuid", str(uuid5(NAMESPACE, f"machine/{node.mac}"))),
         *(("-bios", str(hardware.firmware)) if hardware.firmware else ()),
@@ -122,7 +122,7 @@ def plan_outside(cluster: Cluster) -> Outside:
 def needs_outside(cluster: Cluster) -> bool:
     """Whether the nodes use anything outside their network."""
     services = cluster.services
-    places = [services.database, services.messaging, services.cache, services.identity]
+    places = map(services.place, hosted_services())
     hosts = [place.host for place in places if place and place.node is None] + list(cluster.network.ntp)
     hosts.append(urlsplit(services.image_endpoint).hostname or "")
 

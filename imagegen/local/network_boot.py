@@ -22,7 +22,6 @@ from imagegen.local.lan import Lan
 from imagegen.local.qemu import Qemu, QemuMachine
 from imagegen.local.request import Boot, NetworkBoot
 from imagegen.model.cluster import Node
-from imagegen.model.roles import roles
 from imagegen.outputs.pxe import SUFFIXES, choose_url, read_image
 from imagegen.seeds.seed import seed_tree
 from imagegen.server.ledger import Ledger
@@ -129,7 +128,7 @@ class PxeQemu(Qemu):
 
 def memory_of(node: Node) -> int:
     """The bytes of memory of a node that boots over the network."""
-    return max(roles()[node.role].machine_memory, LIVE_MEMORY if node.deploy.mode == "live" else 0)
+    return max(node.role.machine_memory, LIVE_MEMORY if node.deploy.mode == "live" else 0)
 
 
 class TapMachine(QemuMachine):

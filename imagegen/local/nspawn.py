@@ -19,7 +19,6 @@ from imagegen.base.handles import append_file, make_fresh, open_directory, read_
 from imagegen.base.tree import Tree, text, write_file, write_tree
 from imagegen.local.bridge import Bridge, namespace_command, remove_namespaces
 from imagegen.model.cluster import Cluster, Node
-from imagegen.model.roles import roles
 
 STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
@@ -76,7 +75,7 @@ class Nspawn:
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """(memory, disk) in bytes that a machine needs: a tree holds the image and what the node writes."""
-        return roles()[node.role].container_memory, (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
+        return node.role.container_memory, (0 if image.is_dir() else image.stat().st_size) + (1 << 30)
 
     def add(self, node: Node, image: Path, seed: Tree) -> NspawnMachine:
         """A machine for that node, not started yet: a fresh copy of `image`, a tar or a directory, with the seed in it.

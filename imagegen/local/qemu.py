@@ -38,7 +38,6 @@ from imagegen.local.hardware import (
     plan_outside,
 )
 from imagegen.model.cluster import Cluster, Node
-from imagegen.model.roles import roles
 from imagegen.seeds.iso import write_seed_iso
 
 STATE = "qemu.json"
@@ -95,7 +94,7 @@ class Qemu:
 
     def needs(self, node: Node, image: Path) -> tuple[int, int]:
         """(memory, disk) in bytes that a machine needs: the disk holds only what the node writes."""
-        return roles()[node.role].machine_memory, 4 << 30
+        return node.role.machine_memory, 4 << 30
 
     def add(self, node: Node, image: Path, seed: Tree) -> QemuMachine:
         """A machine for that node, not started yet: an overlay on `image` (qcow2 or raw) and a copy of the seed.
@@ -186,7 +185,7 @@ class QemuMachine:
     @property
     def hardware(self) -> Hardware:
         """What this machine has besides its node's NIC and disk."""
-        return Hardware(roles()[self.node.role].machine_memory, self._network.accelerated)
+        return Hardware(self.node.role.machine_memory, self._network.accelerated)
 
     def alive(self) -> bool:
         """Whether the machine is running."""

@@ -10,7 +10,8 @@ from imagegen.base.errors import BadUsage
 from imagegen.images.current import find_current
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local.hardware import Firmware
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role
 
 # Backend -> the suffix of the image file that it boots.
 IMAGE_SUFFIX = {"qemu": "qcow2", "nspawn": "tar"}
@@ -54,7 +55,7 @@ def find_image(out: Path, role: Role, backend: str) -> Path:
     how = f"run `imagegen build --role {role}` first"
     image = find_current(out, role)
     if image is None:
-        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role}", how)
+        raise BadUsage(f"there is no image for the role {role} in {out / 'images' / role.name}", how)
     suffix = IMAGE_SUFFIX[backend]
     if not image.has(suffix):
         raise BadUsage(f"{image.directory / image.file_name(suffix)} is missing; the {backend} backend needs it", how)

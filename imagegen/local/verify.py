@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from imagegen.base.commands import Completed
 from imagegen.base.errors import CommandFailed
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.services import endpoints
 from imagegen.seeds.node_json import node_document
 
 INTERFACES = ("admin", "internal", "public")
+COMPUTE_SERVICES = {"nova-controller": ("nova-conductor", "nova-scheduler"), "nova-compute": ("nova-compute",)}
+"""Element -> what registers itself with Nova where it runs."""
 
 Row = dict[str, Any]
 
@@ -55,7 +58,7 @@ def verify_cluster(
     cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], controller: Executor, timeout: float
 ) -> list[Fault]:
     """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
-    node = next(node for node in nodes if node.role is Role.CONTROLLER)
+    node = next(node for node in nodes if node.role.controls)
     return check_facts(
         cluster, nodes, node_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
     )
@@ -95,7 +98,7 @@ def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     (compute,) = (endpoint for endpoint in endpoints() if endpoint.type == "compute")
     compute_url = compute.url(cluster.controllers[0].address)
     # As Nova's own user, which may read all of this, even if no administrator's password is known.
-    call = (cluster.services.auth_url, compute_url, "nova", secrets.identity_nova, "service")
+    call = (cluster.services.auth_url, compute_url, "nova", secrets["identity_nova"], "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
     return f"{source}\n\nmain(*{call!r})\n".encode()
 
@@ -113,7 +116,7 @@ def parse_table(text: str) -> list[Row]:
 
 def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any], facts: Facts) -> list[Fault]:
     """Every difference between what must be and what is. `expected`: a controller's node.json, `nodes`: the booted."""
-    computes = [node for node in nodes if node.role is Role.COMPUTE]
+    computes = [node for node in nodes if node.role.runs("nova-compute")]
     return sorted(
         {
             *(Fault("cluster", error) for error in facts.errors),
@@ -173,10 +176,10 @@ def _check_compute_services(nodes: Sequence[Node], cells: int, rows: Sequence[Ro
     Nova calls a service up for service_down_time after its record was made, though it may never have worked: so
     updated_at counts as well (nova/servicegroup/drivers/db.py, is_up).
     """
-    binaries = {Role.CONTROLLER: ("nova-conductor", "nova-scheduler"), Role.COMPUTE: ("nova-compute",)}
     found = []
     for node in nodes:
-        for binary in binaries[node.role]:
+        running = [binaries for element, binaries in COMPUTE_SERVICES.items() if node.role.runs(element)]
+        for binary in chain.from_iterable(running):
             mine = [row for row in rows if row["binary"] == binary and row["host"] == node.name]
             found += _check_up(node.name, binary, mine, cells if binary == "nova-conductor" else 1) or [
                 Fault(node.name, f"{binary} has never reported since it was registered")

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from uuid import UUID, uuid5
 
 from imagegen.model.releases import Release
+from imagegen.model.roles import Role, roles
 from imagegen.model.services import Service
 
 # Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
 NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
 
 CONSOLE_PORT = 6080  # Nova's default, nova/conf/novnc.py
-
-
-class Role(StrEnum):
-    """What a node does; each role is one image."""
-
-    CONTROLLER = "controller"
-    COMPUTE = "compute"
-
-
-class Hosted(StrEnum):
-    """The backing services that a controller can host. A cache needs no place: each controller has its own."""
-
-    DATABASE = "database"
-    MESSAGING = "messaging"
-    CACHE = "cache"
-    IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,11 @@ class Services:
     identity: Place
     auth_url: str  # of identity, ends in /v3
     image_endpoint: str
+
+    def place(self, service: str) -> Place | None:
+        """Where the backing service of that name answers; None: on loopback, each controller has its own."""
+        found: Place | None = getattr(self, service)
+        return found
 
 
 @dataclass(frozen=True)
@@ -97,12 +86,13 @@ class Cluster:
 
     @property
     def controllers(self) -> tuple[Node, ...]:
-        return tuple(node for node in self.nodes if node.role is Role.CONTROLLER)
+        return tuple(node for node in self.nodes if node.role.controls)
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles that the nodes use, controller first."""
-        return tuple(role for role in Role if any(node.role is role for node in self.nodes))
+        """The roles that the nodes use, those that can host services first."""
+        used = {node.role for node in self.nodes}
+        return tuple(role for role in roles() if role in used)
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises KeyError."""
@@ -113,21 +103,17 @@ class Cluster:
 
     def runs(self, service: Service) -> bool:
         """Whether the service runs in the cluster: all do but those that the cluster file has elsewhere."""
-        place: Place | None = getattr(self.services, service.hosted_as) if service.hosted_as else None
+        place = self.services.place(service.hosted_as) if service.hosted_as else None
         return place is None or place.node is not None
 
-    def hosted_on(self, node: Node) -> tuple[Hosted, ...]:
-        """The backing services that run on this node."""
-
-        def runs(service: Hosted) -> bool:
-            place: Place | None = getattr(self.services, service)
-            return node.role is Role.CONTROLLER if place is None else place.node == node.name
-
-        return tuple(service for service in Hosted if runs(service))
+    def hosted_on(self, node: Node) -> tuple[str, ...]:
+        """The backing services that run on this node, by their names in the cluster file."""
+        places = {service: self.services.place(service) for service in node.role.hosted}
+        return tuple(service for service, place in places.items() if place is None or place.node == node.name)
 
     def serves_others(self, node: Node) -> bool:
-        """Whether other nodes need a backing service that runs on this one; its cache is for itself."""
-        return any(service is not Hosted.CACHE for service in self.hosted_on(node))
+        """Whether other nodes need a backing service that runs on this one; what has no place is for itself."""
+        return any(self.services.place(service) for service in self.hosted_on(node))
 
     def console_port(self, cell: str) -> int:
         """The port of a cell's noVNC proxy, on every controller: 6080 for the first, one higher for each further."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagegen.model.cluster import Cluster
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.services import services
 
 COMPUTE_USER = "nova_compute"
@@ -61,9 +61,9 @@ class IdentityUser:
         return f"identity_{self.name}"
 
 
-def schema_of(cluster: Cluster, cell: str) -> str:
-    """The database, and the vhost, of a cell: the first cell has Nova's usual name."""
-    return "nova" if cell == cluster.cells[0] else f"nova_{cell}"
+def schema_of(cluster: Cluster, cell: str, name: str = "nova") -> str:
+    """A cell's database of that name, and by default its vhost: the first cell's is plain."""
+    return name if cell == cluster.cells[0] else f"{name}_{cell}"
 
 
 def database_schemas(cluster: Cluster) -> list[tuple[str, str]]:
@@ -71,7 +71,9 @@ def database_schemas(cluster: Cluster) -> list[tuple[str, str]]:
     schemas: list[tuple[str, str]] = []
     for service in filter(cluster.runs, services()):
         for schema in service.schemas:
-            names = [schema_of(cluster, cell) for cell in cluster.cells] if schema.per_cell else [schema.name]
+            names = (
+                [schema_of(cluster, cell, schema.name) for cell in cluster.cells] if schema.per_cell else [schema.name]
+            )
             schemas += [(name, schema.user) for name in names]
     return [*schemas, (AGENT_SCHEMA, AGENT_SCHEMA)]
 
@@ -90,6 +92,13 @@ def controller_messaging(cluster: Cluster) -> MessagingUser:
 def compute_messaging(cluster: Cluster, cell: str) -> MessagingUser:
     """The user of a cell's computes, which sees no other cell's vhost."""
     return MessagingUser(f"compute_{cell}", (schema_of(cluster, cell),), OF_COMPUTES)
+
+
+def messaging_user(cluster: Cluster, node: Node) -> MessagingUser | None:
+    """The user as which the node's services log in to the message queue; None: they do not."""
+    if node.role.controls:
+        return controller_messaging(cluster)
+    return compute_messaging(cluster, node.cell) if node.role.runs("nova-compute") else None
 
 
 def messaging_users(cluster: Cluster) -> list[MessagingUser]:

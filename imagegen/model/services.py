@@ -38,6 +38,7 @@ class Service:
     element: str
     hosted_as: str | None  # in the cluster file's `services`
     port: int | None  # where a hosted service answers
+    loss: str | None  # what is so while a hosted service is down; None: each controller has its own
     schemas: tuple[Schema, ...]
     users: tuple[str, ...]  # of Keystone
     endpoint: Endpoint | None
@@ -73,6 +74,7 @@ def _read_service(element: str) -> Service:
         element,
         hosted.get("as"),
         hosted.get("port"),
+        hosted.get("loss"),
         tuple(Schema(one["name"], one["user"], one.get("per") == "cell") for one in declared.get("schemas", ())),
         tuple(declared.get("users", ())),
         endpoint,

@@ -9,7 +9,8 @@ from typing import Any
 from imagegen.base.templates import dump_yaml
 from imagegen.base.tree import File, Tree, text
 from imagegen.images.current import RoleImage
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role
 from imagegen.outputs.pxe import choose_url
 from imagegen.seeds.config_drive import configdrive_iso, configdrive_tree, encode_configdrive
 from imagegen.seeds.seed import Seed

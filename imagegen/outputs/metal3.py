@@ -11,7 +11,8 @@ from imagegen.base.templates import dump_yaml
 from imagegen.base.tree import Tree, text
 from imagegen.images.current import RoleImage
 from imagegen.inputs.device_hints import hint_text, parse_hint
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role
 from imagegen.outputs.ironic import instance_info
 from imagegen.seeds.config_drive import meta_data, network_data
 from imagegen.seeds.seed import Seed

@@ -20,7 +20,8 @@ from imagegen.images.current import RoleImage, find_current
 from imagegen.images.disk import KERNEL_WORDS
 from imagegen.images.manifest import checksums
 from imagegen.inputs.device_hints import hint_text
-from imagegen.model.cluster import Cluster, Hosted, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role, hosted_services
 
 PORT = 8080
 MOST_COMMAND_LINE = 2000  # bytes; Linux on x86 cuts off everything beyond 2,047 (COMMAND_LINE_SIZE)
@@ -53,8 +54,8 @@ def find_images(cluster: Cluster, out: Path, suffixes: Mapping[str, Iterable[str
     """
     found, missing = {}, []
     for role in cluster.roles:
-        image = find_current(out, role) or RoleImage(role, out / "images" / role, {})
-        modes = {node.deploy.mode for node in cluster.nodes if node.role is role}
+        image = find_current(out, role) or RoleImage(role.name, out / "images" / role.name, {})
+        modes = {node.deploy.mode for node in cluster.nodes if node.role == role}
         wanted = {suffix for mode in modes for suffix in suffixes[mode]}
         if lacking := sorted(suffix for suffix in wanted if not image.has(suffix)):
             missing.append(f"{role} ({', '.join(lacking)})")
@@ -127,13 +128,13 @@ def node_script(cluster: Cluster, node: Node, image: RoleImage) -> str:
     base = choose_url(cluster)
     if fault := _explain_length(cluster, node, image):
         raise BadUsage(fault)
-    values = {"base": base, "node": node.name, "role": node.role, "mode": node.deploy.mode, "image": image.name}
+    values = {"base": base, "node": node.name, "role": node.role.name, "mode": node.deploy.mode, "image": image.name}
     return render_template("node.ipxe.j2", {**values, "arguments": kernel_arguments(cluster, node, image)})
 
 
 def find_spare(cluster: Cluster) -> tuple[IPv4Address, IPv4Address] | None:
     """First and last of the longest run of addresses that are not in the cluster file; of a long run, only the end."""
-    cidr, places = cluster.network.cidr, (getattr(cluster.services, service) for service in Hosted)
+    cidr, places = cluster.network.cidr, map(cluster.services.place, hosted_services())
     urls = (choose_url(cluster), cluster.status_url, cluster.services.image_endpoint)
     named = [*(place.host for place in places if place), *(urlsplit(url or "").hostname or "" for url in urls)]
     addresses = (*(node.address for node in cluster.nodes), cluster.network.gateway, *cluster.network.dns)
@@ -186,7 +187,7 @@ def kernel_arguments(cluster: Cluster, node: Node, image: RoleImage) -> str:
     given = {
         "mode": node.deploy.mode,
         "node": node.name,
-        "role": node.role,
+        "role": node.role.name,
         "mac": node.mac,
         "address": f"{node.address}/{cluster.network.cidr.prefixlen}",
         "gateway": cluster.network.gateway,

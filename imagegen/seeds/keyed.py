@@ -18,4 +18,4 @@ def files_key(secrets: Secrets, node: Node) -> str:
 
     Derived for one node, so that no node holds the cluster's seed_key.
     """
-    return keyed_digest(secrets.seed_key, f"files/{node.name}")
+    return keyed_digest(secrets["seed_key"], f"files/{node.name}")

@@ -29,8 +29,8 @@ def rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     """RabbitMQ's definitions: a vhost per cell, the controllers' user, one for each cell's computes, and no others."""
 
     def describe(user: MessagingUser) -> dict[str, Any]:
-        salt = bytes.fromhex(keyed_digest(secrets.seed_key, f"rabbitmq/{user.name}"))[:4]
-        hashed = hash_rabbitmq_password(secrets.password(user.secret), salt)
+        salt = bytes.fromhex(keyed_digest(secrets["seed_key"], f"rabbitmq/{user.name}"))[:4]
+        hashed = hash_rabbitmq_password(secrets[user.secret], salt)
         algorithm = "rabbit_password_hashing_sha256"
         return {"name": user.name, "password_hash": hashed, "hashing_algorithm": algorithm, "tags": []}
 

@@ -55,7 +55,7 @@ def make_seed(cluster: Cluster, node: Node, secrets: Secrets) -> Seed:
     return Seed(
         cluster.name,
         node.name,
-        secrets.seed_key,
+        secrets["seed_key"],
         _user_data(cluster, files),
         _network_config(cluster, node),
         _facts(cluster, node, files, files_key(secrets, node)),
@@ -112,9 +112,9 @@ def _facts(cluster: Cluster, node: Node, files: tuple[SeedFile, ...], key: str) 
             "cluster": cluster.name,
             "region": cluster.region,
             "release": cluster.release.id,
-            "role": node.role.value,
+            "role": node.role.name,
             "cell": node.cell,
-            "hosts_services": [service.value for service in cluster.hosted_on(node)],
+            "hosts_services": list(cluster.hosted_on(node)),
             "compute_id": compute_id(cluster, node),
             "files": [
                 {

@@ -34,7 +34,7 @@ def ask_openstack(deployment: Deployment, *words: str) -> Any:
     environment = {
         "OS_AUTH_URL": deployment.cluster.services.auth_url,
         "OS_USERNAME": "admin",
-        "OS_PASSWORD": deployment.secrets.identity_admin,
+        "OS_PASSWORD": deployment.secrets["identity_admin"],
         "OS_PROJECT_NAME": "admin",
         "OS_USER_DOMAIN_NAME": "Default",
         "OS_PROJECT_DOMAIN_NAME": "Default",
@@ -70,7 +70,9 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         "hypervisors": client("hypervisor", "list", "--long"),
         "services": client("service", "list"),
         "endpoints": client("endpoint", "list"),
-        "placement": lambda: control.probe("placement", cluster.services.auth_url, deployment.secrets.identity_admin),
+        "placement": lambda: control.probe(
+            "placement", cluster.services.auth_url, deployment.secrets["identity_admin"]
+        ),
         "database": lambda: control.probe("database"),
         "schemas": lambda: control.probe("schemas", user="nova"),
         "options of nova": options(control, "nova", CONTROLLER_DAEMONS),

@@ -13,7 +13,7 @@ from typing import Any
 from imagegen_deploy import deploy, gpt
 from imagegen_deploy.disks import Disk
 from imagegen_deploy.plan import Plan
-from imagegen_node import status, steps, system
+from imagegen_node.engine import status, steps, system
 
 NOT_HERE = ("udevadm", "blockdev")  # the kernel's view of a disk; these are files
 

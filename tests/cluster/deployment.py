@@ -23,7 +23,8 @@ from imagegen.base.lock import hold_lock
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets, load_secrets
 from imagegen.local import nspawn
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role
 
 T = TypeVar("T")
 
@@ -177,16 +178,16 @@ class Deployment:
 
     def image(self, role: Role) -> Path:
         """The tar that this role's nodes were booted from."""
-        directory = self.out / "images" / role
+        directory = self.out / "images" / role.name
         return directory / f"{role}-{(directory / 'current').read_text().strip()}.tar"
 
     @property
     def controller(self) -> RunningNode:
-        return next(node for node in self.nodes.values() if node.node.role is Role.CONTROLLER)
+        return next(node for node in self.nodes.values() if node.node.role.controls)
 
     @property
     def computes(self) -> list[RunningNode]:
-        return [node for node in self.nodes.values() if node.node.role is Role.COMPUTE]
+        return [node for node in self.nodes.values() if node.node.role.runs("nova-compute")]
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float, pause: float = 0.2) -> T:

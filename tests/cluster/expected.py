@@ -8,7 +8,7 @@ from urllib.parse import quote
 from canaries import CLUSTER_FILE
 
 from imagegen.inputs.secrets_file import Secrets
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
 
 NOVA_COMPUTE = "nova-compute"
 
@@ -51,7 +51,7 @@ CONSOLE_PORTS = {"cell1": 6080, "oost": 6081}  # of each cell's noVNC proxy
 
 
 def transport_url(cluster: Cluster, secrets: Secrets, user: str, cell: str) -> str:
-    password = quote(secrets.password(f"messaging_{user}"), safe="")
+    password = quote(secrets[f"messaging_{user}"], safe="")
     return f"rabbit://{user}:{password}@{cluster.controllers[0].address}:5672/{schema_of(cell)}"
 
 
@@ -59,7 +59,7 @@ def list_cell_options(cluster: Cluster, secrets: Secrets, cell: str) -> dict[str
     """What a conductor and a noVNC proxy of that cell have of their own."""
     return {
         "DEFAULT.transport_url": transport_url(cluster, secrets, "openstack", cell),
-        "database.connection": connection(cluster, "nova", secrets.database_nova, schema_of(cell)),
+        "database.connection": connection(cluster, "nova", secrets["database_nova"], schema_of(cell)),
         "vnc.novncproxy_port": CONSOLE_PORTS[cell],
     }
 
@@ -67,8 +67,8 @@ def list_cell_options(cluster: Cluster, secrets: Secrets, cell: str) -> dict[str
 def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, Any]:
     """`section.option` -> value of all that the seed writes into Nova's configuration on this node."""
     controller, mine = str(cluster.controllers[0].address), str(node.address)
-    users = ("nova", "placement") if node.role is Role.CONTROLLER else ("nova_compute", "nova_compute")
-    service_user, placement = ((user, secrets.password(f"identity_{user}")) for user in users)
+    users = ("nova", "placement") if node.role.controls else ("nova_compute", "nova_compute")
+    service_user, placement = ((user, secrets[f"identity_{user}"]) for user in users)
     options: dict[str, Any] = {
         "DEFAULT.host": node.name,
         "DEFAULT.my_ip": mine,
@@ -84,7 +84,7 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "oslo_concurrency.lock_path": "/var/lock/nova",
         "cinder.os_region_name": cluster.region,
     }
-    if node.role is Role.COMPUTE:
+    if node.role.runs("nova-compute"):
         return options | {
             "DEFAULT.transport_url": transport_url(cluster, secrets, f"compute_{node.cell}", node.cell),
             "vnc.novncproxy_base_url": f"http://{controller}:{CONSOLE_PORTS[node.cell]}/vnc_auto.html",
@@ -94,9 +94,9 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "DEFAULT.enabled_apis": ["osapi_compute", "metadata"],
         "DEFAULT.osapi_compute_listen": mine,
         "DEFAULT.metadata_listen": mine,
-        "api_database.connection": connection(cluster, "nova", secrets.database_nova, "nova_api"),
+        "api_database.connection": connection(cluster, "nova", secrets["database_nova"], "nova_api"),
         "api.auth_strategy": "keystone",
-        **authtoken(cluster, "nova", secrets.identity_nova),
+        **authtoken(cluster, "nova", secrets["identity_nova"]),
         "vnc.novncproxy_host": mine,
         "scheduler.discover_hosts_in_cells_interval": -1,
     }
@@ -105,9 +105,9 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
 def list_placement_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     """The same for Placement."""
     return {
-        "placement_database.connection": connection(cluster, "placement", secrets.database_placement, "placement"),
+        "placement_database.connection": connection(cluster, "placement", secrets["database_placement"], "placement"),
         "api.auth_strategy": "keystone",
-        **authtoken(cluster, "placement", secrets.identity_placement),
+        **authtoken(cluster, "placement", secrets["identity_placement"]),
     }
 
 
@@ -116,7 +116,7 @@ def list_keystone_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     controller = cluster.controllers[0].address
     return {
         "database.connection": f"mysql+pymysql://keystone@{controller}:3306/keystone",
-        "database.connection_parameters": f"password={quote(secrets.database_keystone, safe='')}",
+        "database.connection_parameters": "password=" + quote(secrets["database_keystone"], safe=""),
         "cache.enabled": True,
         "cache.backend": "oslo_cache.memcache_pool",
         "cache.memcache_servers": ["127.0.0.1:11211"],

@@ -9,10 +9,10 @@ from datetime import datetime
 
 from deployment import Deployment
 
-from imagegen.model.cluster import Role
+from imagegen.model.roles import find_role
 
 STEPS = {
-    Role.CONTROLLER: [
+    find_role("controller"): [
         *("role", "files", "machine", "configure", "start", "database", "messaging", "cache", "wait-database"),
         *(
             "wait-messaging",
@@ -26,7 +26,7 @@ STEPS = {
         ),
         *("service-users", "wait-schemas", "compute-versions", "services", "verify", "seed"),
     ],
-    Role.COMPUTE: [
+    find_role("compute"): [
         *("role", "files", "machine", "configure", "wait-messaging", "wait-identity", "compute-id", "libvirt"),
         *("compute-service", "mapped", "seed"),
     ],
@@ -39,7 +39,7 @@ def test_the_status_document_is_the_contracts(deployment: Deployment) -> None:
         document = node.status()
         assert set(document) == {"version", "node", "role", "state", "step", "detail", "since", "steps"}, node.name
         assert document["version"] == 1
-        assert (document["node"], document["role"]) == (node.name, node.node.role.value)
+        assert (document["node"], document["role"]) == (node.name, node.node.role.name)
         assert document["state"] == "ready"
         assert datetime.strptime(document["since"], "%Y-%m-%dT%H:%M:%SZ")
         names = [step["name"] for step in document["steps"]]
@@ -55,7 +55,7 @@ def test_the_status_is_for_everybody(deployment: Deployment) -> None:
     for node in deployment.nodes.values():
         assert node.file_facts("/run/imagegen/status.json") == {"/run/imagegen/status.json": "root:root 0644"}
         said = node.ask_as("nobody", "imagegen-node", "status")
-        assert said.startswith(f"{node.name} ({node.node.role.value}) is ready since "), said
+        assert said.startswith(f"{node.name} ({node.node.role.name}) is ready since "), said
         assert node.ask_json("imagegen-node", "status", "--json") == node.status()
 
 
@@ -63,7 +63,7 @@ def test_the_console_tells_the_steps(deployment: Deployment) -> None:
     """Whoever watches the console sees each step, the end, and a login prompt."""
     for node in deployment.nodes.values():
         console = (deployment.out / "boot" / node.name / "console.log").read_text(errors="replace")
-        head = f"imagegen: {node.name} ({node.node.role.value})"
+        head = f"imagegen: {node.name} ({node.node.role.name})"
         for step in STEPS[node.node.role][1:]:
             assert re.search(rf"^{re.escape(head)} \w+ {step}\b", console, re.MULTILINE), f"{node.name}: {step}"
         assert re.search(rf"^{re.escape(head)} ready", console, re.MULTILINE), node.name
@@ -78,7 +78,7 @@ def test_boot_gives_the_verdict(deployment: Deployment) -> None:
     assert set(rows) == set(deployment.nodes)
     for node in deployment.nodes.values():
         row = rows[node.name]
-        assert (row["role"], row["state"]) == (node.node.role.value, "ready")
+        assert (row["role"], row["state"]) == (node.node.role.name, "ready")
         assert row["image"] == deployment.image(node.node.role).name
         assert 0 < row["seconds"] < deployment.seconds["boot"]
 

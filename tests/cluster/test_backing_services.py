@@ -97,7 +97,7 @@ def test_rabbitmq_has_only_the_clusters_vhosts(definitions: Any) -> None:
 def test_rabbitmq_lets_nobody_else_in(deployment: Deployment) -> None:
     """From another node: openstack with its nasty password gets into nova and not into /, guest gets in nowhere."""
     where = f"{deployment.controller.node.address}:5672"
-    password = deployment.secrets.messaging_openstack
+    password = deployment.secrets["messaging_openstack"]
     rows = [
         [where, "openstack", password, "nova"],
         [where, "openstack", password, "/"],

@@ -80,7 +80,7 @@ def test_instance_data_names_the_role(deployment: Deployment) -> None:
         facts = json.loads(node.ask("cloud-init", "query", "--format", "{{ds.meta_data.imagegen | tojson}}"))
         told = yaml.safe_load(node.read(f"{SEED}/meta-data"))
         assert facts == told["imagegen"], node.name
-        assert (facts["version"], facts["role"], facts["cluster"]) == (1, node.node.role.value, "polder")
+        assert (facts["version"], facts["role"], facts["cluster"]) == (1, node.node.role.name, "polder")
         assert facts["release"] == deployment.cluster.release.id
         assert node.ask("cloud-init", "query", "instance_id").strip() == told["instance-id"]
 

@@ -7,7 +7,7 @@ import re
 from deployment import Deployment, RunningNode
 from repository import ROOT
 
-from imagegen.model.cluster import Role
+from imagegen.model.roles import find_role
 
 PAGE = ROOT / "docs/hardening.md"
 DAEMONS = (
@@ -39,7 +39,7 @@ def read_exposures(node: RunningNode) -> dict[str, str]:
 def test_exposures_are_as_the_page_says(deployment: Deployment) -> None:
     """Every row of the table is what systemd says on a node, and every daemon of ours has a row."""
     table = read_table(PAGE.read_text())
-    nodes = {Role.CONTROLLER: deployment.controller, Role.COMPUTE: deployment.computes[0]}
+    nodes = {find_role("controller"): deployment.controller, find_role("compute"): deployment.computes[0]}
     for role, node in nodes.items():
         found = read_exposures(node)
         wanted = {unit: exposure for (own, unit), exposure in table.items() if own == role}

@@ -42,7 +42,7 @@ def test_compute_id_is_the_seeds(deployment: Deployment) -> None:
 def test_the_erlang_cookie_is_the_secret(deployment: Deployment) -> None:
     """RabbitMQ runs with the cluster's cookie, which no other file on the node bears."""
     controller = deployment.controller
-    assert controller.read("/var/lib/rabbitmq/.erlang.cookie") == deployment.secrets.messaging_cookie
+    assert controller.read("/var/lib/rabbitmq/.erlang.cookie") == deployment.secrets["messaging_cookie"]
     assert controller.execute(["test", "-e", "/root/.erlang.cookie"]).returncode == 1
 
 

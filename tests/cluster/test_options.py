@@ -69,7 +69,7 @@ def test_placement_has_the_seeds_options(deployment: Deployment, answers: Answer
 def test_every_login_carries_the_password_unchanged(deployment: Deployment, answers: Answers) -> None:
     """keystoneauth, given each section as the daemon has it, logs in with the password of secrets.yaml."""
     users = ("nova", "placement", "nova_compute")
-    passwords = {user: deployment.secrets.password(f"identity_{user}") for user in users}
+    passwords = {user: deployment.secrets[f"identity_{user}"] for user in users}
     names = ["options of nova", "options of placement", *(f"options on {node.name}" for node in deployment.computes)]
     logins = [login for name in names for unit in answers[name].values() for login in unit["logins"].values()]
     assert len(logins) == 3 * len(CONTROLLER_DAEMONS) + 1 + 2 * len(deployment.computes)

@@ -71,7 +71,7 @@ def test_the_api_asks_keystone(deployment: Deployment, answers: Answers) -> None
     login = {
         "auth_url": deployment.cluster.services.auth_url,
         "username": "nova",
-        "password": deployment.secrets.identity_nova,
+        "password": deployment.secrets["identity_nova"],
         "user_domain_name": "Default",
         "project_name": "service",
         "project_domain_name": "Default",
@@ -138,7 +138,7 @@ def test_nova_reaches_placement(deployment: Deployment, answers: Answers) -> Non
         for unit in answer.values():
             assert unit["options"]["placement.region_name"] == deployment.cluster.region
             assert unit["logins"]["placement"]["username"] == user
-            assert unit["logins"]["placement"]["password"] == deployment.secrets.password(f"identity_{user}")
+            assert unit["logins"]["placement"]["password"] == deployment.secrets[f"identity_{user}"]
 
 
 @pytest.mark.item(11)

@@ -22,8 +22,8 @@ from imagegen.seeds.seed import seed_tree
 # Programs that do work: on a node that is ready there is none to do.
 WORKERS = (
     *("usr/bin/nova-manage", "usr/bin/nova-status", "usr/bin/keystone-manage", "usr/bin/placement-manage"),
-    "usr/lib/imagegen-node/imagegen_node/cell_mappings.py",
-    "usr/lib/imagegen-node/imagegen_node/identity_objects.py",
+    "usr/lib/imagegen-node/imagegen_node/openstack/cell_mappings.py",
+    "usr/lib/imagegen-node/imagegen_node/openstack/identity_objects.py",
 )
 SEED = "/var/lib/cloud/seed/nocloud"
 IDENTITY = ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/var/lib/nova/compute_id", "/etc/hostname")
@@ -81,7 +81,7 @@ def test_a_planted_link_leads_the_agent_nowhere(deployment: Deployment) -> None:
     stop_agent(node)
     start_agent(node)
     assert node.file_facts(precious, cookie) == {**before, cookie: "rabbitmq:rabbitmq 0400"}
-    assert (node.read(precious), node.read(cookie)) == ("precious\n", deployment.secrets.messaging_cookie)
+    assert (node.read(precious), node.read(cookie)) == ("precious\n", deployment.secrets["messaging_cookie"])
     node.ask("rm", precious)
 
 
@@ -119,7 +119,7 @@ def test_the_status_is_posted_to_whoever_listens(deployment: Deployment, tmp_pat
     finally:
         listener.terminate()
         listener.wait(timeout=30)
-    assert deployment.secrets.database_nova not in posted.read_text()
+    assert deployment.secrets["database_nova"] not in posted.read_text()
 
 
 def read_cells(controller: RunningNode) -> str:

@@ -32,7 +32,7 @@ def asked(deployment: Deployment) -> Any:
         "list projects": ["GET", f"{identity}/projects", None],
         "make a service": ["POST", f"{identity}/services", service],
     }
-    password = deployment.secrets.password(f"identity_{USER}")
+    password = deployment.secrets[f"identity_{USER}"]
     return deployment.computes[0].probe("identity", identity, USER, password, questions)
 
 
@@ -57,7 +57,7 @@ def test_a_computes_user_administers_nothing(asked: Any) -> None:
 def test_a_computes_password_is_nobody_elses(deployment: Deployment) -> None:
     """Neither Nova's nor Placement's own user takes it, and no controller logs in with it."""
     secrets = deployment.secrets
-    assert len({secrets.password(f"identity_{user}") for user in ("nova", "placement", USER)}) == 3
+    assert len({secrets[f"identity_{user}"] for user in ("nova", "placement", USER)}) == 3
     nova = "/etc/nova/nova.conf.d/50-imagegen.conf"
     assert USER not in deployment.controller.read(nova)
     for node in deployment.computes:
@@ -68,7 +68,7 @@ def test_a_computes_password_is_nobody_elses(deployment: Deployment) -> None:
 def test_no_service_user_is_an_administrator(deployment: Deployment) -> None:
     """Controllers log in with the role `service` alone, too."""
     for user in ("nova", "placement"):
-        password = deployment.secrets.password(f"identity_{user}")
+        password = deployment.secrets[f"identity_{user}"]
         said = deployment.controller.probe("identity", deployment.cluster.services.auth_url, user, password, {})
         assert said["roles"] == ["service"], user
 
@@ -79,7 +79,7 @@ def test_a_computes_messages_are_its_cells(deployment: Deployment) -> None:
     vhosts = {"cell1": "nova", "oost": "nova_oost"}
     for node in deployment.computes:
         user = f"compute_{node.node.cell}"
-        password = deployment.secrets.password(f"messaging_{user}")
+        password = deployment.secrets[f"messaging_{user}"]
         rows = [[where, user, password, vhost] for vhost in (*vhosts.values(), "/")]
         outcomes = dict(zip((*vhosts.values(), "/"), node.probe("broker", rows), strict=True))
         assert [vhost for vhost, outcome in outcomes.items() if outcome == "open"] == [vhosts[node.node.cell]]
@@ -92,7 +92,7 @@ def test_databases_refuse_a_computes_address(deployment: Deployment) -> None:
     """With the right password, from a compute: the accounts are those of the controllers' addresses."""
     address = str(deployment.controller.node.address)
     for user in ("nova", "placement", "keystone", "imagegen"):
-        password = deployment.secrets.password(f"database_{user}")
+        password = deployment.secrets[f"database_{user}"]
         assert deployment.controller.probe("database_login", address, user, password) == "open", user
         assert deployment.computes[0].probe("database_login", address, user, password) == 1130, user
 

@@ -113,15 +113,16 @@ def test_the_doctor_names_a_sickness_and_its_cure(deployment: Deployment, name: 
     with made_sick(deployment, name) as (what, cure):
         found = examine(deployment.controller)
     assert [finding for finding in found if what in finding["what"] and cure in finding["cure"]], found
-    assert deployment.secrets.database_nova not in json.dumps(found)
+    assert deployment.secrets["database_nova"] not in json.dumps(found)
 
 
 LOOK = """\
 import sys
 sys.path.insert(0, "/usr/lib/imagegen-node")
-from imagegen_node import cli, metadata
-from imagegen_node.health import find_troubles
-from imagegen_node.status import Status
+from imagegen_node import cli
+from imagegen_node.node import metadata
+from imagegen_node.engine.health import find_troubles
+from imagegen_node.engine.status import Status
 facts, node = metadata.read_facts(), metadata.read_node()
 role = cli.make_role(facts, node, Status(node["node"], facts["role"]))
 print(*find_troubles(role.list_looks()), sep="\\n", end="")

@@ -7,18 +7,18 @@ import re
 from deployment import Deployment, RunningNode
 from repository import ELEMENTS
 
-from imagegen.model.cluster import Role
+from imagegen.model.roles import find_role
 
 PRESET = ELEMENTS / "imagegen-base/static/etc/systemd/system-preset/00-imagegen.preset"
 
 # What the agent starts, on nodes of each role, although it is not enabled.
 AGENT_STARTS = {
-    Role.CONTROLLER: {
+    find_role("controller"): {
         *("mariadb", "rabbitmq-server", "epmd", "memcached", "keystone", "placement-api"),
         *("nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"),
         *("nova-conductor@oost", "nova-novncproxy@oost"),
     },
-    Role.COMPUTE: {"libvirtd", "nova-compute"},
+    find_role("compute"): {"libvirtd", "nova-compute"},
 }
 # What runs on every node: systemd's own, and the few that the image is for. chrony does not run in a container, which
 # may not set the clock (its unit has ConditionCapability=CAP_SYS_TIME).

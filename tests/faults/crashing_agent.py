@@ -20,9 +20,10 @@ from types import SimpleNamespace
 sys.path.insert(0, "/usr/lib/imagegen-node")
 
 import pymysql
-from imagegen_node import cli, files, system
-from imagegen_node.database import connect_root, fetch_rows
-from imagegen_node.errors import Waiting
+from imagegen_node import cli
+from imagegen_node.engine import files, system
+from imagegen_node.engine.errors import Waiting
+from imagegen_node.openstack.database import connect_root, fetch_rows
 
 STATE = Path("/var/lib/imagegen-faults")
 POINTS = STATE / "points.jsonl"

@@ -243,7 +243,7 @@ def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], s
 
     def rotate() -> str:
         """Every password and key at once, by new seeds."""
-        site.secrets = make_secrets(matrix.dice(f"secrets after {site.secrets.seed_key}"))
+        site.secrets = make_secrets(matrix.dice(f"secrets after {site.secrets['seed_key']}"))
         for name in site.names:
             site.kill(name)
             site.put_seed(name)

@@ -19,11 +19,13 @@ from imagegen.base.errors import CommandFailed
 from imagegen.base.machine import MIB
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.inputs.secrets_file import Secrets
 from imagegen.local.nspawn import SEED, Nspawn, NspawnMachine
 from imagegen.local.request import find_image
 from imagegen.local.verify import verify_cluster
-from imagegen.model.cluster import Cluster, Node, Role
+from imagegen.model.cluster import Cluster, Node
+from imagegen.model.roles import Role, find_role, roles
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.seed import seed_tree
 
 T = TypeVar("T")
@@ -71,20 +73,23 @@ class Event:
 
 def make_secrets(dice: random.Random) -> Secrets:
     """Secrets of the form that `imagegen init` makes, the same for the same dice."""
-    values = {name: f"{dice.getrandbits(96):024x}" for name in NAMES}
+    values = {key: f"{dice.getrandbits(96):024x}" for key in secret_kinds()}
     values["messaging_cookie"] = values["messaging_cookie"].upper()
-    for name in ("keystone_fernet_key", "keystone_credential_key"):
-        values[name] = base64.urlsafe_b64encode(dice.randbytes(32)).decode()
-    return Secrets(**values)
+    for key in ("keystone_fernet_key", "keystone_credential_key"):
+        values[key] = base64.urlsafe_b64encode(dice.randbytes(32)).decode()
+    return Secrets(values)
 
 
 def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[str] = ("cell1",)) -> Cluster:
     """A cluster of so many nodes, ctl-1 and so on; the last compute belongs to the last cell."""
     network = "network: {cidr: 10.44.0.0/24, gateway: 10.44.0.1}"  # the gateway is where the tests ask from
     lines = ["name: faults", network, f"cells: [{', '.join(cells)}]", "nodes:"]
-    for role, prefix, count, low in ((Role.CONTROLLER, "ctl", controllers, 10), (Role.COMPUTE, "cpt", computes, 20)):
+    for role, prefix, count, low in (
+        (find_role("controller"), "ctl", controllers, 10),
+        (find_role("compute"), "cpt", computes, 20),
+    ):
         for number in range(1, count + 1):
-            cell = cells[-1] if role is Role.COMPUTE and number == count else cells[0]
+            cell = cells[-1] if role.runs("nova-compute") and number == count else cells[0]
             last = low + number
             place_of = f'mac: "52:54:00:44:00:{last:02d}", address: 10.44.0.{last}, cell: {cell}'
             lines.append(f"  - {{name: {prefix}-{number}, role: {role}, {place_of}}}")
@@ -96,7 +101,7 @@ def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[
 def unpack_trees() -> dict[Role, Path]:
     """The OS tree of each role, unpacked once for all schedules that share an image."""
     trees = {}
-    for role in Role:
+    for role in roles():
         image = find_image(OUT, role, "nspawn")
         trees[role] = tree = WORK / "trees" / image.stem
         if not tree.is_dir():
@@ -285,7 +290,7 @@ class Testbed:
         for path in kept:
             run(["rm", "-rf", machine.tree / path])
             run(["cp", "-a", safe / Path(path).name, machine.tree / path])
-            if machine.node.role is Role.CONTROLLER:
+            if machine.node.role.controls:
                 run(["chown", "--recursive", "4242:4242", machine.tree / path])
         shutil.rmtree(safe)
         machine.start()
@@ -337,7 +342,7 @@ class Writer:
         given = {
             "auth_url": site.cluster.services.auth_url,
             "compute_url": f"http://{site.node('ctl-1').address}:8774/v2.1",
-            "password": site.secrets.identity_admin,
+            "password": site.secrets["identity_admin"],
         }
         with self.log.open("wb") as output:
             program = [sys.executable, str(Path(__file__).parent / "writer.py")]

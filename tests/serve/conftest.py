@@ -13,7 +13,7 @@ import yaml
 from netboot_images import make_images, make_loaders
 from repository import AGENT, NETWORK_BOOT
 
-from imagegen.cli import main
+from imagegen.cli.run import run_command
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import load_secrets
 from imagegen.local.qemu import free_port
@@ -67,7 +67,7 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSite:
     """A site of so many computes, beside the controller."""
 
     def make(computes: int) -> Site:
-        assert main.run_command(["-q", "init", str(tmp_path)]) == 0
+        assert run_command(["-q", "init", str(tmp_path)]) == 0
         document = yaml.safe_load((tmp_path / "cluster.yaml").read_text())
         document["pxe"] = {"url": f"http://{HOST}:{free_port()}"}
         document["network"] = {"cidr": "10.77.0.0/16", "gateway": "10.77.0.1"}
@@ -84,7 +84,7 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSite:
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
         make_images(tmp_path / "out")
         monkeypatch.setattr("imagegen.cli.pxe.IPXE", make_loaders(tmp_path / "ipxe"))
-        assert main.run_command(["-q", "-c", str(tmp_path / "cluster.yaml"), "-o", str(tmp_path / "out"), "pxe"]) == 0
+        assert run_command(["-q", "-c", str(tmp_path / "cluster.yaml"), "-o", str(tmp_path / "out"), "pxe"]) == 0
         return Site(tmp_path)
 
     return make

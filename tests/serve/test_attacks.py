@@ -178,7 +178,7 @@ def test_fetching_a_script_takes_nothing_from_the_node(server: Provisioning) -> 
 def test_a_flood_of_refusals_is_seen_and_hides_nothing(server: Provisioning, site: Site) -> None:
     """A second claim is refused, then thousands of false statuses come: it is still on top, of page and `status`."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     plan = plan_of(server, "c-1")
     claim_seed(plan)

@@ -81,7 +81,7 @@ def document(node: str, role: str, state: str, step: str) -> bytes:
 def test_a_node_claims_its_seed_with_its_own_code(server: Provisioning, site: Site) -> None:
     """The initramfs' module pins the CA, gets the ISO over TLS, once; the second claim is refused and reported."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     plan = plan_of(server, "c-1")
     seed = claim_seed(plan)
@@ -97,7 +97,7 @@ def test_a_node_claims_its_seed_with_its_own_code(server: Provisioning, site: Si
 def test_a_claim_after_the_window_is_refused(site: Site) -> None:
     """With what to do about it."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     with site.serve(Window(seconds=0.01)) as at_work:
         plan = plan_of(at_work, "c-1")
@@ -110,7 +110,7 @@ def test_a_claim_after_the_window_is_refused(site: Site) -> None:
 def test_a_server_of_another_ca_gets_no_question(server: Provisioning, site: Site) -> None:
     """The CA at the URL is not the pinned one: nothing is asked for, and the token stays good."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     good = plan_of(server, "c-1")
     from dataclasses import replace
@@ -123,7 +123,7 @@ def test_a_server_of_another_ca_gets_no_question(server: Provisioning, site: Sit
 def test_a_server_that_only_has_the_cas_certificate_is_refused(site: Site) -> None:
     """It serves the right ca.pem, but its own certificate is of somebody else: TLS fails before the question."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     with site.serve() as at_work:
         certificate = fetch(f"{at_work.url}/ca.pem")[1]
@@ -353,7 +353,7 @@ def imagegen(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
 def test_what_nodes_said_survives_a_restart(site: Site) -> None:
     """Killed outright; the next server and `imagegen status` know it, and no second claim is given."""
     from imagegen_deploy.seed import claim_seed
-    from imagegen_node.errors import Refused
+    from imagegen_node.engine.errors import Refused
 
     url = str(site.cluster.pxe_url)
     with running(site) as process:

@@ -15,6 +15,7 @@ from watch import spell_secret
 from imagegen.base.commands import run
 from imagegen.images.current import find_current
 from imagegen.model.cluster import Cluster
+from imagegen.model.roles import find_role
 
 CHECKOUT = Path(__file__).parents[2]
 IMAGES = CHECKOUT / "out/images"
@@ -108,7 +109,7 @@ def run_imagegen(
 
 def current_image(role: str) -> str:
     """The content id of the role's image, as files are named after it."""
-    image = find_current(IMAGES.parent, role)
+    image = find_current(IMAGES.parent, find_role(role))
     assert image is not None, f"no image of the role {role} is built"
     return image.id
 

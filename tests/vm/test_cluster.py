@@ -21,7 +21,7 @@ from secret_places import find_misplaced, name_secrets, secrets_of_compute
 from watch import spell_secret
 
 from imagegen.inputs.secrets_file import load_secrets
-from imagegen.model.cluster import NAMESPACE, Role
+from imagegen.model.cluster import NAMESPACE
 from imagegen.server.ledger import Ledger
 
 LAYERS = "/run/imagegen/live"  # of a live node's root file system
@@ -197,7 +197,7 @@ def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
         assert find_misplaced(node.role, files, also) == []
         names = {name for _, _, found in files.values() for name in found}
         assert not {"environment", "no_proxy"} & names
-        if node.role is Role.COMPUTE:
+        if node.role.runs("nova-compute"):
             assert names == secrets_of_compute(node) | {"cluster file", "comment of a key"}
         assert (scan["journal"], scan["arguments"], scan["environments"]) == ([], {}, {})
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from fakes.pymysql import OperationalError
 from fakes.world import World
-from imagegen_node import cli, health
+from imagegen_node import cli
 from imagegen_node.doctor import Patient, examine
+from imagegen_node.engine import health
+from imagegen_node.engine.errors import Refused
 
 CONTROLLER, COMPUTE = "linux-node1", "linux-node2"
 
@@ -150,6 +152,10 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
         stop("nova-scheduler.service"),
         ("nova-scheduler.service is failed", "journalctl -u nova-scheduler.service", "retry services"),
     ),
+    "silent port": (
+        stop("nova-api-metadata.service"),
+        ("metadata API at 192.168.56.11:8775: Connection refused", "journalctl", "nova-api-metadata.service"),
+    ),
     "broker away": (stop("rabbitmq-server.service"), ("message queue: message queue at", "rabbitmq-server")),
     "Keystone away": (
         stop("keystone.service"),
@@ -252,7 +258,7 @@ def test_the_command_masks_and_counts(
     assert cli.main(["doctor"]) == 0
     assert "nothing found on linux-node1 (controller)" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO("c-8\n"))
-    password = healthy.secrets.database_nova
+    password = healthy.secrets["database_nova"]
     healthy.server.faults.append(("SELECT UNIX_TIMESTAMP", OperationalError(1, f"for mysql://nova:{password}@h")))
     assert cli.main(["doctor", "--json", "--expect", "-"]) == 1
     said = capsys.readouterr().out
@@ -270,6 +276,16 @@ def test_a_node_without_a_role_says_so(healthy: World, capsys: pytest.CaptureFix
     assert "cannot be examined: cloud-init found no data source" in capsys.readouterr().err
 
 
+def test_a_node_of_an_unknown_role_says_so(healthy: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not examined, nor retried, as if it were a compute."""
+    data = {"ds": {"meta_data": {"imagegen": {"role": "storage"}}}}
+    healthy.put("/run/cloud-init/instance-data.json", json.dumps(data))
+    assert cli.main(["doctor"]) == 3
+    assert "asks for role storage; the roles are controller, compute" in capsys.readouterr().err
+    with pytest.raises(Refused, match="asks for role storage"):
+        cli.list_step_names()
+
+
 def test_who_is_not_root_is_told(
     healthy: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +294,6 @@ def test_who_is_not_root_is_told(
     def refuse() -> None:
         raise PermissionError(13, "Permission denied", "/etc/imagegen/node.json")
 
-    monkeypatch.setattr("imagegen_node.metadata.read_node", refuse)
+    monkeypatch.setattr("imagegen_node.node.metadata.read_node", refuse)
     assert cli.main(["doctor"]) == 3
     assert "cannot be examined: [Errno 13] Permission denied: '/etc/imagegen/node.json'" in capsys.readouterr().err

@@ -20,7 +20,9 @@ from fakes.world import make_secrets
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-SERVICES = ("database", "messaging", "identity")
+from imagegen.model.roles import hosted_services
+
+SERVICES = tuple(service for service in hosted_services() if service != "cache")
 PATIENCE = 3000.0  # seconds of the site's clock, from the last fault until every node is ready
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 
@@ -261,7 +263,7 @@ def test_two_rows_for_a_cell_are_seen(tmp_path: Path) -> None:
 
 def test_a_password_of_the_database_on_a_compute_is_seen(tmp_path: Path) -> None:
     with make_site(tmp_path / "nodes", write_cluster(tmp_path / "cluster.yaml", 1, 1, 1), 1) as site:
-        site.nodes["compute-1"].put("/etc/nova/nova.conf.d/60.conf", f"x = {site.secrets.database_nova}")
+        site.nodes["compute-1"].put("/etc/nova/nova.conf.d/60.conf", f"x = {site.secrets['database_nova']}")
         with pytest.raises(Broken, match="has a password of the database"):
             site.check()
 

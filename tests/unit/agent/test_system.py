@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
 import subprocess
 import urllib.error
 from email.message import Message
@@ -18,8 +19,10 @@ from fakes.pymysql import IntegrityError, OperationalError, ProgrammingError
 from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
-from imagegen_node import api, backing, configure, database, identity_objects, lease, system
-from imagegen_node.errors import CommandFailed, LeaseLost, Waiting
+from imagegen_node.engine import system
+from imagegen_node.engine.errors import CommandFailed, LeaseLost, Waiting
+from imagegen_node.node import configure, declared
+from imagegen_node.openstack import api, backing, database, identity_objects, lease
 
 
 @pytest.fixture
@@ -253,14 +256,18 @@ def test_revisions_are_read_in_every_spelling(
 ) -> None:
     """A chain of migrations has one head, its last; however alembic's templates spell it."""
     packages = tmp_path_factory.mktemp("packages")
-    directory = packages / database.REVISIONS["nova"]
+    directory = packages / "nova/revisions"
     directory.mkdir(parents=True)
+    schema = {"name": "nova", "per_cell": True, "revisions": "nova/revisions"}
+    services = packages / "services.json"
+    services.write_text(json.dumps({"elements": [{"schemas": [schema]}]}))
     for number, revision in enumerate(chain):
         parent = repr(chain[number - 1]) if number else "None"
         text = f'"""x\n\nRevision ID: {revision}"""\n{own.format(revision)}\n{before.format(parent)}\n'
         (directory / f"{revision}_x.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "PACKAGES", packages)
+        patch.setattr(declared, "FILE", services)
         assert database.read_packaged("nova_cell7") == (frozenset(chain), frozenset(chain[-1:]))
 
 
@@ -516,7 +523,7 @@ def test_a_region_without_a_compute_api_is_waited_for(monkeypatch: pytest.Monkey
 
 def test_a_service_under_another_name_is_renamed(world: World) -> None:
     """Services are found by type; a second one of the type is never made."""
-    world.keystone.bootstrap(world.secrets.identity_admin, "RegionOne", {"public": "http://192.168.56.11:5000/v3"})
+    world.keystone.bootstrap(world.secrets["identity_admin"], "RegionOne", {"public": "http://192.168.56.11:5000/v3"})
     service = world.keystone.add_service("compute", "compute")
     wanted = {"auth_url": world.node["auth_url"], "region": "RegionOne", **world.node["identity"]}
     assert "name of service nova" in identity_objects.ensure(wanted)

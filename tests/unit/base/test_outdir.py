@@ -25,7 +25,7 @@ from imagegen.base.lock import hold_lock
 from imagegen.base.marks import EARLIER, MARK, remove_old_seeds
 from imagegen.base.outdir import keep_closed
 from imagegen.base.owners import find_caller, find_place
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 from imagegen.local import boot
 from imagegen.server import provisioning
 

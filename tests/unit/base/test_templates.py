@@ -136,7 +136,7 @@ def test_json_is_read_back(value: object) -> None:
 def test_a_template_names_only_what_it_gets() -> None:
     """A name that is not given is an error, not an empty string."""
     with pytest.raises(jinja2.UndefinedError, match="port"):
-        render_template("memcached.conf.j2", {"name": "node", "address": "10.0.0.1"})
+        render_template("memcached/seed/memcached.conf.j2", {"name": "node", "cache": {"host": "10.0.0.1"}})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_filters_are_the_functions(filter_name: str, quote: Callable[[object
 
 
 def oslo_templates() -> list[Path]:
-    return sorted(path for path in data_directory("userdata_templates").glob("*.j2") if "| oslo" in path.read_text())
+    return sorted(path for path in data_directory("elements").glob("*/seed/*.j2") if "| oslo" in path.read_text())
 
 
 def test_there_are_templates_for_every_openstack_service() -> None:

@@ -13,7 +13,7 @@ from fakes.users import ALICE, MALLORY
 
 from imagegen.base.errors import ExitCode, MachineLacks
 from imagegen.cli import init
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 
 FILES = ["ca.key", "ca.pem", "cluster.yaml", "secrets.yaml"]
 IN_ORDER = ("cluster.yaml", "secrets.yaml", "ca.pem", "ca.key")

@@ -27,14 +27,15 @@ from imagegen import __version__
 from imagegen.base import streams
 from imagegen.base.errors import CommandFailed, ExitCode, Problem
 from imagegen.base.resources import PACKAGE
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 from imagegen.local import boot
+from imagegen.model.json_schemas import json_schema
 from imagegen.server import provisioning
 from imagegen.server.evidence import Reason
 
 __all__ = ["machine"]  # a fixture
 
-SCHEMA = json.loads((PACKAGE / "data/output.schema.json").read_bytes())
+SCHEMA = json_schema("output")
 READY = [{}, document("ready")]
 
 

@@ -14,7 +14,7 @@ from imagegen_deploy import disks, gpt
 from imagegen_deploy.disks import Content, Disk, choose_disk, examine, find_seed_label, require_wipe
 from imagegen_deploy.mark import END, MOST_SEED, Mark, read_kept_seed, read_mark, render_mark
 from imagegen_deploy.plan import parse_plan
-from imagegen_node.errors import Refused
+from imagegen_node.engine.errors import Refused
 
 IMAGE = "0123456789ab"
 names = st.text(st.characters(codec="utf-16-le", exclude_characters="\0", max_codepoint=0xFFFF), max_size=36)

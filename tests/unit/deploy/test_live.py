@@ -18,7 +18,7 @@ from imagegen_deploy.disks import Disk
 from imagegen_deploy.live import LiveBoot
 from imagegen_deploy.mark import render_mark
 from imagegen_deploy.plan import parse_plan
-from imagegen_node.errors import Refused
+from imagegen_node.engine.errors import Refused
 
 MIB = 1 << 20
 DATA = bytes(2 * MIB)

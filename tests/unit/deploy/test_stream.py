@@ -21,8 +21,8 @@ from imagegen_deploy.disks import Content, Disk
 from imagegen_deploy.mark import END, read_mark, render_mark
 from imagegen_deploy.plan import Plan
 from imagegen_deploy.stream import Download
-from imagegen_node.errors import Refused, Waiting
-from imagegen_node.status import Status
+from imagegen_node.engine.errors import Refused, Waiting
+from imagegen_node.engine.status import Status
 
 URL = "http://192.0.2.1/image"
 

@@ -150,13 +150,13 @@ class Commands:
         return 1, "Warning", ""
 
     def map_cells(self, words: list[str], input: str | None, *_: Any) -> Answer:
-        from imagegen_node import cell_mappings
+        from imagegen_node.openstack import cell_mappings
 
         nova.rows = self.world.server.rows("nova_api", "cell_mappings")
         return 0, "\n".join(cell_mappings.ensure(json.loads(input or ""))), ""
 
     def ensure_identity(self, words: list[str], input: str | None, *_: Any) -> Answer:
-        from imagegen_node import identity_objects
+        from imagegen_node.openstack import identity_objects
 
         return 0, "\n".join(identity_objects.ensure(json.loads(input or ""))), ""
 

@@ -352,7 +352,7 @@ class Site:
                 self._check_compute(node)
 
     def _check_compute(self, node: SiteNode) -> None:
-        words = [self.secrets.database_nova, self.secrets.database_imagegen, self.secrets.database_placement]
+        words = [self.secrets["database_nova"], self.secrets["database_imagegen"], self.secrets["database_placement"]]
         for path in (*node.at("/etc").rglob("*"), *node.at("/run").rglob("*"), *node.at("/var/lib/nova").rglob("*")):
             if path.is_file() and any(word in path.read_text() for word in words):
                 raise Broken(f"{node.node_name} has a password of the database in {path}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
+from imagegen.model.json_schemas import json_schema
 
-from imagegen.base.resources import PACKAGE
-
-STATUS_SCHEMA = json.loads((PACKAGE / "data/status.schema.json").read_bytes())
+STATUS_SCHEMA = json_schema("status")

@@ -21,39 +21,43 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 import yaml
-from imagegen_node.mask import find_secrets
+from imagegen_node.engine.mask import find_secrets
 
 from fakes import amqp, nova, openstack, pymysql
 from fakes.commands import Commands
 from fakes.keystone import Keystone
 from fakes.mariadb import Server
+from imagegen.images.services_json import services_document
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
+from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster
+from imagegen.model.declarations import declarations
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import seed_tree
 
 AGENT_MODULES = (
-    "api",
-    "backing",
-    "cells",
+    "engine.files",
+    "engine.health",
+    "engine.retry",
+    "engine.status",
+    "engine.system",
+    "node.clock",
+    "node.configure",
+    "node.declared",
+    "node.machine",
+    "node.metadata",
+    "node.seed",
+    "openstack.api",
+    "openstack.backing",
+    "openstack.cells",
+    "openstack.database",
+    "openstack.discovery",
+    "openstack.lease",
+    "openstack.upgrade",
+    "roles.compute",
+    "roles.controller",
     "cli",
-    "clock",
-    "compute",
-    "configure",
-    "controller",
-    "database",
-    "discovery",
-    "files",
-    "health",
-    "lease",
-    "machine",
-    "metadata",
-    "retry",
-    "seed",
-    "status",
-    "system",
-    "upgrade",
 )
 HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
 OWNER = "tester:testers"  # what every file of the make-believe node belongs to
@@ -85,8 +89,8 @@ DMI_UUID = "8C6B1A2E-0000-4000-8000-0000000000AA"
 
 
 def import_agent() -> dict[str, ModuleType]:
-    """The agent's modules by name, as the process has them."""
-    return {name: importlib.import_module(f"imagegen_node.{name}") for name in AGENT_MODULES}
+    """The agent's modules by their own names, as the process has them."""
+    return {name.rpartition(".")[2]: importlib.import_module(f"imagegen_node.{name}") for name in AGENT_MODULES}
 
 
 class Stuck(BaseException):
@@ -133,6 +137,12 @@ class World:
         self.disabled: dict[str, str] = {}  # host -> why its nova-compute is disabled
         self.forced_down: set[str] = set()  # hosts
         self.reports: dict[str, float] = {}  # service of this node -> when it last reported
+        self.listeners = {
+            8778: "placement-api.service",
+            8774: "nova-api.service",
+            8775: "nova-api-metadata.service",
+            11211: "memcached.service",
+        }
         self.remote_control_plane = False  # the APIs are up, and no unit of this node stands behind them
         self.commands = Commands(self)
         self._patch(monkeypatch)
@@ -157,13 +167,26 @@ class World:
             path.chmod(int(file["permissions"], 8))
         self.node: dict[str, Any] = json.loads(self.at("/etc/imagegen/node.json").read_text())
         self.put("/run/cloud-init/instance-data.json", json.dumps({"ds": {"meta_data": {"imagegen": self.facts}}}))
-        self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role], "release": "2025.1"}))
+        self.put("/etc/imagegen/image.json", json.dumps({"version": 1, "roles": [node.role.name], "release": "2025.1"}))
+        self.install_services(services_document(node.role, self.cluster.release))
         self.put("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
         self.put("/etc/ssh/ssh_host_ed25519_key", "key")
         self.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")
         self.put("/proc/cpuinfo", "flags\t\t: fpu vme svm\n")
         for directory in ("/var/lib/mysql", "/var/lib/rabbitmq"):
             self.at(directory).mkdir(parents=True, exist_ok=True)
+
+    def install_services(self, document: dict[str, Any]) -> None:
+        """Puts what the elements declare where the image has it."""
+        self.put("/usr/lib/imagegen-node/services.json", json.dumps(self._move(document)))
+
+    def _move(self, value: Any) -> Any:
+        """JSON with its absolute paths below the node's root."""
+        if isinstance(value, dict):
+            return {key: self._move(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._move(item) for item in value]
+        return str(self.at(value)) if isinstance(value, str) and value.startswith("/") else value
 
     def at(self, path: str) -> Path:
         """Where a path of the node is on this machine."""
@@ -304,12 +327,7 @@ class World:
     # ports and APIs
 
     def connect_port(self, address: tuple[str, int], timeout: float) -> Any:
-        units = {
-            8778: "placement-api.service",
-            8774: "nova-api.service",
-            8775: "nova-api-metadata.service",
-            11211: "memcached.service",
-        }
+        units = dict(self.listeners)
         for cell in self.cluster.cells:
             own = cell == self.facts["cell"]
             units[self.cluster.console_port(cell)] = f"nova-novncproxy{'' if own else f'@{cell}'}.service"
@@ -415,11 +433,11 @@ class World:
         self.server.schemas = {"nova": {}, "nova_api": {}}
         self.broker["vhosts"] = ["nova"]
         self.broker["places"] = [["compute_cell1", "nova"]]
-        password = self.secrets.password("messaging_compute_cell1")
+        password = self.secrets["messaging_compute_cell1"]
         self.broker["users"]["compute_cell1"] = hash_rabbitmq_password(password, b"salt")
         url = "http://192.168.56.11:5000/v3"
         self.keystone.bootstrap("x", "RegionOne", dict.fromkeys(("public", "internal", "admin"), url))
-        self.keystone.add_user("nova_compute", self.secrets.password("identity_nova_compute"))
+        self.keystone.add_user("nova_compute", self.secrets["identity_nova_compute"])
         self.keystone.users["nova_compute"]["roles"] = {("service", "service")}
         compute = self.keystone.add_service("nova", "compute")
         self.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
@@ -525,25 +543,28 @@ class World:
         return SimpleNamespace(send=send, flush=lambda: True, drain=lambda sleep: None)
 
     def _install_packages(self) -> None:
-        for kind, revisions in REVISIONS.items():
-            for revision, before in revisions.items():
-                text = f"revision = {revision!r}\ndown_revision = {before!r}\n"
-                self.put(
-                    f"/usr/lib/python3/dist-packages/{self.agent['database'].REVISIONS[kind]}/{revision}_x.py", text
-                )
+        for declared in declarations().values():
+            for schema in declared.get("schemas", ()):
+                self.install_revisions(schema["revisions"], REVISIONS.get(schema["name"], {}))
         self.put("/usr/lib/python3/dist-packages/nova/objects/service.py", SERVICE_VERSIONS)
+
+    def install_revisions(self, place: str, revisions: dict[str, str | None]) -> None:
+        """A schema's alembic scripts, below dist-packages."""
+        for revision, before in revisions.items():
+            text = f"revision = {revision!r}\ndown_revision = {before!r}\n"
+            self.put(f"/usr/lib/python3/dist-packages/{place}/{revision}_x.py", text)
 
 
 def make_secrets(**changed: str) -> Secrets:
     """Secrets of which each is recognisable, and as nasty as a password may be."""
-    values = {name: f"s3cret-{name}" for name in NAMES}
+    values = {name: f"s3cret-{name}" for name in secret_kinds()}
     values |= {
         "database_nova": "p@ss/w:r%d\"$#{}'x",
         "messaging_openstack": "br%2Foker $1 @:/",
         "messaging_cookie": "ABCDEF",
         "seed_key": "a" * 64,
     }
-    return Secrets(**(values | changed))
+    return Secrets(values | changed)
 
 
 def heads_of(kind: str) -> list[str]:

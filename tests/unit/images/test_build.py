@@ -28,8 +28,8 @@ from imagegen.images.dib import DibBuild, DibLog
 from imagegen.images.manifest import checksums, digest_files, intact_files, read_manifest, read_packages
 from imagegen.images.mirrors import Mirrors, choose_mirrors, find_mirrors, read_apt_sources
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.model.cluster import Role
 from imagegen.model.releases import Distro
+from imagegen.model.roles import find_role
 
 MAIN, SECURITY = "http://mirror.example/debian", "http://mirror.example/debian-security"
 DEB822 = f"""\
@@ -135,7 +135,13 @@ def test_a_url_with_a_password_is_refused_without_showing_it(found: Mirrors, pro
 def make_dib_build(work: Path) -> DibBuild:
     """A run of dib below `work`."""
     return DibBuild(
-        Role.CONTROLLER, Distro(), "controller-1", work / "elements", work, work / "cache", Mirrors(MAIN, SECURITY)
+        find_role("controller"),
+        Distro(),
+        "controller-1",
+        work / "elements",
+        work,
+        work / "cache",
+        Mirrors(MAIN, SECURITY),
     )
 
 
@@ -166,9 +172,9 @@ def test_dib_runs_in_namespaces_that_end_with_imagegen(tmp_path: Path) -> None:
     assert argv[argv.index("-t") + 1] == "tar"
 
 
-def identify(role: Role = Role.CONTROLLER) -> str:
+def identify() -> str:
     """The content id of the default cluster's role, as this installation has it."""
-    return plan_image(load_cluster(None), role, Path("out"), [], Path("cache")).content_id
+    return plan_image(load_cluster(None), find_role("controller"), Path("out"), [], Path("cache")).content_id
 
 
 def change_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -212,7 +218,7 @@ def test_the_content_id_is_of_what_is_told_in_earnest(tmp_path: Path, machine: F
     """A build cannot tell dib what the id does not know: both are one object's argv() and environment()."""
     plan, _, _ = start(tmp_path)
     (job,) = machine.jobs
-    told = build.describe_inputs(Role.CONTROLLER, plan.release)["dib"]
+    told = build.describe_inputs(find_role("controller"), plan.release)["dib"]
     assert job.inputs() == told
     words = [word for word in job.argv() if str(tmp_path) not in word and word != sys.executable]
     assert [word for word in words if word not in told["argv"]] == []
@@ -370,9 +376,9 @@ def start(tmp_path: Path, *, name: str = "out", **options: Any) -> tuple[ImagePl
     cluster, reports = load_cluster(None), []
     out, cache = tmp_path / name, tmp_path / "cache"
     images = build_images(
-        cluster, [Role.CONTROLLER], out, mirrors=Mirrors(MAIN), cache=cache, report=reports.append, **options
+        cluster, [find_role("controller")], out, mirrors=Mirrors(MAIN), cache=cache, report=reports.append, **options
     )
-    return plan_image(cluster, Role.CONTROLLER, out, ["raw"], cache), reports, images
+    return plan_image(cluster, find_role("controller"), out, ["raw"], cache), reports, images
 
 
 def test_a_build_leaves_images_sums_manifest_and_current(tmp_path: Path, machine: FakeMachine) -> None:
@@ -440,7 +446,9 @@ def test_refresh_builds_again(tmp_path: Path, machine: FakeMachine) -> None:
 def test_another_out_gets_links_to_the_same_files(tmp_path: Path, machine: FakeMachine) -> None:
     """A built image costs its space once."""
     plan, _, images = start(tmp_path)
-    (image, *_) = build_images(load_cluster(None), [Role.CONTROLLER], tmp_path / "two", cache=tmp_path / "cache")
+    (image, *_) = build_images(
+        load_cluster(None), [find_role("controller")], tmp_path / "two", cache=tmp_path / "cache"
+    )
     assert machine.ran.count("dib") == 1
     assert image.path.samefile(images[0].path)
     assert image.path.samefile(plan.entry / image.path.name)

@@ -101,33 +101,33 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("left", "lost"), [("ca.pem", "ca.key"), ("ca.key", "ca.pem")])
 def test_half_a_pair_has_a_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str, lost: str) -> None:
     """The server and `init` name it, and what they say to do works."""
-    from imagegen.cli import main
+    from imagegen.cli.run import run_command
 
-    assert main.run_command(["-q", "init", str(tmp_path)]) == 0
+    assert run_command(["-q", "init", str(tmp_path)]) == 0
     (tmp_path / lost).unlink()
     with pytest.raises(BadUsage, match=f"{lost} is missing") as caught:
         load_authority(tmp_path)
     assert f"move {tmp_path / left} away and run `imagegen init {tmp_path}`" in caught.value.hint
     capsys.readouterr()
-    assert main.run_command(["-q", "init", str(tmp_path)]) == 2
+    assert run_command(["-q", "init", str(tmp_path)]) == 2
     assert f"move {tmp_path / left} away" in capsys.readouterr().err
     (tmp_path / left).rename(tmp_path / "old")
-    assert main.run_command(["-q", "init", str(tmp_path)]) == 0
+    assert run_command(["-q", "init", str(tmp_path)]) == 0
     load_authority(tmp_path)
 
 
 def test_a_key_of_the_ca_that_others_read_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As secrets.yaml is, by each command that reads them."""
-    from imagegen.cli import main
+    from imagegen.cli.run import run_command
 
-    assert main.run_command(["-q", "init", str(tmp_path)]) == 0
+    assert run_command(["-q", "init", str(tmp_path)]) == 0
     (tmp_path / "ca.key").chmod(0o644)
     words = ["-q", "-c", str(tmp_path / "cluster.yaml"), "-o", str(tmp_path / "out")]
     capsys.readouterr()
-    assert main.run_command([*words, "seed"]) == 0
+    assert run_command([*words, "seed"]) == 0
     said = capsys.readouterr().err
     assert f"{tmp_path / 'ca.key'} can be read or changed by others (mode 0644)" in said and "chmod 600" in said
-    assert main.run_command([*words, "serve", "--no-seeds"]) != 0  # `imagegen pxe` was not run
+    assert run_command([*words, "serve", "--no-seeds"]) != 0  # `imagegen pxe` was not run
     assert "ca.key can be read" in capsys.readouterr().err
 
 

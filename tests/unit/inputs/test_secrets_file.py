@@ -6,7 +6,6 @@ import base64
 import hmac
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.base.errors import BadInput
-from imagegen.inputs.secrets_file import NAMES, Secrets, generate_secrets, load_secrets, secrets_warnings
+from imagegen.inputs.secrets_file import Secrets, generate_secrets, load_secrets, secrets_warnings
+from imagegen.model.secret_keys import secret_kinds
 
 CONTRACT = """database_nova database_placement database_keystone database_imagegen messaging_openstack messaging_cookie
 identity_admin identity_nova identity_placement seed_key keystone_fernet_key keystone_credential_key"""
@@ -43,9 +43,9 @@ def find_problems(path: Path) -> list[str]:
 
 def test_the_names_are_the_contracts() -> None:
     """Twelve keys that every file has, and what `init` adds for the default cluster."""
-    assert list(NAMES) == CONTRACT.split()
+    assert sorted(secret_kinds()) == sorted(CONTRACT.split())
     optional = ["identity_nova_compute", "messaging_compute_cell1"]
-    assert list(yaml.safe_load(generate_secrets())) == [*NAMES, *optional]
+    assert list(yaml.safe_load(generate_secrets())) == [*secret_kinds(), *optional]
 
 
 def test_a_file_of_an_earlier_version_has_all_it_needs(tmp_path: Path) -> None:
@@ -53,10 +53,10 @@ def test_a_file_of_an_earlier_version_has_all_it_needs(tmp_path: Path) -> None:
     old = change(identity_nova_compute=None, messaging_compute_cell1=None)
     secrets = load_secrets(write(tmp_path, old))
     names = ["identity_nova_compute", "messaging_compute_cell1", "messaging_compute_far_away2"]
-    made = [secrets.password(name) for name in names]
-    assert made == [load_secrets(tmp_path / "secrets.yaml").password(name) for name in names]
-    rotated = replace(secrets, messaging_openstack="another", identity_nova="another")
-    everything = [*made, *(rotated.password(name) for name in names), *json.loads(old).values()]
+    made = [secrets[name] for name in names]
+    assert made == [load_secrets(tmp_path / "secrets.yaml")[name] for name in names]
+    rotated = Secrets({**secrets.values, "messaging_openstack": "another", "identity_nova": "another"})
+    everything = [*made, *(rotated[name] for name in names), *json.loads(old).values()]
     assert len(set(everything)) == len(everything)
     assert all(re.fullmatch("[A-Za-z0-9_-]{43}", password) for password in made)
 
@@ -65,16 +65,17 @@ def test_a_derived_password_is_an_hmac(tmp_path: Path) -> None:
     """HMAC-SHA256 keyed with the parent: who knows the child does not know the parent. By another road than ours."""
     secrets = load_secrets(write(tmp_path, change(identity_nova="Jefe-and-more", identity_nova_compute=None)))
     digest = hmac.digest(b"Jefe-and-more", b"imagegen/identity_nova_compute", "sha256")
-    assert base64.urlsafe_b64decode(secrets.password("identity_nova_compute") + "=") == digest
+    assert base64.urlsafe_b64decode(secrets["identity_nova_compute"] + "=") == digest
 
 
 def test_what_the_file_says_counts(tmp_path: Path) -> None:
     """An optional key is taken as it is, checked as any; there is no other."""
-    secrets = load_secrets(write(tmp_path, change(messaging_compute_far=CANARY)))
-    assert secrets.password("messaging_compute_far") == CANARY
-    assert secrets.password("database_nova") == secrets.database_nova
+    text = change(messaging_compute_far=CANARY)
+    secrets = load_secrets(write(tmp_path, text))
+    assert secrets["messaging_compute_far"] == CANARY
+    assert secrets["database_nova"] == json.loads(text)["database_nova"]
     with pytest.raises(KeyError):
-        secrets.password("database_compute_far")
+        secrets["database_compute_far"]
     assert find_problems(write(tmp_path, change(messaging_compute_far=" x"))) == [
         ":1: messaging_compute_far: must not start or end with a space"
     ]
@@ -94,23 +95,23 @@ def test_a_password_that_is_typed_elsewhere_must_be_in_the_file(tmp_path: Path) 
 def test_generated_secrets_load(tmp_path: Path) -> None:
     """And each has the form that its service wants."""
     secrets = load_secrets(write(tmp_path, generate_secrets()))
-    assert len(base64.urlsafe_b64decode(secrets.keystone_fernet_key)) == 32
-    assert len(base64.urlsafe_b64decode(secrets.keystone_credential_key)) == 32
-    assert secrets.messaging_cookie.isalnum() and secrets.messaging_cookie == secrets.messaging_cookie.upper()
-    assert all(len(getattr(secrets, name)) >= 32 for name in NAMES)
+    assert len(base64.urlsafe_b64decode(secrets["keystone_fernet_key"])) == 32
+    assert len(base64.urlsafe_b64decode(secrets["keystone_credential_key"])) == 32
+    assert secrets["messaging_cookie"].isalnum() and secrets["messaging_cookie"] == secrets["messaging_cookie"].upper()
+    assert all(len(secrets[key]) >= 32 for key in secret_kinds())
 
 
 def test_secrets_differ_each_time_and_from_each_other() -> None:
     """Nothing is derived from anything."""
     values = [value for _ in range(20) for value in yaml.safe_load(generate_secrets()).values()]
-    assert len(set(values)) == 20 * (len(NAMES) + 2)
+    assert len(set(values)) == 20 * (len(secret_kinds()) + 2)
 
 
 def test_secrets_do_not_show_themselves(tmp_path: Path) -> None:
     """Not in a log line, a traceback or a failing assertion."""
     secrets = load_secrets(write(tmp_path, change(identity_admin=CANARY)))
     assert CANARY not in f"{secrets!r} {secrets} {[secrets]}"
-    assert secrets.identity_admin == CANARY
+    assert secrets["identity_admin"] == CANARY
 
 
 passwords = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=8, max_size=80).filter(
@@ -123,14 +124,14 @@ def test_any_printable_ascii_password_is_taken(tmp_path_factory: pytest.TempPath
     """As it is, whatever it means in YAML, SQL, shells or URLs."""
     path = tmp_path_factory.getbasetemp() / "any-password.yaml"
     path.write_text(change(database_nova=password))
-    assert load_secrets(path).database_nova == password
+    assert load_secrets(path)["database_nova"] == password
 
 
 def test_a_nasty_password_in_yamls_own_quotes(tmp_path: Path) -> None:
     """The issue's example, as a person writes it."""
     line = "database_nova: 'p@ss/w:r%d\"$#{}\\''''x'\n"
     rest = "".join(line for line in generate_secrets().splitlines(True) if not line.startswith("database_nova"))
-    assert load_secrets(write(tmp_path, rest + line)).database_nova == "p@ss/w:r%d\"$#{}\\''x"
+    assert load_secrets(write(tmp_path, rest + line))["database_nova"] == "p@ss/w:r%d\"$#{}\\''x"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from imagegen.base.errors import ExitCode
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 from imagegen.inputs.cluster_file import default_text, read_cluster
 from imagegen.inputs.warnings import find_warnings, untested_release
 

@@ -20,7 +20,8 @@ from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import boot
 from imagegen.local.request import Boot
 from imagegen.local.verify import Fault
-from imagegen.model.cluster import Place, Role
+from imagegen.model.cluster import Place
+from imagegen.model.roles import roles
 
 CLUSTER = load_cluster(None)
 SECRETS = make_secrets()
@@ -106,7 +107,7 @@ def explain(machines: list[FakeMachine], results: list[boot.NodeResult]) -> list
 
 def result(number: int, state: str, step: str = "", detail: str = "", rc: int | None = None) -> boot.NodeResult:
     node = CLUSTER.nodes[number]
-    return boot.NodeResult(node.name, node.role, state, step, detail, 83.2, "image", rc)
+    return boot.NodeResult(node.name, node.role.name, state, step, detail, 83.2, "image", rc)
 
 
 def test_nothing_is_said_of_ready_nodes() -> None:
@@ -182,7 +183,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     ) -> list[boot.NodeResult]:
         findings[:] = found
         monkeypatch.setattr(boot, "open_backend", lambda *_: network)
-        images = dict.fromkeys(Role, tmp_path)
+        images = dict.fromkeys(roles(), tmp_path)
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
         timeout = more.pop("timeout", None)

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.local import qemu
-from imagegen.model.cluster import Role
-from imagegen.model.roles import roles
+from imagegen.model.roles import find_role
 
 KEY = "ssh-ed25519 AAAAC3 imagegen-0011"
 
@@ -62,9 +61,9 @@ def test_ssh_never_asks_and_reads_no_configuration() -> None:
 
 def test_a_controller_gets_more_than_a_compute() -> None:
     """One controller and two computes fit a machine of 24 GiB, with a third of it to spare."""
-    memory = {role: facts.machine_memory for role, facts in roles().items()}
-    assert memory[Role.CONTROLLER] > memory[Role.COMPUTE]
-    assert memory[Role.CONTROLLER] + 2 * memory[Role.COMPUTE] <= 16 << 30
+    controller, compute = (find_role(name).machine_memory for name in ("controller", "compute"))
+    assert controller > compute
+    assert controller + 2 * compute <= 16 << 30
 
 
 @pytest.fixture

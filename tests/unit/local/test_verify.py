@@ -20,15 +20,11 @@ from imagegen.base.resources import PACKAGE
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local import verify
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.node_json import node_document
 
 NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
-SECRETS = Secrets(
-    *(f"{NASTY}{n}" for n in range(9)),
-    seed_key="0" * 64,
-    keystone_fernet_key="A" * 43 + "=",
-    keystone_credential_key="B" * 43 + "=",
-)
+SECRETS = Secrets({key: f"{NASTY}{number}" for number, key in enumerate(secret_kinds())})
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes
 EXPECTED = node_document(CLUSTER, CONTROLLER, SECRETS)
@@ -275,7 +271,7 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     words = [word for argv, _ in node.calls for word in argv]
     assert not [word for word in words if NASTY[:6] in word]
     assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
-    assert repr(SECRETS.identity_nova).encode() in node.calls[2][1]
+    assert repr(SECRETS["identity_nova"]).encode() in node.calls[2][1]
 
 
 @pytest.mark.parametrize(
@@ -303,8 +299,8 @@ def test_what_cannot_be_asked_is_a_finding(key: str, answer: Any, finding: str) 
 def test_the_apis_are_asked_as_nova() -> None:
     """It may read all that is asked, and no administrator's password exists for a Keystone outside the cluster."""
     program = verify.observe_program(CLUSTER, SECRETS).decode()
-    assert program.endswith(f"'nova', {SECRETS.identity_nova!r}, 'service'))\n")
-    assert repr(SECRETS.identity_admin) not in program
+    assert program.endswith(f"'nova', {SECRETS['identity_nova']!r}, 'service'))\n")
+    assert repr(SECRETS["identity_admin"]) not in program
     compile(program, "program", "exec")
 
 

@@ -7,9 +7,15 @@ from collections import Counter
 
 from repository import ROOT
 
-from imagegen.model.cluster import Hosted
 from imagegen.model.declarations import declarations
+from imagegen.model.roles import hosted_services
 from imagegen.model.services import endpoints, hosted_port, services
+
+
+def list_ports(element: str) -> list[int]:
+    """Where it answers: as a hosted service, and on each node that runs it."""
+    declared = declarations()[element]
+    return [*filter(None, [declared.get("hosted", {}).get("port")]), *declared.get("listens", {}).values()]
 
 
 def test_a_service_comes_after_what_it_needs() -> None:
@@ -29,7 +35,7 @@ def test_nothing_is_claimed_twice() -> None:
         claims.update(("schema", schema.name) for schema in service.schemas)
         claims.update(("user", user) for user in service.users)
         claims.update(("hosted", service.hosted_as) for _ in [0] if service.hosted_as)
-        claims.update(("port", port) for port in (service.port, service.endpoint and service.endpoint.port) if port)
+        claims.update(("port", port) for port in list_ports(service.element))
         claims.update(("type", service.endpoint.type) for _ in [0] if service.endpoint)
     assert len(claims) > 15
     assert [claim for claim, count in claims.items() if count > 1] == []
@@ -46,12 +52,12 @@ def test_urls_are_those_of_the_services() -> None:
 
 def test_what_controllers_can_host_is_declared() -> None:
     """By the names of the cluster file."""
-    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(Hosted)
+    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(hosted_services())
 
 
 def test_the_threat_model_names_every_port() -> None:
     """Its table says what is in clear there, and its list what a firewall lets through."""
     page = (ROOT / "docs/threat-model.md").read_text()
-    ports = [port for one in services() for port in (one.port, one.endpoint and one.endpoint.port) if port]
-    assert len(ports) > 5
+    ports = [port for one in services() for port in list_ports(one.element)]
+    assert len(ports) > 6
     assert [port for port in ports if not re.search(rf"\b{port}\b", page)] == []

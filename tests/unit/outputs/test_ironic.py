@@ -15,12 +15,12 @@ import pycdlib
 import pytest
 import yaml
 from fakes.world import make_secrets
-from imagegen_node import metadata
+from imagegen_node.node import metadata
 from netboot_images import make_images
 
 from imagegen.base.errors import ExitCode
 from imagegen.base.tree import File, Tree
-from imagegen.cli import main
+from imagegen.cli.run import run_command
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.model.cluster import Cluster
 from imagegen.outputs.ironic import ironic_tree
@@ -79,7 +79,7 @@ def test_nodes_are_enrolled_without_what_ironic_refuses(ironic: Tree) -> None:
 def test_the_image_is_named_with_its_digest(ironic: Tree, given: tuple[Any, ...]) -> None:
     """The raw one, which the ramdisk streams without a conversion, where `imagegen pxe` puts it."""
     info = json.loads(ironic[f"instance-info/{NODE}.json"].data)
-    image = next(image for role, image in given[1].items() if role == "compute")
+    image = next(image for role, image in given[1].items() if role.name == "compute")
     assert info == {
         "image_source": "http://192.168.56.1:8080/images/compute-222222222222.raw",
         "image_disk_format": "raw",
@@ -166,7 +166,7 @@ def test_metal3_gets_a_host_and_the_secrets_that_it_names(given: tuple[Any, ...]
     assert user_data.encode() == given[2][NODE].render()["user-data"].data
     meta = yaml.safe_load(found[f"Secret {spec['metaData']['name']}"]["stringData"]["metaData"])
     assert meta["meta"]["imagegen.role"] == "compute"
-    password = make_secrets().password("messaging_compute_cell1")
+    password = make_secrets()["messaging_compute_cell1"]
     assert password in user_data and password not in json.dumps(spec)
 
 
@@ -178,8 +178,8 @@ def test_what_is_written_can_be_chosen(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert main.run_command(["init", "-q"]) == ExitCode.DONE
-    assert main.run_command(["baremetal", "-q", *options]) == ExitCode.DONE
+    assert run_command(["init", "-q"]) == ExitCode.DONE
+    assert run_command(["baremetal", "-q", *options]) == ExitCode.DONE
     assert [name for name in ("ironic", "metal3") if (tmp_path / "out" / name).exists()] == written
 
 
@@ -189,13 +189,13 @@ def test_what_metal3_cannot_express_is_refused_for_metal3_alone(
     """Before anything is written; Ironic gets the hint as it is."""
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert main.run_command(["init", "-q"]) == ExitCode.DONE
+    assert run_command(["init", "-q"]) == ExitCode.DONE
     text = Path("cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, root_device: {size: 223}}"))
-    assert main.run_command(["baremetal", "-q"]) == ExitCode.BAD_INPUT
+    assert run_command(["baremetal", "-q"]) == ExitCode.BAD_INPUT
     assert "`size: 223` in root_device of linux-node2" in capsys.readouterr().err
     assert not (tmp_path / "out/ironic").exists()
-    assert main.run_command(["baremetal", "-q", "--ironic"]) == ExitCode.DONE
+    assert run_command(["baremetal", "-q", "--ironic"]) == ExitCode.DONE
     nodes = yaml.safe_load((tmp_path / "out/ironic/nodes.yaml").read_text())["nodes"]
     assert [node["properties"].get("root_device") for node in nodes] == [None, {"size": 223}]
 
@@ -207,8 +207,8 @@ def test_the_command_writes_private_files(tmp_path: Path, monkeypatch: pytest.Mo
     for path in (tmp_path / "out/images").glob("*/*-*"):
         if path.suffix != ".raw":
             path.unlink()
-    assert main.run_command(["init", "-q"]) == ExitCode.DONE
-    assert main.run_command(["baremetal", "-q", "--driver", "ipmi"]) == ExitCode.DONE
+    assert run_command(["init", "-q"]) == ExitCode.DONE
+    assert run_command(["baremetal", "-q", "--driver", "ipmi"]) == ExitCode.DONE
     assert "driver: ipmi" in (tmp_path / "out/ironic/nodes.yaml").read_text()
     for name in ("ironic", "metal3"):
         assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o700
@@ -221,10 +221,10 @@ def test_live_nodes_are_left_out(
     """Ironic and Metal3 would write an image to a disk that the cluster file says to let be."""
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "out")
-    assert main.run_command(["init", "-q"]) == ExitCode.DONE
+    assert run_command(["init", "-q"]) == ExitCode.DONE
     text = Path("cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("56.12}", "56.12, deploy: {mode: live}}"))
-    assert main.run_command(["baremetal"]) == ExitCode.DONE
+    assert run_command(["baremetal"]) == ExitCode.DONE
     assert "left out, because they are live: linux-node2" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out/metal3").iterdir()) == [".imagegen", "linux-node1.yaml"]
     assert "linux-node2" not in (tmp_path / "out/ironic/nodes.yaml").read_text()

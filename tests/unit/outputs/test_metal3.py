@@ -20,6 +20,7 @@ from imagegen.base.errors import BadUsage
 from imagegen.base.resources import PACKAGE
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.device_hints import parse_hint
+from imagegen.model.roles import find_role
 from imagegen.outputs.metal3 import METAL3_HINTS, metal3_hints, metal3_tree
 from imagegen.outputs.pxe import find_images
 from imagegen.seeds.seed import make_seed
@@ -225,7 +226,7 @@ def test_the_operator_can_merge_what_the_secrets_hold(tmp_path: Path) -> None:
         network, meta = (yaml.load(texts[key], Loader=GoLoader) for key in ("networkData", "metaData"))
         assert sorted(network) == ["links", "networks", "services"]
         assert list(meta) == ["meta"]
-        assert meta["meta"]["imagegen.role"] in ("controller", "compute")
+        assert find_role(meta["meta"]["imagegen.role"])
         assert [value for value in meta["meta"].values() if not isinstance(value, str)] == []
         assert texts["userData"].startswith("#cloud-config")
 

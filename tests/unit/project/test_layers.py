@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -30,14 +30,17 @@ OWNERS = {
 }
 PROCESS_CALLS = ("system", "popen", "fork", "forkpty", "exec", "spawn", "posix_spawn")
 
+# Likewise for the agent's packages; what stands beside them comes last.
+AGENT_LAYERS = ("engine", "node", "openstack", "roles")
+
 # What the agent may import besides the standard library: it comes with the image's packages.
 AGENT_PACKAGES = {
-    "amqp": {"backing"},
-    "pymysql": {"database", "lease"},
-    "openstack": {"identity_objects"},
-    "keystoneauth1": {"identity_objects"},
-    "nova": {"cell_mappings"},
-    "oslo_db": {"cell_mappings"},
+    "amqp": {"openstack.backing"},
+    "pymysql": {"openstack.database", "openstack.lease"},
+    "openstack": {"openstack.identity_objects"},
+    "keystoneauth1": {"openstack.identity_objects"},
+    "nova": {"openstack.cell_mappings"},
+    "oslo_db": {"openstack.cell_mappings"},
 }
 NEWER_THAN_3_9 = {"tomllib"}
 
@@ -55,7 +58,7 @@ WRITING_CALLS = {
     "lchown",
     "mkfifo",
 }
-DEVICE_WRITERS = {"status", "seed"}
+DEVICE_WRITERS = {"engine.status", "node.seed"}
 DISK_WRITERS = {"deploy", "live"}
 
 
@@ -107,7 +110,7 @@ def find_circle(sources: dict[str, str], package: str = "imagegen") -> list[str]
 def find_writing_faults(module: str, tree: ast.AST) -> Iterator[str]:
     """How a node's module writes files beside files.py: `LINE: what`."""
     for node in ast.walk(tree):
-        if module == "files" or not isinstance(node, ast.Call):
+        if module == "engine.files" or not isinstance(node, ast.Call):
             continue
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
@@ -125,14 +128,23 @@ def find_writing_faults(module: str, tree: ast.AST) -> Iterator[str]:
             yield f"{node.lineno}: {module} writes by {name}; only files.py writes files"
 
 
+def find_layer_faults(module: str, imports: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """Imports of an agent's module that point upwards: `LINE: what`."""
+    before = AGENT_LAYERS.index(module.partition(".")[0]) if "." in module else len(AGENT_LAYERS)
+    for line, name in imports:
+        package, *rest = name.split(".")
+        if package == "imagegen_node" and before < len(AGENT_LAYERS) and rest[0] not in AGENT_LAYERS[: before + 1]:
+            yield f"{line}: {module} imports {name}, which comes later"
+
+
 def find_agent_faults(module: str, source: str, own: tuple[str, ...] = ("imagegen_node",)) -> list[str]:
     """What the source of a node's module breaks: imports that a node does not have, syntax newer than Python 3.9."""
     try:
         tree = ast.parse(source, feature_version=(3, 9))
     except SyntaxError as error:
         return [f"{error.lineno}: not Python 3.9: {error.msg}"]
-    faults = list(find_writing_faults(module, tree))
     imports = list(find_imports(tree, "imagegen_node"))
+    faults = [*find_writing_faults(module, tree), *find_layer_faults(module, imports)]
     for line, name in imports:
         package = name.partition(".")[0]
         standard = package in sys.stdlib_module_names and package not in NEWER_THAN_3_9
@@ -169,11 +181,20 @@ def test_every_package_is_in_the_table() -> None:
     assert [name for _, name in find_imports(ast.parse(init)) if not name.startswith("__future__")] == []
 
 
+def read_node_modules(program: Path) -> dict[str, str]:
+    """The sources of a program of a node, by their modules' names in its package: `PACKAGE.MODULE`, or `MODULE`."""
+    (top,) = (path.parent for path in program.rglob("__main__.py"))
+    found = {".".join(path.relative_to(top).with_suffix("").parts): path.read_text() for path in top.rglob("*.py")}
+    modules = {name: source for name, source in found.items() if not name.endswith(".__init__")}
+    assert len(modules) > 5
+    assert {source for name, source in found.items() if name not in modules} <= {""}
+    return modules
+
+
 def test_the_agent_imports_only_what_a_node_has() -> None:
     """The standard library and a short list that comes with the packages; Nova's own code only where it must be."""
-    modules = sorted(AGENT.rglob("*.py"))
-    assert len(modules) > 5
-    faults = [f"{path.name}:{fault}" for path in modules for fault in find_agent_faults(path.stem, path.read_text())]
+    modules = read_node_modules(AGENT)
+    faults = [f"{module}:{fault}" for module, source in modules.items() for fault in find_agent_faults(module, source)]
     assert not faults, "\n".join(faults)
 
 
@@ -181,18 +202,17 @@ def test_the_agent_imports_only_what_a_node_has() -> None:
 def test_no_circle_on_a_node(program: Path) -> None:
     """Neither in the agent nor in the network boot, for types either."""
     (package,) = {path.parent for path in program.rglob("__main__.py")}
-    modules = {path.stem: path.read_text() for path in package.glob("*.py")}
-    assert len(modules) > 5
-    assert find_circle(modules, package.name) == []
+    assert find_circle(read_node_modules(program), package.name) == []
 
 
-def test_the_network_boot_imports_the_agent_and_nothing_else() -> None:
+def test_the_network_boot_imports_the_agent_s_engine_and_nothing_else() -> None:
     """What it imports lies in the initramfs."""
-    modules = sorted(NETWORK_BOOT.rglob("*.py"))
-    assert len(modules) > 5
+    modules = read_node_modules(NETWORK_BOOT)
     own = ("imagegen_node", "imagegen_deploy")
-    faults = [f"{path.name}:{f}" for path in modules for f in find_agent_faults(path.stem, path.read_text(), own)]
+    faults = [f"{module}:{f}" for module, source in modules.items() for f in find_agent_faults(module, source, own)]
     assert not faults, "\n".join(faults)
+    imports = {name for source in modules.values() for _, name in find_imports(ast.parse(source), "imagegen_deploy")}
+    assert {name.split(".")[1] for name in imports if name.startswith("imagegen_node.")} == {"engine"}
 
 
 @pytest.mark.parametrize(
@@ -238,18 +258,21 @@ def test_a_lawful_import_is_let_be(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("steps", "import requests"),
-        ("steps", "import nova.objects"),
-        ("steps", "def late():\n    from nova import context"),
-        ("database", "import tomllib"),
-        ("steps", "match 1:\n    case 1: pass"),
-        ("steps", "def f(x: int | None): pass"),
-        ("compute", "COMPUTE_ID.write_text('x')"),
-        ("machine", "open('/etc/x', 'w')"),
-        ("machine", "STAMP.open(mode='a')"),
+        ("engine.steps", "import requests"),
+        ("engine.steps", "import nova.objects"),
+        ("engine.steps", "def late():\n    from nova import context"),
+        ("openstack.database", "import tomllib"),
+        ("engine.steps", "match 1:\n    case 1: pass"),
+        ("engine.steps", "def f(x: int | None): pass"),
+        ("roles.compute", "COMPUTE_ID.write_text('x')"),
+        ("node.machine", "open('/etc/x', 'w')"),
+        ("node.machine", "STAMP.open(mode='a')"),
         ("deploy", "path.open('wb')"),
-        ("system", "import os\nos.open('x', os.O_WRONLY | os.O_CREAT)"),
-        ("backing", "import os\nos.chown('x', 0, 0)"),
+        ("engine.system", "import os\nos.open('x', os.O_WRONLY | os.O_CREAT)"),
+        ("openstack.backing", "import os\nos.chown('x', 0, 0)"),
+        ("engine.health", "from imagegen_node.node import declared"),
+        ("node.metadata", "from imagegen_node.openstack.database import fetch_rows"),
+        ("roles.compute", "def late():\n    from imagegen_node import cli"),
     ],
 )
 def test_a_planted_fault_of_the_agent_is_found(module: str, source: str) -> None:

@@ -18,12 +18,15 @@ from repository import AGENT, NETWORK_BOOT, ROOT
 
 from imagegen.base.errors import ExitCode
 from imagegen.base.resources import PACKAGE
-from imagegen.cli import main
-from imagegen.cli.main import cli, run_command
+from imagegen.cli import front
+from imagegen.cli.run import cli, run_command
+from imagegen.images.services_json import services_document
 from imagegen.inputs.cluster_file import load_cluster
+from imagegen.model.releases import Distro, find_release
+from imagegen.model.roles import find_role
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = tuple(main.COMMANDS)
+COMMANDS = tuple(front.COMMANDS)
 OFFLINE = ("init", "validate", "generate", "seed", "schema")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -218,7 +221,12 @@ def test_every_decision_is_listed() -> None:
 def test_the_first_boot_names_every_step_of_the_agent() -> None:
     """The picture in docs/architecture.md has each step of both roles, and no other is in the table of items."""
     sources = "\n".join(path.read_text() for path in AGENT.rglob("*.py"))
-    steps = set(re.findall(r'\bStep\("([a-z-]+)"', sources)) | set(re.findall(r'^ +"(\w+)": backing\.', sources, re.M))
+    steps = set(re.findall(r'\bStep\("([a-z-]+)"', sources))
+    for element in services_document(find_role("controller"), find_release("2025.1", Distro()))["elements"]:
+        steps |= {unit["step"] for unit in element["units"]} | set(element["steps"])
+        steps |= {
+            f"{schema['name']}-schema" for schema in element["schemas"] if schema["sync"] and not element["hosted"]
+        }
     text = (ROOT / "docs/architecture.md").read_text()
     picture = read_blocks("text", text.partition("\n## The first boot\n")[2])[0]
     assert len(steps) > 20
@@ -243,10 +251,6 @@ def test_every_item_of_the_manual_installation_has_its_place() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     rows = [row for row in re.findall(r"^\| (\d+) \|.*\| (.+) \|$", text, re.MULTILINE)]
     assert [int(number) for number, _ in rows] == list(range(1, 28))
-    paths = {
-        path
-        for _, where in rows
-        for path in re.findall(r"`((?:elements|userdata_templates|imagegen)/[\w./-]+)`", where)
-    }
+    paths = {path for _, where in rows for path in re.findall(r"`((?:elements|imagegen)/[\w./-]+)`", where)}
     assert len(paths) > 5
     assert {path for path in paths if not (ROOT / path).exists()} == set()

@@ -20,7 +20,7 @@ from imagegen.images.elements import FOR_THIS_MACHINE
 
 pytestmark = pytest.mark.allow_process("python", "imagegen")
 
-SHIPPED = ("elements", "userdata_templates")
+SHIPPED = ("elements", "pxe_templates")
 
 
 def run_checked(words: Sequence[str | Path], cwd: Path, env: dict[str, str] | None = None) -> str:

@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pycdlib
-import pycdlib.dates
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -112,15 +111,6 @@ def test_bytes_do_not_depend_on_time_or_zone(monkeypatch: pytest.MonkeyPatch) ->
 def test_bytes_depend_on_the_content() -> None:
     """Two seeds of equal sizes differ."""
     assert seed_iso_bytes(seed(user_data=b"a")) != seed_iso_bytes(seed(user_data=b"b"))
-
-
-def test_the_clock_is_given_back() -> None:
-    """pycdlib has the real clock again, also after a failure."""
-    seed_iso_bytes(seed())
-    assert vars(pycdlib.dates)["time"] is time
-    with pytest.raises(TypeError):
-        seed_iso_bytes(seed(user_data=None))  # type: ignore[arg-type]
-    assert vars(pycdlib.dates)["time"] is time
 
 
 def test_threads_make_the_same_isos(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,12 @@ from secret_places import ROOT_OWNED
 
 from imagegen.base.tree import Tree, read_tree, write_tree
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.inputs.secrets_file import NAMES, Secrets
-from imagegen.model.cluster import Cluster, Node, Place, Role
+from imagegen.inputs.secrets_file import Secrets
+from imagegen.model.cluster import Cluster, Node, Place
 from imagegen.model.logins import OF_COMPUTES, database_schemas
 from imagegen.model.releases import Distro, find_release
+from imagegen.model.roles import Role, find_role
+from imagegen.model.secret_keys import secret_kinds
 from imagegen.seeds.rabbitmq import hash_rabbitmq_password
 from imagegen.seeds.seed import make_seed, seed_tree
 
@@ -55,13 +57,13 @@ def make_cluster(**changes: Any) -> Cluster:
 
 def make_secrets(**changes: str) -> Secrets:
     """Secrets that nobody uses: each value tells its name."""
-    values = {name: f"example-{name}" if name in NAMES else f"example-of-{name}" for name in EVERY_SECRET}
+    values = {name: f"example-{name}" if name in secret_kinds() else f"example-of-{name}" for name in EVERY_SECRET}
     keys = {name: base64.urlsafe_b64encode(name.encode()[:9] * 3 + b"-----").decode() for name in FERNET_KEYS}
     values |= {**keys, "messaging_cookie": "EXAMPLECOOKIE0123456789", **changes}
-    return Secrets(**{name: values.pop(name) for name in NAMES}, optional=values)
+    return Secrets(values)
 
 
-EVERY_SECRET = (*NAMES, "identity_nova_compute", "messaging_compute_cell1")
+EVERY_SECRET = (*secret_kinds(), "identity_nova_compute", "messaging_compute_cell1")
 FERNET_KEYS = ("keystone_fernet_key", "keystone_credential_key")
 PASSWORD_NAMES = [name for name in EVERY_SECRET if name not in (*FERNET_KEYS, "messaging_cookie", "seed_key")]
 
@@ -138,7 +140,7 @@ def test_a_seed_is_a_value_that_shows_no_secret() -> None:
     seed = make_seed(cluster, cluster.node(CONTROLLER), secrets)
     assert seed.facts["imagegen"]["role"] == "controller"
     assert f"instance-id: {seed.instance_id}\n" in seed.render()["meta-data"].data.decode()
-    assert secrets.database_nova not in repr(seed)
+    assert secrets["database_nova"] not in repr(seed)
     other = make_seed(cluster, cluster.node(CONTROLLER), make_secrets(database_nova="another-password"))
     assert seed.instance_id != other.instance_id
 
@@ -185,7 +187,7 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
         "/etc/mysql/mariadb.conf.d/90-imagegen.cnf": ("root:root", "0644"),
         "/etc/memcached.conf": ("root:root", "0644"),
     }
-    secrets = [make_secrets().password(name) for name in EVERY_SECRET]
+    secrets = [make_secrets()[name] for name in EVERY_SECRET]
     for file in files.values():
         if file["permissions"] == "0644":
             assert not any(secret in file["content"] for secret in secrets)
@@ -283,7 +285,7 @@ def spellings(secret: str) -> Iterator[str]:
 
 def secrets_in(text: str, secrets: Secrets) -> set[str]:
     """The names of the secrets that stand in a text: plain, percent-encoded, base64 or hashed without a key."""
-    values = {name: secrets.password(name) for name in EVERY_SECRET}
+    values = {name: secrets[name] for name in EVERY_SECRET}
     return {name for name, value in values.items() if any(spelling in text for spelling in spellings(value))}
 
 
@@ -308,7 +310,7 @@ def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
 
 def test_a_second_controller_hosts_nothing_by_itself() -> None:
     """Keys, cookie and definitions go to the node that hosts the service."""
-    tree = make_tree("extra13", add_node(make_cluster(), Role.CONTROLLER, 13))
+    tree = make_tree("extra13", add_node(make_cluster(), find_role("controller"), 13))
     own = {NODE, NOVA, PLACEMENT, "/etc/chrony/sources.d/imagegen.sources", "/etc/memcached.conf"}
     assert set(written_files(tree)) == own
     assert node_document(tree)["hosts"] == ["cache"]
@@ -349,7 +351,7 @@ def test_external_services_are_named_where_they_are() -> None:
 
 def test_schemas_are_those_that_validate_explains() -> None:
     """An operator of an external database is told of the same schemas, and every secret is the user's own."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
     schemas = node_document(make_tree(CONTROLLER, cluster))["database"]["schemas"]
     assert [(schema["name"], schema["user"]) for schema in schemas] == database_schemas(cluster)
     assert all(schema["password"] == f"example-database_{schema['user']}" for schema in schemas)
@@ -357,8 +359,8 @@ def test_schemas_are_those_that_validate_explains() -> None:
 
 def test_a_further_cell_has_its_own_database_and_vhost() -> None:
     """A compute talks to the vhost of its own cell; the controller knows all cells, each with a fixed uuid."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
-    cluster = add_node(cluster, Role.CONTROLLER, 14, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
+    cluster = add_node(cluster, find_role("controller"), 14, "far")
     compute, controller = make_tree("extra13", cluster), make_tree(CONTROLLER, cluster)
     assert urlsplit(options(compute, NOVA)["DEFAULT"]["transport_url"]).path == "/nova_far"
     assert node_document(compute)["messaging"]["vhosts"] == ["nova_far"]
@@ -394,7 +396,7 @@ def test_node_data_and_nova_agree_about_the_first_cell() -> None:
 
 def test_endpoints_are_the_first_controllers() -> None:
     """Also on a second controller, which may be the one that registers them."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     for node in (CONTROLLER, "extra13"):
         assert node_document(make_tree(node, cluster))["identity"]["services"] == [
             {"name": "nova", "type": "compute", "url": "http://192.168.56.11:8774/v2.1"},
@@ -408,7 +410,7 @@ def test_rabbitmq_knows_two_users_without_tags() -> None:
     assert [(user["name"], user["tags"]) for user in users] == [("openstack", []), ("compute_cell1", [])]
     for user in users:
         raw = base64.b64decode(user["password_hash"])
-        password = make_secrets().password(f"messaging_{user['name']}")
+        password = make_secrets()[f"messaging_{user['name']}"]
         assert raw[4:] == hashlib.sha256(raw[:4] + password.encode()).digest()
         assert user["hashing_algorithm"] == "rabbit_password_hashing_sha256"
 
@@ -506,7 +508,7 @@ def test_keystones_url_has_no_percent_sign() -> None:
 
 def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
     """cloud-init follows links as root; the cluster tier asks a node whether these directories are root's indeed."""
-    cluster = add_node(make_cluster(cells=("cell1", "cell2")), Role.COMPUTE, 13)
+    cluster = add_node(make_cluster(cells=("cell1", "cell2")), find_role("compute"), 13)
     for node in cluster.nodes:
         tree = seed_tree(cluster, node, make_secrets())
         assert {str(PurePosixPath(path).parent) for path in written_files(tree)} <= ROOT_OWNED
@@ -515,9 +517,9 @@ def test_no_file_lies_where_a_services_account_could_plant_a_link() -> None:
 def test_keys_are_written_without_a_line_end() -> None:
     """Keystone and Erlang take the whole file."""
     tree, secrets = make_tree(CONTROLLER), make_secrets()
-    assert content(tree, "/etc/keystone/fernet-keys/0") == secrets.keystone_fernet_key
-    assert content(tree, "/etc/keystone/credential-keys/0") == secrets.keystone_credential_key
-    assert node_document(tree)["erlang_cookie"] == secrets.messaging_cookie
+    assert content(tree, "/etc/keystone/fernet-keys/0") == secrets["keystone_fernet_key"]
+    assert content(tree, "/etc/keystone/credential-keys/0") == secrets["keystone_credential_key"]
+    assert node_document(tree)["erlang_cookie"] == secrets["messaging_cookie"]
 
 
 @given(st.uuids())
@@ -562,7 +564,7 @@ def test_the_same_input_is_the_same_instance() -> None:
 
 def test_every_controller_has_its_own_cache() -> None:
     """On loopback, for its own Keystone, Nova and Placement; nobody else's."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     for node in (CONTROLLER, "extra13"):
         tree = make_tree(node, cluster)
         lines = content(tree, "/etc/memcached.conf").splitlines()
@@ -575,10 +577,10 @@ def test_every_controller_has_its_own_cache() -> None:
 
 def test_databases_take_controllers_alone() -> None:
     """Their host alone knows the addresses: no other seed changes when a controller is added."""
-    cluster = add_node(make_cluster(), Role.CONTROLLER, 13)
+    cluster = add_node(make_cluster(), find_role("controller"), 13)
     assert node_document(make_tree(CONTROLLER, cluster))["database"]["clients"] == ["192.168.56.11", "192.168.56.13"]
     assert "clients" not in node_document(make_tree("extra13", cluster))["database"]
-    grown = add_node(cluster, Role.CONTROLLER, 14)
+    grown = add_node(cluster, find_role("controller"), 14)
     assert make_tree("extra13", grown) == make_tree("extra13", cluster)
     assert make_tree(COMPUTE, grown) == make_tree(COMPUTE)
 
@@ -598,8 +600,8 @@ def test_users_have_the_least_roles_of_the_release() -> None:
 
 def test_each_cell_has_its_own_console_proxy() -> None:
     """Its port counts from 6080, on every controller, whichever cell is the controller's own; computes name it."""
-    cluster = add_node(make_cluster(cells=("cell1", "far")), Role.COMPUTE, 13, "far")
-    cluster = add_node(cluster, Role.CONTROLLER, 14, "far")
+    cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
+    cluster = add_node(cluster, find_role("controller"), 14, "far")
     base = {
         node: options(make_tree(node, cluster), NOVA)["vnc"]["novncproxy_base_url"] for node in (COMPUTE, "extra13")
     }
@@ -616,7 +618,7 @@ def test_each_cell_has_its_own_console_proxy() -> None:
 
 def test_more_computes_change_no_other_seed() -> None:
     """What grows with the fleet is in nobody's seed."""
-    grown = add_node(add_node(make_cluster(), Role.COMPUTE, 13), Role.COMPUTE, 14)
+    grown = add_node(add_node(make_cluster(), find_role("compute"), 13), find_role("compute"), 14)
     for node in (CONTROLLER, COMPUTE):
         assert make_tree(node, grown) == make_tree(node)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagegen.base.errors import BadUsage, MachineLacks
-from imagegen.cli.main import run_command
+from imagegen.cli.run import run_command
 from imagegen.server.ledger import Ledger
 from imagegen.server.provisioning import LEDGER, use_ledger
 from imagegen.server.tables import VERSION

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from imagegen_node.files import write_atomically
-from imagegen_node.status import Status
-from imagegen_node.steps import Step, run_step
+from imagegen_node.engine.files import write_atomically
+from imagegen_node.engine.status import Status
+from imagegen_node.engine.steps import Step, run_step
 
 from imagegen_deploy.deploy import Deployment
 from imagegen_deploy.live import LiveBoot

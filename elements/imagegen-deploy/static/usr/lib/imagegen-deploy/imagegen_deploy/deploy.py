@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, BinaryIO, Callable, cast
 
-from imagegen_node.errors import CommandFailed, Refused, Waiting
-from imagegen_node.files import write_atomically
-from imagegen_node.status import Status
-from imagegen_node.steps import Sleep, Step, run_steps
-from imagegen_node.system import run
+from imagegen_node.engine.errors import CommandFailed, Refused, Waiting
+from imagegen_node.engine.files import write_atomically
+from imagegen_node.engine.status import Status
+from imagegen_node.engine.steps import Sleep, Step, run_steps
+from imagegen_node.engine.system import run
 
 from imagegen_deploy import gpt
 from imagegen_deploy.disks import STAMP, Content, Disk, choose_disk, examine, find_seed_label, list_disks, require_wipe

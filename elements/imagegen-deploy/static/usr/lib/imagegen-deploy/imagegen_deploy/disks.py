@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagegen_node.errors import Refused
-from imagegen_node.system import run
+from imagegen_node.engine.errors import Refused
+from imagegen_node.engine.system import run
 
 from imagegen_deploy.gpt import HEAD, NONE, SECTOR, read_table
 from imagegen_deploy.hints import GIB, parse_hint

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from imagegen_node.errors import Refused
-from imagegen_node.files import replaced_file, write_atomically
-from imagegen_node.status import Status
-from imagegen_node.steps import Sleep, Step, run_steps
-from imagegen_node.system import run
+from imagegen_node.engine.errors import Refused
+from imagegen_node.engine.files import replaced_file, write_atomically
+from imagegen_node.engine.status import Status
+from imagegen_node.engine.steps import Sleep, Step, run_steps
+from imagegen_node.engine.system import run
 
 from imagegen_deploy.disks import Disk, choose_disk, examine, find_seed_label, list_disks, require_wipe
 from imagegen_deploy.mark import END

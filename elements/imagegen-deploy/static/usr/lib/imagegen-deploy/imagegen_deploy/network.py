@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagegen_node.errors import Waiting
-from imagegen_node.system import run
+from imagegen_node.engine.errors import Waiting
+from imagegen_node.engine.system import run
 
 from imagegen_deploy.plan import Plan
 

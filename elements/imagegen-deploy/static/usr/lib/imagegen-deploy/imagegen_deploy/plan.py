@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from imagegen_node.errors import Refused
+from imagegen_node.engine.errors import Refused
 
 COMMAND_LINE = Path("/proc/cmdline")
 PREFIX = "imagegen."

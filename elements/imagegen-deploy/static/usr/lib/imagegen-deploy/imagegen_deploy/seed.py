@@ -8,8 +8,8 @@ import ssl
 import urllib.error
 import urllib.request
 
-from imagegen_node.direct import OPENER
-from imagegen_node.errors import Refused, Waiting
+from imagegen_node.engine.direct import OPENER
+from imagegen_node.engine.errors import Refused, Waiting
 
 from imagegen_deploy.plan import Plan
 

@@ -11,10 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from imagegen_node.direct import OPENER
-from imagegen_node.errors import Refused
-from imagegen_node.status import Status
-from imagegen_node.steps import Sleep
+from imagegen_node.engine.direct import OPENER
+from imagegen_node.engine.errors import Refused
+from imagegen_node.engine.status import Status
+from imagegen_node.engine.steps import Sleep
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte

@@ -7,14 +7,16 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imagegen_node import metadata, retry, seed
-from imagegen_node.errors import CommandFailed, Refused, Waiting
-from imagegen_node.mask import find_secrets, mask
-from imagegen_node.status import DEGRADED, STATUS_FILE, Status
-from imagegen_node.steps import Step, run_step
+from imagegen_node.engine import retry
+from imagegen_node.engine.errors import CommandFailed, Refused, Waiting
+from imagegen_node.engine.mask import find_secrets, mask
+from imagegen_node.engine.status import DEGRADED, STATUS_FILE, Status
+from imagegen_node.engine.steps import Step, run_step
+from imagegen_node.node import metadata, seed
 
 OVERVIEW = """\
 The first-boot agent. imagegen-node.service runs it at every boot: it reads the node's role from the metadata, checks
@@ -77,14 +79,12 @@ def run_role() -> int:
 
 
 def make_role(facts: dict[str, Any], node: dict[str, Any], status: Status) -> Any:
-    """The role, to be run. Its modules are imported only here: `imagegen-node status` must work whatever they need."""
-    if status.role == "controller":
-        from imagegen_node.controller import Controller
+    """The role, to be run: the class of that name in the module of that name in roles/.
 
-        return Controller(facts, node, status, retry.nap)
-    from imagegen_node.compute import Compute
-
-    return Compute(facts, node, status, retry.nap)
+    Its modules are imported only here: `imagegen-node status` must work whatever they need.
+    """
+    module = import_module(f"imagegen_node.roles.{status.role}")
+    return getattr(module, status.role.capitalize())(facts, node, status, retry.nap)
 
 
 def read_status() -> dict[str, Any]:
@@ -120,6 +120,7 @@ def examine_node(as_json: bool, expect: str | None) -> int:
 
     try:
         facts, node, names = metadata.read_facts(), metadata.read_node(), read_names(expect)
+        metadata.check_role(facts)
     except (Refused, Waiting, OSError) as error:
         print(f"this node cannot be examined: {error}", file=sys.stderr)
         return 3
@@ -146,7 +147,7 @@ def read_names(place: str | None) -> list[str]:
 def list_step_names() -> list[str]:
     """Every step of this node's role, begun or not. Raises Refused and Waiting while there is no role yet."""
     facts, node = metadata.read_facts(), metadata.read_node()
-    return list(make_role(facts, node, Status(node["node"], facts["role"])).list_step_names())
+    return list(make_role(facts, node, Status(node["node"], metadata.check_role(facts))).list_step_names())
 
 
 def retry_step(step: str) -> int:

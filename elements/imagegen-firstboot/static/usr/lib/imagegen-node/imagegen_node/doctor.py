@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from imagegen_node import backing, cells, clock, compute, controller, discovery, health, machine, metadata, upgrade
-from imagegen_node.api import Session, is_up, open_nova_session, own_user
-from imagegen_node.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
-from imagegen_node.system import check_port
+from imagegen_node.engine import health
+from imagegen_node.engine.errors import Waiting
+from imagegen_node.engine.system import check_port
+from imagegen_node.node import clock, declared, machine, metadata
+from imagegen_node.openstack import backing, cells, discovery, upgrade
+from imagegen_node.openstack.api import Session, is_up, open_nova_session, own_user
+from imagegen_node.openstack.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
+from imagegen_node.roles import compute, controller
 
-PLACES = ("/", "/run", "/var", "/var/lib", "/var/log", "/var/lib/mysql", "/var/lib/nova")
+RUN = Path("/run")  # in memory; the agent writes there
 AGAIN = "imagegen-node retry {}"
 STEP_CLOCK = "chronyc tracking; chronyc sources; once there is a source: chronyc makestep"
 
@@ -63,7 +67,7 @@ def check_machine(patient: Patient) -> Iterator[Finding]:
 
 
 def check_disk(patient: Patient) -> Iterator[Finding]:
-    for place, what in health.find_full(map(Path, PLACES)):
+    for place, what in health.find_full([*declared.list_places(patient.node), RUN]):
         cure = f"find where the files are: du -x --inodes {place} | sort -n | tail"
         if "inodes" not in what:
             cure = f"journalctl --vacuum-size=100M; apt-get clean; find what is large: du -xh {place} | sort -h | tail"
@@ -167,9 +171,19 @@ def check_computes(patient: Patient) -> Iterator[Finding]:
 
 
 def check_units(patient: Patient) -> Iterator[Finding]:
-    wanted = controller.list_all_units(patient.node) if patient.facts["role"] == "controller" else compute.UNITS
-    for unit, what in health.find_inactive(wanted):
-        yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(UNIT_STEPS.get(unit, "services")))
+    for unit, what in health.find_inactive(controller.list_units(patient.node)):
+        yield Finding(what, f"journalctl -u {unit} -n 50; then " + AGAIN.format(declared.find_step(unit)))
+
+
+def check_ports(patient: Patient) -> Iterator[Finding]:
+    for element in declared.list_at_work(patient.node):
+        units = list(declared.list_units([element]))
+        for what, port in element["listens"].items():
+            try:
+                check_port(patient.node["address"], port, what)
+            except Waiting as silent:
+                cure = "journalctl -n 50 {}; then systemctl restart {}"
+                yield Finding(str(silent), cure.format(" ".join(f"-u {unit}" for unit in units), " ".join(units)))
 
 
 def check_service(patient: Patient) -> Iterator[Finding]:
@@ -191,14 +205,6 @@ def check_libvirt(patient: Patient) -> Iterator[Finding]:
     yield from ()
 
 
-UNIT_STEPS = {
-    "libvirtd.service": "libvirt",
-    "nova-compute.service": "compute-service",
-    "mariadb.service": "database",
-    "rabbitmq-server.service": "messaging",
-    "memcached.service": "cache",
-    "keystone.service": "identity",
-}
 LOCAL: tuple[tuple[str, str, Check], ...] = (
     ("files", "a new seed, then reboot", check_files),
     ("machine", "do what it says", check_machine),
@@ -206,6 +212,7 @@ LOCAL: tuple[tuple[str, str, Check], ...] = (
     ("message queue", "on its node: imagegen-node doctor; systemctl status rabbitmq-server", check_messaging),
     ("identity", "on its node: imagegen-node doctor; systemctl status keystone", check_identity),
     ("units", "systemctl --failed", check_units),
+    ("ports", "ss -ltnp", check_ports),
 )
 CHECKS: dict[str, tuple[tuple[str, str, Check], ...]] = {
     "controller": (

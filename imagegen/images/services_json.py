@@ -1,0 +1,60 @@
+"""/usr/lib/imagegen-node/services.json: what the elements of an image declare, as the first-boot agent reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from imagegen.model.declarations import declarations
+from imagegen.model.releases import Release
+from imagegen.model.roles import Role, roles
+from imagegen.model.services import services
+
+
+def services_document(role: Role, release: Release) -> dict[str, Any]:
+    """What the role's elements declare for the agent, with the units that the distro has in that release.
+
+    `services` and `hosts` are in the declared order; `elements` has both, each after those that it needs. `roles` are
+    the names of all roles.
+    """
+    order = [service.element for service in services() if service.element in {*role.services, *role.hosts}]
+    return {
+        "version": 1,
+        "role": role.name,
+        "roles": [one.name for one in roles()],
+        "services": list(role.services),
+        "hosts": list(role.hosts),
+        "elements": [_element_document(element, declarations()[element], release) for element in order],
+    }
+
+
+def _element_document(element: str, declared: Mapping[str, Any], release: Release) -> dict[str, Any]:
+    hosted = declared.get("hosted", {}).get("as")
+    return {
+        "element": element,
+        "hosted": hosted,
+        "units": [
+            {
+                "service": service,
+                "unit": f"{release.services[service]}.service",
+                "reads": facts.get("reads", []),
+                "step": facts.get("step", hosted or "services"),
+                "per_cell": facts.get("per") == "cell",
+            }
+            for service, facts in declared.get("runs", {}).items()
+            if service in release.services
+        ],
+        "listens": declared.get("listens", {}),
+        "schemas": [
+            {
+                "name": schema["name"],
+                "per_cell": schema.get("per") == "cell",
+                "account": schema.get("account"),
+                "sync": schema.get("sync"),
+                "revisions": schema["revisions"],
+            }
+            for schema in declared.get("schemas", [])
+        ],
+        "steps": declared.get("steps", []),
+        "data": [{"path": one["path"], "account": one.get("account")} for one in declared.get("data", [])],
+    }

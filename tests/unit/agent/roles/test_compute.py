@@ -1,0 +1,232 @@
+"""The agent as a compute: what it waits for, its compute_id, and when it is ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.world import World, make_secrets
+from imagegen_node.openstack.api import is_up
+
+COMPUTE = "linux-node2"
+OTHER_ID = "99999999-8888-7777-6666-555555555555"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty compute with its seed, and a control plane that is ready for it."""
+    made = World(tmp_path, monkeypatch)
+    made.make_node(COMPUTE)
+    made.put("/run/libvirt/libvirt-sock", "")
+    made.make_control_plane()
+    return made
+
+
+def compute_id(world: World) -> Any:
+    path = world.at("/var/lib/nova/compute_id")
+    return path.read_text() if path.exists() else None
+
+
+def details(world: World, step: str) -> list[str]:
+    return [document["detail"] for document in world.documents if document["step"] == step]
+
+
+# the whole way
+
+
+def test_an_empty_compute_becomes_ready(world: World) -> None:
+    """virt_type, compute_id, libvirt, nova-compute; ready when a controller mapped it."""
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == world.node["compute_id"] + "\n"
+    assert world.commands.log == [
+        "systemctl start --no-block libvirtd.service",
+        "systemctl start --no-block nova-compute.service",
+    ]
+    assert "a controller to map this host (registered, not mapped yet)" in details(world, "mapped")
+
+
+def test_a_rerun_runs_no_command(world: World) -> None:
+    """A compute whose agent starts again finds everything in its place."""
+    world.answer_as_nova()
+    world.run_compute()
+    world.commands.log.clear()
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == []
+
+
+@pytest.mark.parametrize(("ahead", "said"), [(31536000.0, "31536000 seconds ahead of"), (-20.0, "20 seconds behind")])
+def test_a_clock_that_is_far_off_is_waited_for(world: World, ahead: float, said: str) -> None:
+    """Before anything starts that would make tokens and reports of the wrong time."""
+    world.clock_ahead = ahead
+    world.later(100, lambda: setattr(world, "clock_ahead", 2.0))
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    assert any(f"this node's clock is {said} Keystone's" in text for text in details(world, "compute-id"))
+    early = [document for document in world.documents if document["step"] == "compute-id"]
+    assert {document["state"] for document in early} <= {"working", "waiting"}
+
+
+def test_a_compute_waits_for_its_controller_however_long(world: World) -> None:
+    """Broker, Keystone, the service user, and the mapping: each is named while it lacks, and nothing fails."""
+    definitions = dict(world.broker["users"])
+    user = world.keystone.users.pop("nova_compute")
+    world.broker["users"].clear()
+    world.later(1000, lambda: world.broker["users"].update(definitions))
+    world.later(2000, lambda: world.keystone.users.update(nova_compute=user))
+    world.answer_as_nova(mapped_after=3000)
+    assert world.run_compute(10_000)["state"] == "ready"
+    assert "failed" not in {document["state"] for document in world.documents}
+    assert (
+        "message queue at 192.168.56.11:5672 as user compute_cell1, virtual host nova"
+        in details(world, "wait-messaging")[1]
+    )
+    assert "Keystone to accept the password of user nova_compute, set by a controller" in details(world, "compute-id")
+    assert world.clock > 4000
+
+
+def test_a_report_from_before_a_reboot_does_not_count(world: World) -> None:
+    """Nova calls the service up for a minute after its last report, whether it comes back or not."""
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    world.documents.clear()
+    world.units.clear()
+    before = world.reports["nova-compute"]
+    assert world.run_compute()["state"] == "ready"
+    assert world.reports["nova-compute"] > before
+    assert "nova-compute up in the compute API (now registered, first report due)" in [
+        document["detail"] for document in world.documents
+    ]
+
+
+@pytest.mark.parametrize(("known", "state"), [({COMPUTE: "down"}, "down"), ({}, "not registered")])
+def test_a_compute_whose_service_does_not_come_up_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, known: dict[str, str], state: str
+) -> None:
+    """The API's word counts, not systemd's."""
+    monkeypatch.setattr(world, "works", lambda name: False)
+    world.compute_services |= known
+    world.put("/var/lib/nova/compute_id", world.node["compute_id"])
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("waiting", "compute-service")
+    assert last["detail"] == f"nova-compute up in the compute API (now {state})"
+
+
+def test_a_new_seed_restarts_nova_compute(world: World) -> None:
+    """Its configuration changed while it ran, so it is restarted; libvirt, which reads none of it, is not."""
+    world.answer_as_nova()
+    world.run_compute()
+    world.commands.log.clear()
+    world.secrets = make_secrets(identity_nova="another")  # of which the computes' is made
+    world.keystone.users["nova_compute"]["password"] = world.secrets["identity_nova_compute"]
+    world.make_node(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == ["systemctl restart --no-block nova-compute.service"]
+
+
+# compute_id
+
+
+def test_a_compute_id_in_place_is_kept(world: World) -> None:
+    """The seed's own: nothing is written."""
+    world.put("/var/lib/nova/compute_id", world.node["compute_id"] + "\n")
+    assert world.compute().place_compute_id() == "in place"
+
+
+def test_another_nodes_compute_id_is_refused(world: World) -> None:
+    """A disk of another node, or a renamed node: never overwritten, and the text says what to do."""
+    world.put("/var/lib/nova/compute_id", OTHER_ID + "\n")
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("failed", "compute-id")
+    assert f"holds {OTHER_ID!r}" in last["detail"]
+    assert "Give the node its own disk, or its old name" in last["detail"]
+    assert compute_id(world) == OTHER_ID + "\n"
+    assert world.commands.log == []
+
+
+def test_a_refused_compute_id_recovers_when_the_right_one_is_there(world: World) -> None:
+    """failed is not for ever: the step looks again."""
+    world.put("/var/lib/nova/compute_id", OTHER_ID)
+    world.later(50, lambda: world.put("/var/lib/nova/compute_id", world.node["compute_id"]))
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    assert "failed" in {document["state"] for document in world.documents}
+
+
+def test_a_host_that_nova_knows_keeps_its_id(world: World) -> None:
+    """A compute that was installed anew, or came from an older release: Nova's id is written, not the seed's."""
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+    assert "written, as Nova knows it" in details(world, "compute-id")
+
+
+def test_a_host_on_a_later_page_is_found(world: World) -> None:
+    """Nova gives 1,000 hypervisors at once: a rebuilt compute beyond them is no unknown one."""
+    for number in range(5):
+        world.register_compute(f"other-{number}", f"00000000-0000-0000-0000-00000000000{number}")
+        world.map_host(f"other-{number}")
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+
+
+def test_an_id_older_than_the_seed_is_no_other_node(world: World) -> None:
+    """After such a recovery the next boot finds an id that is not the seed's, but Nova's for this very host."""
+    world.register_compute(COMPUTE, OTHER_ID)
+    world.map_host(COMPUTE)
+    world.run_compute()
+    world.units.clear()
+    assert world.run_compute()["state"] == "ready"
+    assert compute_id(world) == OTHER_ID + "\n"
+
+
+def test_a_known_service_without_a_hypervisor_is_refused(world: World) -> None:
+    """Its old id cannot be found: a wrong one would make a second compute node of the same host."""
+    world.compute_services[COMPUTE] = "down"
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("failed", "compute-id")
+    assert f"`openstack compute service delete id-of-{COMPUTE}`" in last["detail"]
+    assert compute_id(world) is None
+
+
+def test_a_release_without_compute_id_gets_none(world: World) -> None:
+    """Before 2023.1 Nova keeps the host's identity in its database."""
+    world.node["compute_id"] = None
+    assert world.compute().place_compute_id() == "this release has none"
+    assert compute_id(world) is None
+
+
+# virt_type
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "line", "why"),
+    [
+        ("fpu vmx", True, "virt_type = kvm", "virt_type kvm: the processor shows vmx, and {kvm} is there"),
+        ("svm sse", True, "virt_type = kvm", "virt_type kvm: the processor shows svm, and {kvm} is there"),
+        ("fpu vmx", False, "virt_type = qemu", "virt_type qemu: the processor shows vmx, but there is no {kvm}"),
+        ("fpu", True, "virt_type = qemu", "virt_type qemu: the processor shows neither vmx nor svm"),
+        ("svm_lock novmx", True, "virt_type = qemu", "virt_type qemu: the processor shows neither vmx nor svm"),
+    ],
+)
+def test_virt_type_follows_the_processor(world: World, flags: str, device: bool, line: str, why: str) -> None:
+    """Item 24: kvm when /proc/cpuinfo has vmx or svm and /dev/kvm is there, else qemu; and the node says why."""
+    world.put("/proc/cpuinfo", f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: vmx\n")
+    if device:
+        world.put("/dev/kvm", "")
+    world.answer_as_nova()
+    world.run_compute()
+    assert line in world.at("/etc/nova/nova.conf.d/40-virt-type.conf").read_text().splitlines()
+    assert why.format(kvm=world.at("/dev/kvm")) in details(world, "configure")
+
+
+def test_a_service_that_never_reported_is_not_up() -> None:
+    """Nova calls a fresh row up for a minute, while its daemon may be ending at every start."""
+    assert is_up({"state": "up", "updated_at": "2025-06-01T12:00:00.000000"})
+    assert not is_up({"state": "up", "updated_at": None})
+    assert not is_up({"state": "down", "updated_at": "2025-06-01T12:00:00.000000"})
+    assert not is_up({})
