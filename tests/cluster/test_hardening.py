@@ -42,7 +42,8 @@ def test_exposures_are_as_the_page_says(deployment: Deployment) -> None:
     nodes = {find_role("controller"): deployment.controller, find_role("compute"): deployment.computes[0]}
     for role, node in nodes.items():
         found = read_exposures(node)
-        wanted = {unit: exposure for (own, unit), exposure in table.items() if own == role}
+        wanted = {unit: exposure for (own, unit), exposure in table.items() if own == role.name}
+        assert wanted, role
         # An instance counts as its template.
         found = {re.sub("@.+", "@", unit): exposure for unit, exposure in found.items()}
         assert {unit: found.get(unit) for unit in wanted} == wanted, node.name

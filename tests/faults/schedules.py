@@ -9,12 +9,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from testbed import WORK, Broken, Event, Testbed, make_secrets
+
+from imagegen.inputs.secrets_file import Secrets
 
 AWAY = 30.0  # seconds
 STATE = "var/lib/imagegen-faults"
@@ -231,7 +232,7 @@ def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], s
     def wrong_password(name: str, secret: str, step: str) -> str:
         """The node gets a seed with one wrong password, says so, and gets the right one."""
         site.kill(name)
-        site.put_seed(name, replace(site.secrets, **{secret: "wrong"}))
+        site.put_seed(name, Secrets({**site.secrets.values, secret: "wrong"}))
         site.start(name)
         site.wait(f"{name} to wait in {step}", lambda: site.describe(name) == f"{step} (waiting)", 180)
         said = f"{name} in {step}: {site.status(name)['detail']}"
