@@ -74,7 +74,7 @@ MKE2FS_CONF = """\
 
 
 @dataclass(frozen=True)
-class Content:
+class TreeSize:
     """The size of a tree: bytes in 4 KiB blocks, inodes, and the newest mtime of a Python source in seconds."""
 
     size: int
@@ -110,7 +110,7 @@ class Layout:
         return (self.bios, self.esp, self.seed, self.root)
 
 
-def measure_tree(tree: Path) -> Content:
+def measure_tree(tree: Path) -> TreeSize:
     """Walks the tree once, hard links counted once. Raises OSError for what cannot be read."""
     size = newest = 0
     seen: set[int] = set()
@@ -131,10 +131,10 @@ def measure_tree(tree: Path) -> Content:
                     newest = max(newest, int(status.st_mtime))
             else:
                 size += 4096
-    return Content(size, len(seen), newest)
+    return TreeSize(size, len(seen), newest)
 
 
-def root_size(content: Content) -> int:
+def root_size(content: TreeSize) -> int:
     """Bytes of a root file system for the content plus a quarter, at least 512 MiB, rounded up to 64 MiB.
 
     There is one inode per 16 KiB, so a tree of many small files needs more. Journal and tables: 64 MiB and 2 %.

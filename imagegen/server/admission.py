@@ -78,7 +78,7 @@ class _Admitted(socket.socket):
             released[0].release(released[1])
 
 
-class Waiting:
+class Backlog:
     """The bytes that are waiting in this process for clients to take them."""
 
     def __init__(self, most: int = MOST_WAITING, most_each: int = MOST_WAITING_EACH) -> None:

@@ -19,7 +19,7 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imagegen.base.errors import BadUsage, ImagegenError, MachineLacks
-from imagegen.server.admission import Admission, Entrance, Waiting, raise_file_limit
+from imagegen.server.admission import Admission, Backlog, Entrance, raise_file_limit
 
 App = Callable[..., Awaitable[None]]
 
@@ -37,7 +37,7 @@ that was announced."""
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 that hangs up on clients that do not finish a request's head or do not take an answer."""
 
-    waiting: ClassVar[Waiting] = Waiting()
+    waiting: ClassVar[Backlog] = Backlog()
     _head: asyncio.TimerHandle | None = None
     _take: asyncio.TimerHandle | None = None
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import HOST, MakeSite, Site
 from test_serving import SECONDS, document, fetch, imagegen, plan_of, read_all, running, status_of
 
-from imagegen.server.admission import MOST_CONNECTIONS_EACH, MOST_WAITING_EACH, Admission, Waiting
+from imagegen.server.admission import MOST_CONNECTIONS_EACH, MOST_WAITING_EACH, Admission, Backlog
 from imagegen.server.provisioning import Provisioning, describe_left_out
 
 ATTACKER, VICTIM = "127.0.0.2", "127.0.0.3"
@@ -105,7 +105,7 @@ def test_readers_of_a_large_answer_share_a_budget(
     """What is no file waits in this process: who leaves more there than his share is hung up on."""
     from imagegen.server.listener import BoundedProtocol
 
-    monkeypatch.setattr(BoundedProtocol, "waiting", Waiting(1 << 30, 256 << 10))
+    monkeypatch.setattr(BoundedProtocol, "waiting", Backlog(1 << 30, 256 << 10))
     site = make_site(400)
     with site.serve() as at_work:
         for number in range(400):
@@ -123,7 +123,7 @@ def test_readers_of_a_large_answer_share_a_budget(
 
 def test_shares_are_counted() -> None:
     """An address has its share, all together have one, and what was taken is free again."""
-    admission, waiting = Admission(3, 2), Waiting(100, 60)
+    admission, waiting = Admission(3, 2), Backlog(100, 60)
     assert [admission.admit(address) for address in "aaabb"] == [True, True, False, True, False]
     admission.release("a")
     assert admission.admit("b") and not admission.admit("a")

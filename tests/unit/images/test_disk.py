@@ -81,7 +81,7 @@ def test_partition_script_says_the_layout_in_sectors() -> None:
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 20), st.integers(0, 1 << 31))
 def test_root_size_holds_the_content_with_room(size: int, inodes: int, newest: int) -> None:
     """A quarter, at least 512 MiB, stays free beside the journal, and the inode tables suffice."""
-    root = disk.root_size(disk.Content(size, inodes, newest))
+    root = disk.root_size(disk.TreeSize(size, inodes, newest))
     assert root % (64 * MIB) == 0
     assert root - size - 64 * MIB >= max(size // 4, 512 * MIB)
     assert root // 16384 >= inodes
@@ -96,7 +96,7 @@ def test_measure_tree_counts_blocks_and_hard_links_once(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/nowhere")
     before = disk.measure_tree(tmp_path)
     # The directory itself, two blocks of a.py, one of data, the link.
-    assert before == disk.Content(size=5 * 4096, inodes=4, newest_source=1700000000)
+    assert before == disk.TreeSize(size=5 * 4096, inodes=4, newest_source=1700000000)
 
 
 def test_core_image_describes_where_its_rest_is() -> None:
