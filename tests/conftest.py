@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from procedure import ItemCoverage
+
+# A shell's background job ignores SIGINT, what nohup starts SIGHUP; both are inherited, by what the tests start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["pytester", "no_skips"]
 

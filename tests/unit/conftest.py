@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import fakes  # noqa: F401 - makes the agent importable
@@ -13,9 +12,6 @@ from fakes.users import ALICE
 from guards import pytest_itemcollected, pytest_runtest_protocol
 
 __all__ = ["pytest_itemcollected", "pytest_runtest_protocol"]
-
-# Under nohup a process ignores it, and so would what is tested.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How fast a machine is proves nothing about the code. The rest is hypothesis' default, which knows CI.
 hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)
