@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagegen.model.declarations import declarations
@@ -18,17 +18,31 @@ def services_document(role: Role, release: Release) -> dict[str, Any]:
     the names of all roles.
     """
     order = [service.element for service in services() if service.element in {*role.services, *role.hosts}]
+    reads = _read_by_units(order, release)
     return {
         "version": 1,
         "role": role.name,
         "roles": [one.name for one in roles()],
         "services": list(role.services),
         "hosts": list(role.hosts),
-        "elements": [_element_document(element, declarations()[element], release) for element in order],
+        "elements": [_element_document(element, declarations()[element], release, reads) for element in order],
     }
 
 
-def _element_document(element: str, declared: Mapping[str, Any], release: Release) -> dict[str, Any]:
+def _read_by_units(elements: Iterable[str], release: Release) -> dict[str, list[str]]:
+    """Service's unit -> what it reads for all the services in it: some distros have several in one web server."""
+    reads: dict[str, list[str]] = {}
+    for element in elements:
+        for service, facts in declarations()[element].get("runs", {}).items():
+            if service in release.services:
+                unit = reads.setdefault(release.services[service], [])
+                unit += [path for path in facts.get("reads", ()) if path not in unit]
+    return reads
+
+
+def _element_document(
+    element: str, declared: Mapping[str, Any], release: Release, reads: Mapping[str, list[str]]
+) -> dict[str, Any]:
     hosted = declared.get("hosted", {}).get("as")
     return {
         "element": element,
@@ -37,7 +51,7 @@ def _element_document(element: str, declared: Mapping[str, Any], release: Releas
             {
                 "service": service,
                 "unit": f"{release.services[service]}.service",
-                "reads": facts.get("reads", []),
+                "reads": reads[release.services[service]],
                 "step": facts.get("step", hosted or "services"),
                 "per_cell": facts.get("per") == "cell",
             }

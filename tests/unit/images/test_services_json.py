@@ -50,6 +50,15 @@ def test_units_are_the_distro_s() -> None:
     assert "nova-api-metadata" not in units
 
 
+def test_services_in_one_unit_are_restarted_for_what_either_reads() -> None:
+    """Whichever step starts it: else each would restart what the other had started."""
+    release = find_release("2024.2", CENTOS)
+    elements = services_document(find_role("controller"), release)["elements"]
+    reads = [unit["reads"] for one in elements for unit in one["units"] if unit["unit"] == "httpd.service"]
+    assert len(reads) == 2 and reads[0] == reads[1]
+    assert {"/etc/keystone/keystone.conf.d", "/etc/placement"} < set(reads[0])
+
+
 def test_another_document_is_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that changes changes the content id."""
     static = read_tree(data_directory("elements"))
