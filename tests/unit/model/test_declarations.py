@@ -13,6 +13,7 @@ from imagegen.base.resources import PACKAGE
 from imagegen.model.declarations import FILE, declarations
 
 SCHEMA = json.loads((PACKAGE / "data/declaration.schema.json").read_bytes())
+SCHEMA_OF_CELLS = {"name": "a", "user": "a", "revisions": "a/versions", "per": "cell"}
 WITHOUT_PACKAGES = {"openstack-daemon"}  # brings units' drop-ins alone
 
 
@@ -41,6 +42,10 @@ def test_a_declaration_has_the_form_of_the_schema(element: str) -> None:
         ({"packages": {"a": {"all": "a", "suse": "a"}}}, "'suse' was unexpected"),
         ({"packages": {"a": {"all": "a", "since": 2025.1}}}, "is not of type 'string'"),
         ({"packages": {"a": {"all": "a"}}, "units": {}}, "should be non-empty"),
+        (
+            {"packages": {"a": {"all": "a"}}, "schemas": [{**SCHEMA_OF_CELLS, "sync": ["s"], "account": "a"}]},
+            "should not",
+        ),
     ],
 )
 def test_a_broken_declaration_is_told(declared: Any, said: str) -> None:
