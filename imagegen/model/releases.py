@@ -37,10 +37,7 @@ class Release:
     """One release on one distro."""
 
     id: str  # "2025.1"; before 2023.1 the name: "zed"
-    name: str  # "epoxy"
-    nova: int  # major version of Nova
     distro: Distro
-    family: str  # in dib's words: debian, redhat
     booted: bool  # imagegen built it and booted it there
     lock_path: str  # [oslo_concurrency] lock_path
     features: frozenset[str]  # ask with knows()
@@ -107,13 +104,9 @@ def find_release(name: str, distro: Distro) -> Release:
         raise UnknownRelease(
             "release", f"{distro.name} {distro.suite} has no packages of {release}; it has {', '.join(offered)}"
         )
-    (facts,) = (one for one in _data()["releases"] if one["id"] == release)
     return Release(
         id=release,
-        name=facts["name"],
-        nova=facts["nova"],
         distro=distro,
-        family=row["family"],
         booted=release in suite.get("booted", []),
         lock_path=row["lock_path"],
         features=frozenset(word for word, span in _data()["features"].items() if _in_span(release, span)),

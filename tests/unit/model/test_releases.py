@@ -33,9 +33,9 @@ OFFERED = [
 
 
 def test_releases_reach_from_queens_to_flamingo() -> None:
-    """In order, one major version of Nova after the other."""
+    """In order, none left out: they are Nova 17 to Nova 32, named from q to z and again from a to f."""
     assert release_ids()[0] == "queens" and release_ids()[-1] == "2025.2"
-    assert [row["nova"] for row in DATA["releases"]] == list(range(17, 33))
+    assert "".join(row["name"][0] for row in DATA["releases"]) == "qrstuvwxyzabcdef"
 
 
 @pytest.mark.parametrize("name", ["2025.1", "epoxy", "Epoxy", " EPOXY "])
