@@ -10,10 +10,12 @@ from imagegen.model.declarations import declarations
 
 @dataclass(frozen=True)
 class Role:
-    """What a node does; each role is one image. Memory is in bytes. `services` and `hosts` are elements."""
+    """What a node does; each role is one image. Memory is in bytes.
+
+    `services` and `hosts` are elements: the image is built of them, and of what they name in element-deps.
+    """
 
     name: str
-    element: str  # at the top of its image; the rest follows through its element-deps
     services: tuple[str, ...]  # at work on each of its nodes
     hosts: tuple[str, ...]  # at work on those of its nodes that the cluster file names
     container_memory: int
@@ -66,7 +68,6 @@ def _read_role(element: str) -> Role:
     declared = declarations()[element]["role"]
     return Role(
         declared["name"],
-        element,
         tuple(declared["services"]),
         tuple(declared.get("hosts", ())),
         declared["container"]["memory"] << 20,

@@ -61,16 +61,20 @@ COMPUTE_TROUBLES: dict[str, tuple[Change, str]] = {
 }
 
 
+def expect_trouble(world: World, agent: Any, make: Change, said: str) -> None:
+    """Makes it so, and lets the agent watch: the status says it, and nothing is done about it."""
+    world.later(1, lambda: make(world))
+    world.watch(agent, LOOK + 2 * AGAIN)
+    last = world.documents[-1]
+    assert last["state"] == "ready" and last["detail"].startswith("degraded: ") and said in last["detail"]
+    jsonschema.validate(last, STATUS_SCHEMA)
+    assert world.commands.log == []
+
+
 @pytest.mark.parametrize("name", COMPUTE_TROUBLES)
 def test_a_compute_that_stops_working_says_why(compute: World, name: str) -> None:
     """Within six minutes. It stays ready, and nothing is started or restarted."""
-    make, said = COMPUTE_TROUBLES[name]
-    compute.later(1, lambda: make(compute))
-    compute.watch(compute.compute(), LOOK + 2 * AGAIN)
-    last = compute.documents[-1]
-    assert last["state"] == "ready" and last["detail"].startswith("degraded: ") and said in last["detail"]
-    jsonschema.validate(last, STATUS_SCHEMA)
-    assert compute.commands.log == []
+    expect_trouble(compute, compute.compute(), *COMPUTE_TROUBLES[name])
 
 
 CONTROLLER_TROUBLES: dict[str, tuple[Change, str]] = {
@@ -87,12 +91,7 @@ CONTROLLER_TROUBLES: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", CONTROLLER_TROUBLES)
 def test_a_controller_that_stops_working_says_why(controller: World, name: str) -> None:
     """The same: a service that goes down after ready is said, and not started again."""
-    make, said = CONTROLLER_TROUBLES[name]
-    controller.later(1, lambda: make(controller))
-    controller.watch(controller.controller(), LOOK + 2 * AGAIN)
-    last = controller.documents[-1]
-    assert last["state"] == "ready" and last["detail"].startswith("degraded: ") and said in last["detail"]
-    assert controller.commands.log == []
+    expect_trouble(controller, controller.controller(), *CONTROLLER_TROUBLES[name])
 
 
 @pytest.mark.parametrize("role", ["compute", "controller"])
