@@ -43,16 +43,17 @@ def _read_by_units(elements: Iterable[str], release: Release) -> dict[str, list[
 def _element_document(
     element: str, declared: Mapping[str, Any], release: Release, reads: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    hosted = declared.get("hosted", {}).get("as")
+    hosted = declared.get("hosted", {})
     return {
         "element": element,
-        "hosted": hosted,
+        "hosted": hosted.get("as"),
+        "step": hosted.get("step", hosted.get("as")),
         "units": [
             {
                 "service": service,
                 "unit": f"{release.services[service]}.service",
                 "reads": reads[release.services[service]],
-                "step": facts.get("step", hosted or "services"),
+                "step": facts.get("step", hosted.get("step", hosted.get("as", "services"))),
                 "per_cell": facts.get("per") == "cell",
             }
             for service, facts in declared.get("runs", {}).items()
@@ -70,5 +71,6 @@ def _element_document(
             for schema in declared.get("schemas", [])
         ],
         "steps": declared.get("steps", []),
+        "users": declared.get("users", []),
         "data": [{"path": one["path"], "account": one.get("account")} for one in declared.get("data", [])],
     }

@@ -15,13 +15,12 @@ from imagegen.inputs.device_hints import parse_hint
 from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.inputs.ssh_keys import find_key_fault
 from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
-from imagegen.model.cluster import Cluster, Deploy, Network, Node, Place, Services
+from imagegen.model.cluster import NOWHERE, Cluster, Deploy, Network, Node, Place, Services
 from imagegen.model.json_schemas import json_schema
 from imagegen.model.releases import Distro, Release, UnknownRelease, default_release, default_suite, find_release
 from imagegen.model.roles import find_role, hosted_services
-from imagegen.model.services import hosted_port
+from imagegen.model.services import hosted_port, listening_port
 
-IMAGE_PORT = 9292
 DEFAULT_NAME = "the built-in example"
 _URL_KEYS = ("auth_url", "endpoint")
 
@@ -276,22 +275,36 @@ def _build_services(data: Mapping[str, Any], nodes: tuple[Node, ...]) -> Service
 
     def place(service: str) -> Place:
         given = data.get(service, "embedded")
+        if given == "none":
+            return NOWHERE
         if given == "embedded":
             given = {"node": first.name}
         if "node" in given:
             return Place(addresses[given["node"]], hosted_port(service), given["node"])
-        if "auth_url" in given:
-            url = urlsplit(given["auth_url"])
-            return Place(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        for key in _URL_KEYS:
+            if key in given:
+                url = urlsplit(given[key])
+                return Place(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
         return Place(given["host"], given.get("port", hosted_port(service)))
 
-    identity = place("identity")
-    external = data.get("identity", "embedded")
+    def endpoint(service: str, key: str = "endpoint") -> str | None:
+        given = data.get(service)
+        return given[key].rstrip("/") if isinstance(given, dict) and key in given else None
+
+    identity, image, network = place("identity"), place("image"), place("network")
+    southbound = f"tcp:{network.host}:{listening_port('OVN southbound')}" if network.node else None
+    if endpoint("network"):
+        southbound = data["network"].get("ovn", {}).get("southbound")
     return Services(
         database=place("database"),
         messaging=place("messaging"),
         cache=place("cache") if "host" in data.get("cache", "embedded") else None,
         identity=identity,
-        auth_url=f"http://{identity.host}:{identity.port}/v3" if identity.node else external["auth_url"].rstrip("/"),
-        image_endpoint=data.get("image", {}).get("endpoint", f"http://{first.address}:{IMAGE_PORT}").rstrip("/"),
+        image=image,
+        network=network,
+        auth_url=endpoint("identity", "auth_url") or f"http://{identity.host}:{identity.port}/v3",
+        image_endpoint=endpoint("image") or f"http://{image.host}:{image.port}",
+        network_endpoint=endpoint("network") or (f"http://{network.host}:{network.port}" if network.host else None),
+        southbound=southbound,
+        block_storage="block_storage" in data,
     )

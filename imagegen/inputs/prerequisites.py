@@ -10,10 +10,9 @@ from imagegen.model.logins import (
     database_schemas,
     identity_users,
     messaging_users,
-    schema_of,
+    messaging_vhosts,
 )
 from imagegen.model.roles import hosted_services
-from imagegen.model.services import endpoints
 
 
 def explain_external(cluster: Cluster) -> list[str]:
@@ -48,7 +47,7 @@ def _database_lines(cluster: Cluster) -> list[str]:
 
 
 def _messaging_lines(cluster: Cluster) -> list[str]:
-    lines = [f"rabbitmqctl add_vhost {schema_of(cluster, cell)}" for cell in cluster.cells]
+    lines = [f"rabbitmqctl add_vhost {vhost}" for vhost in messaging_vhosts(cluster)]
     for user in messaging_users(cluster):
         lines.append(f"rabbitmqctl add_user {user.name}    # asks for the password: {user.secret} of secrets.yaml")
         may = user.rights
@@ -67,16 +66,15 @@ def _cache_lines(cluster: Cluster) -> list[str]:
 
 
 def _identity_lines(cluster: Cluster) -> list[str]:
-    first = cluster.controllers[0].address
     lines = ["openstack project create --domain default --or-show service", "openstack role create --or-show service"]
     for user in identity_users(cluster):
         prompt = "openstack user create --domain default --password-prompt"
         lines.append(f"{prompt} {user.name}    # {user.secret} of secrets.yaml")
         lines += [f"openstack role add --project service --user {user.name} {role}" for role in user.roles]
-    for endpoint in endpoints():
+    for endpoint, url in cluster.catalog:
         lines.append(f"openstack service create --name {endpoint.service} {endpoint.type}")
         lines += [
-            f"openstack endpoint create --region {cluster.region} {endpoint.type} {interface} {endpoint.url(first)}"
+            f"openstack endpoint create --region {cluster.region} {endpoint.type} {interface} {url}"
             for interface in ("public", "internal", "admin")
         ]
     return lines

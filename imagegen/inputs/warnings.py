@@ -90,10 +90,8 @@ def _outside(cluster: Cluster, found: Findings) -> Iterator[tuple[str, str, str]
     """(path, host, what is wrong if the host is a node) for everything that nodes expect outside the cluster."""
     for service in hosted_services():
         place = cluster.services.place(service)
-        if place and place.node is None:
+        if place and place.host and place.node is None:
             yield f"services.{service}", place.host, "where imagegen does not start this service; write {node: NAME}"
-    glance = "where imagegen does not install Glance: instances find no images until you do"
-    yield "services.image", urlsplit(cluster.services.image_endpoint).hostname or "", glance
     for i, address in enumerate(cluster.network.dns):
         yield f"network.dns[{i}]", str(address), "which does not answer DNS"
     for i, host in enumerate(cluster.network.ntp):

@@ -23,6 +23,8 @@ from imagegen.model.cluster import Cluster, Node
 STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
 STATUS = "run/imagegen/status.json"
+OPENVSWITCH = Path("/sys/module/openvswitch")
+DATAPATH = Path("etc/imagegen/datapath")  # which the agent reads
 ANY = range(-64, 256)  # all return codes
 
 # Runs the command in the control groups given as the first argument, and again whenever it ends with 133, by which
@@ -130,6 +132,9 @@ class NspawnMachine:
         else:
             run(["tar", "-xpf", self._source, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", self.tree])
         write_tree(seed, self.tree / SEED, directory_mode=0o700)
+        if not OPENVSWITCH.exists():  # in this kernel, which a container cannot load it into
+            with open_directory(self.tree / DATAPATH.parent, make=True):
+                write_file(self.tree / DATAPATH, text("netdev\n"))
 
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed if its control groups cannot be made."""
@@ -138,7 +143,8 @@ class NspawnMachine:
             self._process = start(
                 ["sh", "-euc", LOOP, " ".join(map(str, groups)), *nspawn_command(self._namespace, self.tree)],
                 # The containers' systemd (257) needs cgroup v2, on a hybrid host too.
-                env={"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                # Neutron's metadata agent sets sysctls of the network namespaces that it makes.
+                env={"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
                 stdout=console.fileno(),
             )
 

@@ -14,7 +14,6 @@ from imagegen.base.commands import Completed
 from imagegen.base.errors import CommandFailed
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node
-from imagegen.model.services import endpoints
 from imagegen.seeds.node_json import node_document
 
 INTERFACES = ("admin", "internal", "public")
@@ -95,8 +94,7 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
 
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
-    (compute,) = (endpoint for endpoint in endpoints() if endpoint.type == "compute")
-    compute_url = compute.url(cluster.controllers[0].address)
+    (compute_url,) = (url for endpoint, url in cluster.catalog if endpoint.type == "compute")
     # As Nova's own user, which may read all of this, even if no administrator's password is known.
     call = (cluster.services.auth_url, compute_url, "nova", secrets["identity_nova"], "service")
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")

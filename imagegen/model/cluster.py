@@ -7,9 +7,10 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from imagegen.model.declarations import declarations
 from imagegen.model.releases import Release
 from imagegen.model.roles import Role, roles
-from imagegen.model.services import Service
+from imagegen.model.services import Endpoint, Service, services
 
 # Every uuid that imagegen derives (instance-id, compute_id, cell) is a uuid5 below this one.
 NAMESPACE = UUID("6f3c1f0e-3d5b-5d0c-9b60-6d6167656e31")
@@ -27,11 +28,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a backing service answers. `node` names the controller that hosts it; None: it is outside the cluster."""
+    """Where a service answers. `node` names the controller that hosts it; None: it is outside the cluster."""
 
     host: str
     port: int
     node: str | None = None
+
+
+NOWHERE = Place("", 0)
+"""Where a service is that the cluster does without."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,16 @@ class Services:
     messaging: Place
     cache: Place | None  # outside the cluster; None: each controller has its own, on loopback
     identity: Place
+    image: Place
+    network: Place
     auth_url: str  # of identity, ends in /v3
     image_endpoint: str
+    network_endpoint: str | None  # None: instances have no networks
+    southbound: str | None  # OVN's database for the computes' agents, such as tcp:192.0.2.1:6642; None: they have none
+    block_storage: bool  # whether there is a Cinder, outside the cluster
 
     def place(self, service: str) -> Place | None:
-        """Where the backing service of that name answers; None: on loopback, each controller has its own."""
+        """Where the service of that name answers; None: on loopback, each controller has its own."""
         found: Place | None = getattr(self, service)
         return found
 
@@ -102,17 +112,37 @@ class Cluster:
         raise KeyError(name)
 
     def runs(self, service: Service) -> bool:
-        """Whether the service runs in the cluster: all do but those that the cluster file has elsewhere."""
+        """Whether the service runs in the cluster: all do but those that the cluster file has elsewhere or not at all."""
         place = self.services.place(service.hosted_as) if service.hosted_as else None
         return place is None or place.node is not None
 
+    @property
+    def catalog(self) -> tuple[tuple[Endpoint, str], ...]:
+        """What the cluster adds to Keystone's catalogue, by service, with the URL of each."""
+        found = []
+        for service in filter(self.runs, services()):
+            place = self.services.place(service.hosted_as) if service.hosted_as else None
+            if service.endpoint:
+                found.append((service.endpoint, service.endpoint.url(place.host if place else self.controllers[0].address)))
+        return tuple(sorted(found, key=lambda one: one[0].service))
+
     def hosted_on(self, node: Node) -> tuple[str, ...]:
-        """The backing services that run on this node, by their names in the cluster file."""
+        """The services that this node hosts, by their names in the cluster file."""
         places = {service: self.services.place(service) for service in node.role.hosted}
         return tuple(service for service, place in places.items() if place is None or place.node == node.name)
 
+    def at_work(self, node: Node) -> tuple[str, ...]:
+        """The elements at work on this node: those of its role that the cluster has a use for, then what it hosts."""
+        declared = declarations()
+        hosted = [one for one in node.role.hosts if declared[one]["hosted"]["as"] in self.hosted_on(node)]
+        used = [one for one in node.role.services if "when" not in declared[one] or self._has(declared[one]["when"])]
+        return (*used, *hosted)
+
+    def _has(self, what: str) -> bool:
+        return bool(getattr(self.services, what))
+
     def serves_others(self, node: Node) -> bool:
-        """Whether other nodes need a backing service that runs on this one; what has no place is for itself."""
+        """Whether other nodes need a service that this one hosts; what has no place is for itself."""
         return any(self.services.place(service) for service in self.hosted_on(node))
 
     def console_port(self, cell: str) -> int:
@@ -126,3 +156,7 @@ class Cluster:
     def compute_id(self, node: Node) -> UUID:
         """The node's compute_id (Nova 2023.1 on, doc compute-node-identification)."""
         return uuid5(NAMESPACE, f"compute/{self.name}/{node.name}")
+
+    def chassis(self, node: Node) -> UUID:
+        """The node's name in OVN: a node that is installed again takes the place of what it was."""
+        return uuid5(NAMESPACE, f"chassis/{self.name}/{node.name}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imagegen.model.cluster import Cluster, Node
+from imagegen.model.secret_keys import derived_secrets
 from imagegen.model.services import services
 
 COMPUTE_USER = "nova_compute"
 AGENT_SCHEMA = "imagegen"  # the first-boot agent's own, with the lease in it
 CONTROLLER_MESSAGING = "openstack"
+METADATA_SECRET = "neutron_metadata"  # noqa: S105 - the key of it
 EXCHANGE = "nova"  # of all topics, as nova/config.py sets control_exchange
 
 
@@ -103,18 +105,44 @@ def messaging_user(cluster: Cluster, node: Node) -> MessagingUser | None:
 
 def messaging_users(cluster: Cluster) -> list[MessagingUser]:
     """Every user of the message queue, the controllers' first."""
-    return [controller_messaging(cluster), *(compute_messaging(cluster, cell) for cell in cluster.cells)]
+    return [
+        controller_messaging(cluster),
+        *(compute_messaging(cluster, cell) for cell in cluster.cells),
+        *(service_messaging(name) for name in service_users(cluster)),
+    ]
+
+
+def service_users(cluster: Cluster) -> list[str]:
+    """The users of the message queue that services have to themselves."""
+    return [service.messaging for service in services() if service.messaging and cluster.runs(service)]
+
+
+def service_messaging(name: str) -> MessagingUser:
+    """A service's own user, alone in the vhost of its name."""
+    return MessagingUser(name, (name,), Rights())
+
+
+def messaging_vhosts(cluster: Cluster) -> list[str]:
+    """Every virtual host of the message queue: the cells', then those of services."""
+    return [*(schema_of(cluster, cell) for cell in cluster.cells), *service_users(cluster)]
 
 
 def identity_users(cluster: Cluster) -> list[IdentityUser]:
-    """The users of Nova and Placement on controllers, and that of all computes.
+    """The users of the services on controllers, and that of all computes.
 
     The role `service` may check tokens in Keystone (in every release), use Placement (since 2023.1), and list Nova's
-    services and hypervisors (elements/nova-controller, policy.d). Before 2023.1, Placement needs an administrator.
+    services and hypervisors (elements/nova-controller, policy.d). Before 2023.1, Placement needs an administrator;
+    services say which of their users Nova takes for nothing less.
     """
-    roles = ("service",) if cluster.release.knows("placement_service_role") else ("admin", "service")
-    names = sorted(name for service in services() for name in service.users)
-    return [IdentityUser(name, roles) for name in sorted(names, key=COMPUTE_USER.__eq__)]  # controllers' first
+    running = list(filter(cluster.runs, services()))
+    names = sorted(name for service in running for name in service.users)
+    admins = {name for service in running for name in service.administrators}
+    if not cluster.release.knows("placement_service_role"):
+        admins |= set(names)
+    return [
+        IdentityUser(name, ("admin", "service") if name in admins else ("service",))
+        for name in sorted(names, key=COMPUTE_USER.__eq__)  # controllers' first
+    ]
 
 
 def typed_secrets(cluster: Cluster) -> dict[str, str]:
@@ -122,9 +150,18 @@ def typed_secrets(cluster: Cluster) -> dict[str, str]:
     said = "{} is outside this cluster and needs a password for user {}: `imagegen validate --explain` prints how"
     services = cluster.services
     typed = {}
+    derived = derived_secrets()
+    if services.database.node is None:
+        for user in dict.fromkeys(user for _, user in database_schemas(cluster)):
+            if f"database_{user}" in derived:
+                typed[f"database_{user}"] = said.format("the database", user)
     if services.messaging.node is None:
-        for user in messaging_users(cluster)[1:]:
-            typed[user.secret] = said.format("the message queue", user.name)
+        for login in messaging_users(cluster)[1:]:
+            typed[login.secret] = said.format("the message queue", login.name)
     if services.identity.node is None:
-        typed[f"identity_{COMPUTE_USER}"] = said.format("Keystone", COMPUTE_USER)
+        for one in identity_users(cluster):
+            if one.secret in derived:
+                typed[one.secret] = said.format("Keystone", one.name)
+    if services.network_endpoint and services.network.node is None:
+        typed[METADATA_SECRET] = "Neutron is outside this cluster, and its metadata agents share this secret with Nova"
     return typed

@@ -1,4 +1,4 @@
-"""What a node does: roles, and the backing services that they can host, as elements declare them."""
+"""What a node does: roles, and the services that they can host, as elements declare them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Role:
     """
 
     name: str
-    services: tuple[str, ...]  # at work on each of its nodes
+    services: tuple[str, ...]  # at work on each of its nodes, where the cluster has a use for them
     hosts: tuple[str, ...]  # at work on those of its nodes that the cluster file names
     container_memory: int
     machine_memory: int
@@ -32,11 +32,11 @@ class Role:
 
     @property
     def hosted(self) -> tuple[str, ...]:
-        """The backing services that its nodes can host, by their names in the cluster file."""
-        return tuple(declarations()[element]["hosted"]["as"] for element in self.hosts)
+        """The services that its nodes can host, by their names in the cluster file."""
+        return tuple(dict.fromkeys(declarations()[element]["hosted"]["as"] for element in self.hosts))
 
     def runs(self, element: str) -> bool:
-        """Whether the element is at work on each of its nodes."""
+        """Whether the element is among what its nodes run."""
         return element in self.services
 
 
@@ -60,7 +60,7 @@ def find_role(name: str) -> Role:
 
 
 def hosted_services() -> tuple[str, ...]:
-    """The backing services that some role can host, by their names in the cluster file, in the order of the seeds."""
+    """The services that some role can host, by their names in the cluster file, in the order of the seeds."""
     return tuple(dict.fromkeys(service for role in roles() for service in role.hosted))
 
 

@@ -37,10 +37,12 @@ class Service:
 
     element: str
     hosted_as: str | None  # in the cluster file's `services`
-    port: int | None  # where a hosted service answers
+    port: int | None  # where a hosted service answers; None: another of the same name does
     loss: str | None  # what is so while a hosted service is down; None: each controller has its own
     schemas: tuple[Schema, ...]
+    messaging: str | None  # a user of the message queue, and the virtual host that it has for itself
     users: tuple[str, ...]  # of Keystone
+    administrators: tuple[str, ...]  # those of them who have the role admin
     endpoint: Endpoint | None
 
 
@@ -51,17 +53,15 @@ def services() -> tuple[Service, ...]:
     return tuple(_read_service(element) for element in TopologicalSorter(needs).static_order())
 
 
-def endpoints() -> tuple[Endpoint, ...]:
-    """Keystone's catalogue, by service; Keystone's own endpoint is Keystone's to make."""
-    found = (service.endpoint for service in services())
-    return tuple(sorted((one for one in found if one), key=lambda endpoint: endpoint.service))
-
-
 def hosted_port(name: str) -> int:
     """The port of a service that a controller can host, by its name in the cluster file."""
-    (port,) = (service.port for service in services() if service.hosted_as == name)
-    assert port is not None  # noqa: S101 - the schema of declarations
+    (port,) = (service.port for service in services() if service.hosted_as == name and service.port)
     return port
+
+
+def listening_port(what: str) -> int:
+    """The port of what is declared to listen by that name. Raises KeyError."""
+    return {name: int(port) for declared in declarations().values() for name, port in declared.get("listens", {}).items()}[what]
 
 
 def _read_service(element: str) -> Service:
@@ -73,9 +73,11 @@ def _read_service(element: str) -> Service:
     return Service(
         element,
         hosted.get("as"),
-        hosted.get("port"),
+        hosted.get("port", declared["listens"][hosted["at"]] if "at" in hosted else None),
         hosted.get("loss"),
         tuple(Schema(one["name"], one["user"], one.get("per") == "cell") for one in declared.get("schemas", ())),
+        declared.get("messaging"),
         tuple(declared.get("users", ())),
+        tuple(declared.get("administrators", ())),
         endpoint,
     )

@@ -22,10 +22,10 @@ def database_url(cluster: Cluster, schema: str, user: str, secrets: Secrets) -> 
     return f"mysql+pymysql://{user}:{quote_url(password)}@{place.host}:{place.port}/{quote_url(schema)}"
 
 
-def transport_url(cluster: Cluster, cell: str, user: MessagingUser, secrets: Secrets) -> str:
+def transport_url(cluster: Cluster, vhost: str, user: MessagingUser, secrets: Secrets) -> str:
     place = cluster.services.messaging
     credentials = f"{user.name}:{quote_url(secrets[user.secret])}"
-    return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(schema_of(cluster, cell))}"
+    return f"rabbit://{credentials}@{place.host}:{place.port}/{quote_url(vhost)}"
 
 
 def cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, object]:
@@ -33,7 +33,7 @@ def cell_urls(cluster: Cluster, cell: str, secrets: Secrets) -> dict[str, object
     schema = schema_of(cluster, cell)
     return {
         "database": database_url(cluster, schema, "nova", secrets),
-        "transport_url": transport_url(cluster, cell, controller_messaging(cluster), secrets),
+        "transport_url": transport_url(cluster, schema, controller_messaging(cluster), secrets),
     }
 
 

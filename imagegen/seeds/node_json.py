@@ -16,7 +16,6 @@ from imagegen.model.logins import (
     messaging_user,
     messaging_users,
 )
-from imagegen.model.services import endpoints
 from imagegen.seeds.connections import cache_place, cell_urls, database_url
 from imagegen.seeds.keyed import files_key
 
@@ -41,9 +40,12 @@ def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, A
         "cell": node.cell,
         "address": str(node.address),
         "hosts": list(cluster.hosted_on(node)),
+        "elements": list(cluster.at_work(node)),
         "files_key": files_key(secrets, node),
         "status_url": cluster.status_url,
         "auth_url": cluster.services.auth_url,
+        "image_endpoint": cluster.services.image_endpoint,
+        "network_endpoint": cluster.services.network_endpoint,
     }
     if user := messaging_user(cluster, node):
         document["messaging"] = _messaging_login(cluster, user, secrets)
@@ -54,6 +56,8 @@ def node_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, A
     if node.role.runs("nova-compute"):
         identity = {"user": COMPUTE_USER, "users": _identity_logins(cluster, secrets, COMPUTE_USER)}
         document |= {"compute_id": compute_id(cluster, node), "identity": identity}
+    if cluster.services.southbound and node.role.runs("nova-compute"):
+        document["chassis"] = {"name": str(cluster.chassis(node)), "southbound": cluster.services.southbound}
     return document
 
 
@@ -75,7 +79,7 @@ def _identity_logins(cluster: Cluster, secrets: Secrets, *names: str) -> list[di
 
 def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str, Any]:
     """The part of node.json that only a controller has: the schemas, cells, users and endpoints that it maintains."""
-    services, address = cluster.services, cluster.controllers[0].address
+    services = cluster.services
     database: dict[str, Any] = {
         "host": services.database.host,
         "port": services.database.port,
@@ -99,8 +103,7 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
             "user": "nova",
             "users": _identity_logins(cluster, secrets),
             "services": [
-                {"name": endpoint.service, "type": endpoint.type, "url": endpoint.url(address)}
-                for endpoint in endpoints()
+                {"name": endpoint.service, "type": endpoint.type, "url": url} for endpoint, url in cluster.catalog
             ],
         },
     }

@@ -12,7 +12,7 @@ from imagegen.model.logins import (
     EXCHANGE,
     MessagingUser,
     messaging_users,
-    schema_of,
+    messaging_vhosts,
 )
 from imagegen.seeds.keyed import keyed_digest
 
@@ -26,7 +26,7 @@ def hash_rabbitmq_password(password: str, salt: bytes) -> str:
 
 
 def rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
-    """RabbitMQ's definitions: a vhost per cell, the controllers' user, one for each cell's computes, and no others."""
+    """RabbitMQ's definitions: a vhost per cell, the controllers' user, one for each cell's computes, those of services."""
 
     def describe(user: MessagingUser) -> dict[str, Any]:
         salt = bytes.fromhex(keyed_digest(secrets["seed_key"], f"rabbitmq/{user.name}"))[:4]
@@ -38,7 +38,7 @@ def rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     places = [({"user": user.name, "vhost": vhost}, user.rights) for user in users for vhost in user.vhosts]
     return {
         "users": [describe(user) for user in users],
-        "vhosts": [{"name": schema_of(cluster, cell)} for cell in cluster.cells],
+        "vhosts": [{"name": vhost} for vhost in messaging_vhosts(cluster)],
         "permissions": [
             {**place, "configure": may.configure, "write": may.write, "read": may.read} for place, may in places
         ],

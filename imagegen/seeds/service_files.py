@@ -10,7 +10,7 @@ from imagegen.base.templates import dump_json, render_template
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node
 from imagegen.model.declarations import declarations
-from imagegen.model.logins import database_schemas, messaging_user
+from imagegen.model.logins import database_schemas, messaging_user, schema_of, service_messaging, service_users
 from imagegen.model.secret_keys import CELL
 from imagegen.seeds.connections import cache_place, cell_urls, database_url, transport_url
 from imagegen.seeds.node_json import node_document
@@ -40,9 +40,7 @@ class SeedFile:
 
 def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile, ...]:
     """Every file that the node's seed carries: of its role's services, of each further cell, of what it hosts."""
-    names = zip(node.role.hosts, node.role.hosted, strict=True)
-    hosted = [element for element, name in names if name in cluster.hosted_on(node)]
-    declared = sorted(_declared_files(node.role.services), key=lambda one: "per" in one[1]) + _declared_files(hosted)
+    declared = sorted(_declared_files(cluster.at_work(node)), key=lambda one: "per" in one[1])
     own = _template_values(cluster, node, secrets)
     further = [cell for cell in cluster.cells if cell != node.cell]
     files = []
@@ -78,6 +76,11 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "secrets": secrets,
         "auth_url": cluster.services.auth_url,
         "image_endpoint": cluster.services.image_endpoint,
+        "network_endpoint": cluster.services.network_endpoint,
+        "southbound": cluster.services.southbound,
+        "chassis": cluster.chassis(node),
+        "metadata_host": str(first.address),
+        "block_storage": cluster.services.block_storage,
         "release": cluster.release,
         "cidr": cluster.network.cidr,
         "first_controller": node == first,
@@ -88,10 +91,13 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "novncproxy_base_url": f"http://{first.address}:{console_port}/vnc_auto.html",
     }
     if user := messaging_user(cluster, node):
-        values["transport_url"] = transport_url(cluster, node.cell, user, secrets)
+        values["transport_url"] = transport_url(cluster, schema_of(cluster, node.cell), user, secrets)
     if node.role.controls:  # a compute knows no database
         urls = {name: database_url(cluster, name, user, secrets) for name, user in database_schemas(cluster)}
-        values |= {"databases": urls, **_cell_values(cluster, node.cell, secrets)}
+        queues = {
+            name: transport_url(cluster, name, service_messaging(name), secrets) for name in service_users(cluster)
+        }
+        values |= {"databases": urls, "transport_urls": queues, **_cell_values(cluster, node.cell, secrets)}
     return values
 
 

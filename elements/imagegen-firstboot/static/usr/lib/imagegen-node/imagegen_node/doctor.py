@@ -11,7 +11,7 @@ from imagegen_node.engine import health
 from imagegen_node.engine.errors import Waiting
 from imagegen_node.engine.system import check_port
 from imagegen_node.node import clock, declared, machine, metadata
-from imagegen_node.openstack import backing, cells, discovery, upgrade
+from imagegen_node.openstack import backing, cells, cloud, discovery, ovn, upgrade
 from imagegen_node.openstack.api import Session, is_up, open_nova_session, own_user
 from imagegen_node.openstack.database import AGENT_SCHEMA, connect_schema, fetch_rows, read_schema_state
 from imagegen_node.roles import compute, controller
@@ -186,6 +186,37 @@ def check_ports(patient: Patient) -> Iterator[Finding]:
                 yield Finding(str(silent), cure.format(" ".join(f"-u {unit}" for unit in units), " ".join(units)))
 
 
+def check_cloud(patient: Patient) -> Iterator[Finding]:
+    session = open_nova_session(patient.node)
+    for what in cloud.check_catalog(patient.node, session):
+        yield Finding(what, "openstack endpoint create: `imagegen validate --explain` prints how")
+    cloud.check_apis(patient.node, session)
+
+
+def check_agents(patient: Patient) -> Iterator[Finding]:
+    """All of the cluster's: a compute whose network is gone may be unable to say so."""
+    if not patient.node["network_endpoint"]:
+        return
+    session = open_nova_session(patient.node)
+    agents = cloud.list_agents(patient.node, session)
+    cure = "imagegen-node doctor on {host}; if it is gone for good: openstack network agent delete {id}"
+    for agent in sorted(agents, key=lambda agent: (agent["host"], agent["agent_type"])):
+        if not agent["alive"]:
+            yield Finding("{agent_type} on {host} is dead".format(**agent), cure.format(**agent))
+    for host in sorted(set(patient.expected) - {agent["host"] for agent in agents}):
+        yield Finding(f"{host} has no chassis in OVN", f"imagegen-node status on {host}: see the step chassis")
+    for port in cloud.list_unbound_ports(patient.node, session):
+        what = "port {id} could not be bound to {binding:host_id}".format(**port)
+        yield Finding(what, "mend that host's agents, then openstack server reboot --hard its instance")
+
+
+def check_chassis(patient: Patient) -> Iterator[Finding]:
+    if "chassis" in patient.node:
+        ovn.check_connected()
+        cloud.check_agents(patient.node, open_nova_session(patient.node))
+    yield from ()
+
+
 def check_service(patient: Patient) -> Iterator[Finding]:
     session = open_nova_session(patient.node)
     if compute.COMPUTE_ID.exists():
@@ -211,6 +242,7 @@ LOCAL: tuple[tuple[str, str, Check], ...] = (
     ("disk", "see df", check_disk),
     ("message queue", "on its node: imagegen-node doctor; systemctl status rabbitmq-server", check_messaging),
     ("identity", "on its node: imagegen-node doctor; systemctl status keystone", check_identity),
+    ("image and network", "on the controller that hosts it: imagegen-node doctor", check_cloud),
     ("units", "systemctl --failed", check_units),
     ("ports", "ss -ltnp", check_ports),
 )
@@ -221,11 +253,13 @@ CHECKS: dict[str, tuple[tuple[str, str, Check], ...]] = {
         ("database", "on its node: imagegen-node doctor; systemctl status mariadb", check_databases),
         ("schemas", "first the database", check_schemas),
         ("cells", "first the database and its schemas", check_cells),
+        ("network agents", "first Keystone and neutron-api", check_agents),
         ("computes", "first the database, Keystone and nova-api", check_computes),
     ),
     "compute": (
         *LOCAL,
         ("libvirt", "journalctl -u libvirtd -n 50; then systemctl restart libvirtd", check_libvirt),
+        ("chassis", "journalctl -n 50 -u ovn-controller -u neutron-ovn-metadata-agent; ovs-vsctl show", check_chassis),
         ("compute service", "imagegen-node doctor on a controller", check_service),
     ),
 }

@@ -19,22 +19,23 @@ def read_declared() -> dict[str, Any]:
     return dict(json.loads(FILE.read_text()))
 
 
-def list_services() -> list[Element]:
-    """The elements that are at work on every node of this role, after those that they need."""
+def list_services(node: dict[str, Any]) -> list[Element]:
+    """The elements that are at work here because of the node's role, after those that they need."""
     declared = read_declared()
-    return [element for element in declared["elements"] if element["element"] in declared["services"]]
+    at_work = set(declared["services"]) & set(node["elements"])
+    return [element for element in declared["elements"] if element["element"] in at_work]
 
 
 def list_hosted(node: dict[str, Any]) -> list[Element]:
     """The elements whose services this node hosts, in the declared order."""
     declared = read_declared()
     elements = {element["element"]: element for element in declared["elements"]}
-    return [elements[name] for name in declared["hosts"] if elements[name]["hosted"] in node["hosts"]]
+    return [elements[name] for name in declared["hosts"] if name in node["elements"]]
 
 
 def list_at_work(node: dict[str, Any]) -> list[Element]:
     """The elements that are at work on this node, the hosted ones first."""
-    return [*list_hosted(node), *list_services()]
+    return [*list_hosted(node), *list_services(node)]
 
 
 def list_units(elements: Iterable[Element], cells: Sequence[str] = (), step: str | None = None) -> Units:
@@ -67,7 +68,7 @@ def find_schema(name: str, elements: Iterable[Element]) -> dict[str, Any] | None
 
 def list_places(node: dict[str, Any]) -> list[Path]:
     """The directories whose disks must not fill up, those of every image first."""
-    return [Path(data["path"]) for element in [*list_services(), *list_hosted(node)] for data in element["data"]]
+    return [Path(data["path"]) for element in [*list_services(node), *list_hosted(node)] for data in element["data"]]
 
 
 def _list_entries() -> list[dict[str, Any]]:

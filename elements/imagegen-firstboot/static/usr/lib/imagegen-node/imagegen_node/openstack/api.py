@@ -141,10 +141,14 @@ class Session:
         urls = self.endpoints("compute", region).get("public")
         if not urls:
             raise Waiting(f"an endpoint of type compute in region {region}")
+        return self.get(urls[0].rstrip("/") + path, "the compute API")
+
+    def get(self, url: str, what: str) -> Any:
+        """What the API of that name has there. Raises Waiting, also while it cannot check the token."""
         try:
-            return fetch(urls[0].rstrip("/") + path, token=self._token)[0]
+            return fetch(url, token=self._token)[0]
         except Unauthorized as error:
-            raise TokenRefused(f"the compute API to accept a token from Keystone: {error}") from error
+            raise TokenRefused(f"{what} to accept a token from Keystone: {error}") from error
 
 
 def own_user(node: dict[str, Any]) -> dict[str, Any]:

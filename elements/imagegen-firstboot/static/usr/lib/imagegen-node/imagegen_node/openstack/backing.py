@@ -1,4 +1,4 @@
-"""The backing services: started on the node that hosts them, waited for on every other."""
+"""The services that controllers host: started on the node that hosts them, waited for on every other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from imagegen_node.engine.errors import CommandFailed, Refused, Waiting
 from imagegen_node.engine.files import own_tree, put_file
 from imagegen_node.engine.system import check_port, queue_units, run, start_units
 from imagegen_node.node.declared import Element, list_hosted, list_units
+from imagegen_node.openstack import ovn
 from imagegen_node.openstack.api import INTERFACES, Session, Unauthorized, fetch
 from imagegen_node.openstack.database import connect_schema, drop_unfinished, ensure_schemas, read_schema_state
 
@@ -26,8 +27,18 @@ class LoginRefused(Waiting):
     """The broker is up, but does not let one of the cluster's users in."""
 
 
+def list_backing(node: dict[str, Any]) -> list[Element]:
+    """What this node hosts for all others to build on."""
+    return [element for element in list_hosted(node) if not element["users"]]
+
+
+def list_customers(node: dict[str, Any]) -> list[Element]:
+    """What this node hosts that logs in to Keystone itself, so that it comes after the users there."""
+    return [element for element in list_hosted(node) if element["users"]]
+
+
 def start_hosted(node: dict[str, Any]) -> str:
-    """Starts the services that this node hosts, all at once; whatever needs one waits for it."""
+    """Starts what this node hosts for others, all at once; whatever needs one waits for it."""
     for element in list_hosted(node):
         for data in element["data"]:
             # A disk that outlived its image may hold it under another uid: Debian numbers accounts as packages come.
@@ -36,6 +47,7 @@ def start_hosted(node: dict[str, Any]) -> str:
         if element["hosted"] == "messaging":
             # RabbitMQ owns the directory, so cloud-init writes no file there.
             put_file(COOKIE, node["erlang_cookie"], 0o400, "rabbitmq", "rabbitmq")
+    for element in list_backing(node):
         if not element["schemas"]:  # with one it comes when that is there
             queue_units(list_units([element]))
     return ""
@@ -47,8 +59,11 @@ def prepare(node: dict[str, Any], element: Element) -> str:
         if schema["sync"]:
             sync_declared(node, schema)
     start_units(list_units([element]))
-    finish = PREPARATIONS.get(element["hosted"])
-    return finish(node) if finish else ""
+    finish = PREPARATIONS.get(element["element"])
+    said = finish(node) if finish else ""
+    for what, port in element["listens"].items():
+        check_port(node["address"], port, what)
+    return said
 
 
 def prepare_database(node: dict[str, Any]) -> str:
@@ -91,6 +106,11 @@ def prepare_identity(node: dict[str, Any]) -> str:
     return "bootstrapped"
 
 
+def prepare_ovn(node: dict[str, Any]) -> str:
+    """OVN's databases answering on this node's address."""
+    return ovn.listen(node["address"])
+
+
 def see_administrator(node: dict[str, Any]) -> bool:
     """Whether Keystone accepts the administrator's password and lists itself at its URL."""
     try:
@@ -101,12 +121,13 @@ def see_administrator(node: dict[str, Any]) -> bool:
     return session.endpoints("identity", node["region"]) == wanted
 
 
-# By the name in the cluster file's `services`; a service without one is prepared when its units are up.
+# By element; a service without one is prepared when its units are up and its ports answer.
 PREPARATIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "database": prepare_database,
-    "messaging": prepare_messaging,
-    "cache": prepare_cache,
-    "identity": prepare_identity,
+    "mariadb-server": prepare_database,
+    "rabbitmq-server": prepare_messaging,
+    "memcached": prepare_cache,
+    "keystone": prepare_identity,
+    "ovn-central": prepare_ovn,
 }
 
 

@@ -208,8 +208,9 @@ def read_packaged(schema: str) -> tuple[frozenset[str], frozenset[str]]:
         found = re.search(r"^revision\s*(?::\s*\w+\s*)?=\s*['\"](\w+)['\"]", text, re.M)
         if found:
             revisions.add(found.group(1))
-            line = re.search(r"^down_revision\s*(?::[^=]+)?=\s*(.+)$", text, re.M)
-            parents.update(re.findall(r"['\"](\w+)['\"]", line.group(1)) if line else ())
+            # What another branch depends on is no head of its own once that is there, and alembic forgets it.
+            for line in re.findall(r"^(?:down_revision|depends_on)\s*(?::[^=]+)?=\s*(.+)$", text, re.M):
+                parents.update(re.findall(r"['\"](\w+)['\"]", line))
     if not revisions:
         raise FileNotFoundError(f"no alembic revisions below {scripts}")
     return frozenset(revisions), frozenset(revisions - parents)

@@ -15,7 +15,7 @@ from imagegen_node.engine.status import Status
 from imagegen_node.engine.steps import Sleep, Step, run_steps
 from imagegen_node.engine.system import run, seconds_active, start_units
 from imagegen_node.node import configure, declared, metadata, seed
-from imagegen_node.openstack import backing
+from imagegen_node.openstack import backing, cloud, ovn
 from imagegen_node.openstack.api import NotFound, Session, TokenRefused, has_reported, open_nova_session
 
 COMPUTE_ID = Path("/var/lib/nova/compute_id")
@@ -56,6 +56,7 @@ class Compute:
             lambda: health.look_at_disks(declared.list_places(self.node)),
             lambda: health.look_at_units(declared.list_units(declared.list_at_work(self.node))),
             look_at_libvirt,
+            *([health.require(ovn.check_connected)] if "chassis" in self.node else []),
             lambda: look_at_queue(self.node),
             self.look_at_service,
         ]
@@ -65,10 +66,18 @@ class Compute:
         if self.session is None:
             self.session = open_nova_session(self.node)
         try:
-            yield from find_service_troubles(self.node, self.session)
+            yield from self.ask_apis()
         except TokenRefused:  # it has expired, an hour after the login
             self.session = open_nova_session(self.node)
-            yield from find_service_troubles(self.node, self.session)
+            yield from self.ask_apis()
+
+    def ask_apis(self) -> list[str]:
+        """What the APIs say is wrong with this node. Raises TokenRefused, with nothing said."""
+        assert self.session
+        troubles = list(find_service_troubles(self.node, self.session))
+        if "chassis" in self.node:
+            troubles += health.find_troubles([health.require(partial(cloud.check_agents, self.node, self.session))])
+        return troubles
 
     def list_step_names(self) -> list[str]:
         """Every step of this node, in the order in which they run."""
@@ -76,7 +85,8 @@ class Compute:
 
     def list_steps(self) -> list[Step]:
         node = self.node
-        others = declared.list_units(declared.list_services(), step="services")
+        others = declared.list_units(declared.list_services(self.node), step="services")
+        chassis = "chassis" in node
         return [
             Step("files", lambda: metadata.check_files(self.facts, node)),
             Step("machine", lambda: seed.keep_machine(self.facts, node)),
@@ -85,9 +95,12 @@ class Compute:
             Step("wait-identity", lambda: backing.check_identity(node)),
             Step("compute-id", self.place_compute_id),
             Step("libvirt", self.start_libvirt),
+            *([Step("openvswitch", self.start_openvswitch), Step("chassis", self.start_chassis)] if chassis else []),
             Step("compute-service", self.start_compute),
+            *([Step("metadata-agent", self.start_metadata_agent)] if chassis else []),
             *([Step("services", partial(start_units, others))] if others else []),
             Step("mapped", self.check_mapped),
+            *([Step("network-agents", self.check_agents)] if chassis else []),
             Step("seed", seed.erase),
         ]
 
@@ -112,15 +125,36 @@ class Compute:
         return "written, as Nova knows it" if known else "written"
 
     def start_libvirt(self) -> str:
-        start_units(declared.list_units(declared.list_services(), step="libvirt"))
+        self.start("libvirt")
         if not LIBVIRT_SOCKET.exists():
             raise Waiting(f"libvirt's socket {LIBVIRT_SOCKET}")
         ask_libvirt()
         return ""
 
+    def start_openvswitch(self) -> str:
+        """Open vSwitch up, and told which chassis this is and where OVN is."""
+        self.start("openvswitch")
+        return ovn.configure_chassis(self.node)
+
+    def start_chassis(self) -> str:
+        """ovn-controller connected to OVN."""
+        self.start("chassis")
+        return ovn.check_connected()
+
+    def start_metadata_agent(self) -> str:
+        self.start("metadata-agent")
+        return ""
+
+    def check_agents(self) -> str:
+        """Raises Waiting until Neutron calls this node's chassis and metadata agent alive."""
+        return cloud.check_agents(self.node, open_nova_session(self.node))
+
+    def start(self, step: str) -> None:
+        start_units(declared.list_units(declared.list_services(self.node), step=step))
+
     def start_compute(self) -> str:
         """nova-compute started; done when the API calls it up."""
-        start_units(declared.list_units(declared.list_services(), step="compute-service"))
+        self.start("compute-service")
         session = open_nova_session(self.node)
         service = find_service(self.node, session)
         if not has_reported(service, session, seconds_active(declared.find_unit("nova-compute"))):

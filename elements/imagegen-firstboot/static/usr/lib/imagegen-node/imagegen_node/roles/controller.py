@@ -15,7 +15,7 @@ from imagegen_node.engine.status import Status
 from imagegen_node.engine.steps import TRIES, Sleep, Step, run_step, run_steps
 from imagegen_node.engine.system import Units, check_port, run, seconds_active, start_units
 from imagegen_node.node import configure, declared, metadata, seed
-from imagegen_node.openstack import backing, cells, discovery, identity_objects, upgrade
+from imagegen_node.openstack import backing, cells, cloud, discovery, identity_objects, upgrade
 from imagegen_node.openstack.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.openstack.database import schema_of
 from imagegen_node.openstack.lease import Lease
@@ -52,7 +52,7 @@ class Controller:
 
     def list_local_steps(self) -> list[Step]:
         node = self.node
-        hosted = declared.list_hosted(node)
+        hosted = backing.list_backing(node)
         steps = [
             Step("files", lambda: metadata.check_files(self.facts, node)),
             Step("machine", lambda: seed.keep_machine(self.facts, node)),
@@ -67,7 +67,20 @@ class Controller:
         return steps
 
     def prepare(self, element: declared.Element) -> Step:
-        return Step(element["hosted"], lambda: backing.prepare(self.node, element))
+        return Step(element["step"], lambda: backing.prepare(self.node, element))
+
+    def prepare_under_lease(self, element: declared.Element) -> Step:
+        """Its schemas may be another controller's a moment longer, if the cluster file has moved it here."""
+
+        def run_held() -> str:
+            if not self.lease.take():
+                raise Waiting("the lease, under which schemas are synced")
+            try:
+                return backing.prepare(self.node, element)
+            finally:
+                self.lease.release()
+
+        return Step(element["step"], run_held)
 
     def share_work(self) -> None:
         """The work that one controller does for all: the holder of the lease; the others wait for its results."""
@@ -120,7 +133,7 @@ class Controller:
         return Step(step.name, run_held)
 
     def list_shared_steps(self) -> list[Step]:
-        services = declared.list_services()
+        services = declared.list_services(self.node)
         schemas = [schema for element in services for schema in element["schemas"] if schema["sync"]]
         names = [name for element in services for name in element["steps"]]
         return [
@@ -138,6 +151,7 @@ class Controller:
             Step("wait-schemas", self.check_schemas),
             Step("compute-versions", lambda: upgrade.check_computes(self.node)),
             Step("services", self.start_services),
+            *map(self.prepare_under_lease, backing.list_customers(self.node)),
             Step("verify", self.verify),
             Step("upgrade-check", self.check_upgrade),
             Step("seed", seed.erase),
@@ -150,7 +164,7 @@ class Controller:
 
     def check_schemas(self) -> str:
         """Raises Waiting until the node sees schema-ready: schemas at their heads, exactly one row per cell."""
-        services = declared.list_services()
+        services = declared.list_services(self.node)
         for schema in (entry["name"] for entry in self.node["database"]["schemas"]):
             if declared.find_schema(schema, services):
                 state = backing.read_state(self.node, schema)
@@ -175,14 +189,14 @@ class Controller:
         return ", ".join(text.splitlines())
 
     def start_services(self) -> str:
-        start_units(declared.list_units(declared.list_services(), cells.further_cells(self.node), step="services"))
+        start_units(declared.list_units(declared.list_services(self.node), cells.further_cells(self.node), step="services"))
         self.check_ports()
         return ""
 
     def check_ports(self) -> None:
         """Raises Waiting until each of the services listens."""
         consoles = {f"noVNC proxy of {cell}": port for cell, port in self.node["console_ports"].items()}
-        listens = {what: port for element in declared.list_services() for what, port in element["listens"].items()}
+        listens = {what: port for element in declared.list_services(self.node) for what, port in element["listens"].items()}
         for what, port in {**listens, **consoles}.items():
             check_port(self.node["address"], port, what)
 
@@ -192,6 +206,7 @@ class Controller:
         if missing:
             raise Waiting(f"Keystone to have {missing}")
         session = open_nova_session(self.node)
+        cloud.check_apis(self.node, session)
         services = session.list_compute(self.node["region"], "/os-services", "services")
         ages = {name: seconds_active(declared.find_unit(name)) for name in ("nova-conductor", "nova-scheduler")}
         own = [item for item in services if item["host"] == self.node["node"] and item["binary"] in ages]

@@ -1,0 +1,69 @@
+"""OVN and Open vSwitch on this node: where the databases answer, and how the chassis takes part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from imagegen_node.engine.errors import Waiting
+from imagegen_node.engine.files import read_text
+from imagegen_node.engine.system import run
+
+# Database's tool -> the port of the database; ovn-ctl's defaults.
+PORTS = {"ovn-nbctl": 6641, "ovn-sbctl": 6642}
+# os-vif plugs instances by this one ([os_vif_ovs] ovsdb_connection); nova-compute may not use the socket, which is root's.
+MANAGER = "ptcp:6640:127.0.0.1"
+SECONDS = 30.0  # until a tool must have answered
+# Holds the word `netdev` where the kernel cannot switch packets, as in containers of `imagegen boot`.
+DATAPATH = Path("/etc/imagegen/datapath")
+
+
+def listen(address: str) -> str:
+    """OVN's databases answering there, and nowhere else."""
+    changed = []
+    for tool, port in PORTS.items():
+        wanted = f"ptcp:{port}:{address}"
+        if run([tool, "get-connection"], timeout=SECONDS).split() != [wanted]:
+            run([tool, "set-connection", wanted], timeout=SECONDS)
+            changed.append(wanted)
+    return "now at " + ", ".join(changed) if changed else ""
+
+
+def configure_chassis(node: dict[str, Any]) -> str:
+    """What ovn-controller reads in Open vSwitch's database; says what had to change."""
+    chassis = node["chassis"]
+    wanted = {
+        "hostname": node["node"],
+        "ovn-encap-ip": node["address"],
+        "ovn-encap-type": "geneve",
+        "ovn-remote": chassis["southbound"],
+        "system-id": chassis["name"],
+    }
+    if datapath := (read_text(DATAPATH) or "").strip():
+        wanted["ovn-bridge-datapath-type"] = datapath
+    there = read_external_ids()
+    stale = {key: value for key, value in wanted.items() if there.get(key) != value}
+    if stale:
+        ids = [f"external_ids:{key}={json.dumps(value)}" for key, value in stale.items()]
+        run(["ovs-vsctl", "--no-wait", "set", "Open_vSwitch", ".", *ids], timeout=SECONDS)
+    if run(["ovs-vsctl", "get-manager"], timeout=SECONDS).split() != [MANAGER]:
+        run(["ovs-vsctl", "--no-wait", "set-manager", MANAGER], timeout=SECONDS)
+        stale["manager"] = MANAGER
+    return "set " + ", ".join(sorted(stale)) if stale else ""
+
+
+def read_external_ids() -> dict[str, str]:
+    """What Open vSwitch's database says of this machine."""
+    argv = ["ovs-vsctl", "--format=json", "--columns=external_ids", "list", "Open_vSwitch", "."]
+    ((kind, pairs),) = json.loads(run(argv, timeout=SECONDS))["data"][0]
+    assert kind == "map", kind
+    return dict(pairs)
+
+
+def check_connected() -> str:
+    """Raises Waiting until ovn-controller is connected to OVN's southbound database."""
+    said = run(["ovn-appctl", "--target=ovn-controller", "connection-status"], timeout=SECONDS).strip()
+    if said != "connected":
+        raise Waiting(f"ovn-controller to reach OVN's southbound database; it is {said}")
+    return said
