@@ -8,11 +8,11 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from imagegen.base.commands import Completed, Process, require_tools, run, start
+from imagegen.base.commands import Completed, Process, follow, require_tools, run, start
 from imagegen.base.console import plain_lines, read_tail
 from imagegen.base.errors import CommandFailed, MachineLacks
 from imagegen.base.handles import append_file, make_fresh, open_directory, read_file, remove_place
@@ -175,6 +175,15 @@ class NspawnMachine:
         if leader is None:
             raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
         return run([*enter_command(leader), *argv], input=input, env={"HOME": "/root"}, ok=ANY, timeout=timeout)
+
+    def follow(
+        self, argv: Sequence[str], each_line: Callable[[bytes], None], *, input: bytes, timeout: float
+    ) -> Completed:
+        """Likewise, and hands each line of its stdout over as it comes."""
+        leader = self.leader()
+        if leader is None:
+            raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
+        return follow([*enter_command(leader), *argv], each_line, input=input, env={"HOME": "/root"}, timeout=timeout)
 
     @property
     def login(self) -> str:

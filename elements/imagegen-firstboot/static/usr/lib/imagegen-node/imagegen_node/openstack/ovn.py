@@ -12,7 +12,7 @@ from imagegen_node.engine.system import run
 
 # Database's tool -> the port of the database; ovn-ctl's defaults.
 PORTS = {"ovn-nbctl": 6641, "ovn-sbctl": 6642}
-# os-vif plugs instances by this one ([os_vif_ovs] ovsdb_connection); nova-compute may not use the socket, which is root's.
+# os-vif plugs instances by it ([os_vif_ovs] ovsdb_connection): nova-compute may not use the socket, which is root's.
 MANAGER = "ptcp:6640:127.0.0.1"
 SECONDS = 30.0  # until a tool must have answered
 # Holds the word `netdev` where the kernel cannot switch packets, as in containers of `imagegen boot`.
@@ -56,8 +56,7 @@ def configure_chassis(node: dict[str, Any]) -> str:
 def read_external_ids() -> dict[str, str]:
     """What Open vSwitch's database says of this machine."""
     argv = ["ovs-vsctl", "--format=json", "--columns=external_ids", "list", "Open_vSwitch", "."]
-    ((kind, pairs),) = json.loads(run(argv, timeout=SECONDS))["data"][0]
-    assert kind == "map", kind
+    ((_, pairs),) = json.loads(run(argv, timeout=SECONDS))["data"][0]
     return dict(pairs)
 
 

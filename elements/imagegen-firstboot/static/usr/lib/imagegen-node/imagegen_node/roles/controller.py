@@ -189,14 +189,18 @@ class Controller:
         return ", ".join(text.splitlines())
 
     def start_services(self) -> str:
-        start_units(declared.list_units(declared.list_services(self.node), cells.further_cells(self.node), step="services"))
+        start_units(
+            declared.list_units(declared.list_services(self.node), cells.further_cells(self.node), step="services")
+        )
         self.check_ports()
         return ""
 
     def check_ports(self) -> None:
         """Raises Waiting until each of the services listens."""
         consoles = {f"noVNC proxy of {cell}": port for cell, port in self.node["console_ports"].items()}
-        listens = {what: port for element in declared.list_services(self.node) for what, port in element["listens"].items()}
+        listens = {
+            what: port for element in declared.list_services(self.node) for what, port in element["listens"].items()
+        }
         for what, port in {**listens, **consoles}.items():
             check_port(self.node["address"], port, what)
 
