@@ -60,6 +60,14 @@ class Services:
 
 
 @dataclass(frozen=True)
+class Flavor:
+    name: str
+    vcpus: int
+    ram: int  # MiB
+    disk: int  # GiB
+
+
+@dataclass(frozen=True)
 class Deploy:
     mode: str = "deploy"
     wipe: bool = False
@@ -92,6 +100,7 @@ class Cluster:
     secrets_path: Path
     cells: tuple[str, ...]
     nodes: tuple[Node, ...]
+    flavors: tuple[Flavor, ...]  # where Nova has none
     idle_cache: bool = False  # the file gives the cache a place in the cluster, which is accepted but not needed
 
     @property
