@@ -32,6 +32,7 @@ POLL = 0.5  # seconds between two checks of the nodes
 VERIFY_SHARE = (
     20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
 )
+GUEST_SHARE = 5  # each step of a guest may take that many times as long
 LAST_LINES = 15
 
 
@@ -125,7 +126,7 @@ def boot_cluster(boot: Boot, report: Say) -> Booted:
             faults = [f"every node says that it is ready, but {finding}" for finding in found]
             if guest and not faults:
                 login, computes = find_administrator(cluster, secrets), find_computes(boot.nodes)
-                steps = run_guests(cluster, login, computes, guest, controller, limit, report)
+                steps = run_guests(cluster, login, computes, guest, controller, GUEST_SHARE * limit, report)
                 faults = explain_steps(steps)
         if faults:
             save_journals(machines, directory)

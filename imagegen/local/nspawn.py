@@ -9,6 +9,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +24,10 @@ from imagegen.model.cluster import Cluster, Node
 STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
 STATUS = "run/imagegen/status.json"
-OPENVSWITCH = Path("/sys/module/openvswitch")
-DATAPATH = Path("etc/imagegen/datapath")  # which the agent reads
+OPENVSWITCH = Path("/sys/module/openvswitch")  # a container cannot load it into this machine's kernel
+DATAPATH = Path("etc/imagegen/datapath.json")  # which the agent reads
+TUNNEL = "tunnel0"
+TUNNEL_NETWORK = IPv4Network("198.18.0.0/16")  # of tests between hosts (RFC 2544), inside namespaces of this machine
 ANY = range(-64, 256)  # all return codes
 
 # Runs the command in the control groups given as the first argument, and again whenever it ends with 133, by which
@@ -89,6 +92,9 @@ class Nspawn:
         self.machines.append(machine)
         self.bridge.add_namespace(namespace, "host0", node.mac)
         machine.unpack(seed)
+        if not OPENVSWITCH.exists():
+            self.bridge.add_interface(namespace, TUNNEL)
+            machine.switch_in_user_space(f"{TUNNEL_NETWORK[len(self.machines)]}/{TUNNEL_NETWORK.prefixlen}")
         return machine
 
     def keep(self) -> None:
@@ -132,9 +138,14 @@ class NspawnMachine:
         else:
             run(["tar", "-xpf", self._source, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", self.tree])
         write_tree(seed, self.tree / SEED, directory_mode=0o700)
-        if not OPENVSWITCH.exists():  # in this kernel, which a container cannot load it into
-            with open_directory(self.tree / DATAPATH.parent, make=True):
-                write_file(self.tree / DATAPATH, text("netdev\n"))
+
+    def switch_in_user_space(self, tunnel: str) -> None:
+        """Asks for what a kernel without Open vSwitch can do. Open vSwitch's program tunnels only through an interface
+        that it has for itself, so that has an address of its own.
+        """
+        asked = {"datapath": "netdev", "interface": TUNNEL, "address": tunnel}
+        with open_directory(self.tree / DATAPATH.parent, make=True):
+            write_file(self.tree / DATAPATH, text(json.dumps(asked) + "\n"))
 
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed if its control groups cannot be made."""
