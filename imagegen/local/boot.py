@@ -58,6 +58,7 @@ class Backend(Protocol):
     """A backend: the cluster's network and its machines. Leaving the context ends them, unless keep() was called."""
 
     timeout: float  # seconds until all nodes should be ready
+    way_in: str  # the command that opens a shell in the nodes' network; empty: there is none
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -132,6 +133,8 @@ def boot_cluster(boot: Boot, report: Say) -> Booted:
             save_journals(machines, directory)
         if boot.keep:
             backend.keep()
+            if backend.way_in:
+                report(progress_line("network", "enter", "kept", backend.way_in))
             for machine in machines:
                 report(progress_line(machine.node.name, "login", "kept", machine.login))
     if faults:

@@ -9,7 +9,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +25,8 @@ STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
 STATUS = "run/imagegen/status.json"
 OPENVSWITCH = Path("/sys/module/openvswitch")  # a container cannot load it into this machine's kernel
-DATAPATH = Path("etc/imagegen/datapath.json")  # which the agent reads
 TUNNEL = "tunnel0"
+TUNNEL_BRIDGE = "br-tunnel"  # which the agent makes
 TUNNEL_NETWORK = IPv4Network("198.18.0.0/16")  # of tests between hosts (RFC 2544), inside namespaces of this machine
 ANY = range(-64, 256)  # all return codes
 
@@ -62,6 +62,11 @@ class Nspawn:
         self.bridge = Bridge(f"{self.name}-hub", cluster.network)
         self.machines: list[NspawnMachine] = []
         self._kept = False
+
+    @property
+    def way_in(self) -> str:
+        """The command that opens a shell in the nodes' network."""
+        return shlex.join(["sudo", *self.bridge.prefix, "su", "-l", os.environ.get("SUDO_USER", "root")])
 
     def __enter__(self) -> Self:
         """Removes what an earlier run left, and makes the network. Raises CommandFailed."""
@@ -143,9 +148,17 @@ class NspawnMachine:
         """Asks for what a kernel without Open vSwitch can do. Open vSwitch's program tunnels only through an interface
         that it has for itself, so that has an address of its own.
         """
-        asked = {"datapath": "netdev", "interface": TUNNEL, "address": tunnel}
-        with open_directory(self.tree / DATAPATH.parent, make=True):
-            write_file(self.tree / DATAPATH, text(json.dumps(asked) + "\n"))
+        address = str(IPv4Interface(tunnel).ip)
+        asked = {"datapath": "netdev", "interface": TUNNEL, "address": address}
+        match = "[Match]\nName={}\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nLinkLocalAddressing=no\n{}"
+        files = {
+            "etc/imagegen/datapath.json": json.dumps(asked) + "\n",
+            "etc/systemd/network/60-tunnel-bridge.network": match.format(TUNNEL_BRIDGE, f"Address={tunnel}\n"),
+            "etc/systemd/network/60-tunnel.network": match.format(TUNNEL, ""),
+        }
+        for path, content in files.items():
+            with open_directory((self.tree / path).parent, make=True):
+                write_file(self.tree / path, text(content))
 
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed if its control groups cannot be made."""

@@ -58,6 +58,7 @@ SWITCH = (
 class Qemu:
     """One run's network and machines. Every process has the run's name, so that a later run can find and end it."""
 
+    way_in = ""
     tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:

@@ -55,15 +55,12 @@ def configure_chassis(node: dict[str, Any]) -> str:
 
 
 def make_tunnel_bridge(asked: dict[str, str]) -> str:
-    """A bridge of Open vSwitch's program, with an interface for tunnels and its address, which is returned."""
+    """A bridge of Open vSwitch's program, with an interface for tunnels; returns the address that it is given."""
     bridge, interface = TUNNEL_BRIDGE, asked["interface"]
     kind = ["set", "bridge", bridge, "datapath_type={datapath}".format(**asked)]
     port = ["--may-exist", "add-port", bridge, interface]
     run(["ovs-vsctl", "--may-exist", "add-br", bridge, "--", *kind, "--", *port], timeout=SECONDS)
-    run(["ip", "address", "replace", asked["address"], "dev", bridge])
-    for link in (bridge, interface):
-        run(["ip", "link", "set", link, "up"])
-    return asked["address"].partition("/")[0]
+    return asked["address"]
 
 
 def read_external_ids() -> dict[str, str]:
