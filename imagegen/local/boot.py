@@ -58,8 +58,9 @@ class Backend(Protocol):
     """A backend: the cluster's network and its machines. Leaving the context ends them, unless keep() was called."""
 
     timeout: float  # seconds until all nodes should be ready
-    way_in: str  # the command that opens a shell in the nodes' network; empty: there is none
 
+    @property
+    def way_in(self) -> str: ...  # the command that opens a shell in the nodes' network; empty: there is none
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def needs(self, node: Node, image: Path) -> tuple[int, int]: ...  # bytes of memory, of disk
