@@ -86,5 +86,5 @@ def name_secrets(cluster: Cluster, secrets: Secrets) -> dict[str, str]:
 
 
 def secrets_of_compute(node: Node) -> set[str]:
-    """Which of them a compute gets: what its cell's computes log in with, and what its metadata agent shares with Nova."""
+    """Which of them a compute gets: its cell's computes' logins, and what its metadata agent shares with Nova."""
     return {"identity_nova_compute", f"messaging_compute_{node.cell}", "neutron_metadata"}

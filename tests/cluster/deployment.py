@@ -71,9 +71,9 @@ PASSWORDS = {
     "database_glance": "glance's %(host)s @/:?#[] \\$x \\\\",
     "database_neutron": "neutron \"$a ${b} %41 '#",
     "identity_glance": "; [x] y = $z %(host)s glance",
-    "identity_neutron": "neutron's \"own\" ${a} %s; #\\",
+    "identity_neutron": 'neutron\'s "own" ${a} %s; #\\',
     "messaging_neutron": "/#?%2f neutron@$ {host}",
-    "neutron_metadata": "shared $secret \"of\" %(both)s ; # polder",
+    "neutron_metadata": 'shared $secret "of" %(both)s ; # polder',
     "messaging_compute_cell1": "%41/?#[computes]@:$ $$ of polder\\",  # the other cell's is derived
     "seed_key": '{{"seed": %s}} \\$ # key',
 }

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from answers import CONTROLLER_DAEMONS, Answers
-from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from expected import CONSOLE_PORTS, NOVA_COMPUTE, list_cell_options, list_options
 
