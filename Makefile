@@ -11,7 +11,7 @@ TIER := .ci/tier
 # Steps share .venv and $(OUT), and a machine's cores are few.
 .NOTPARALLEL:
 
-.PHONY: help image test test-vm set-up set-up-test lint unit serve images canary cluster test-faults model faults ironic vm-full pxe-full elements dib-role bench lock clean
+.PHONY: help image test test-vm set-up set-up-test lint unit serve images canary cluster test-faults model faults ironic tempest vm-full pxe-full elements dib-role bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -63,6 +63,10 @@ ironic: set-up-test ## have Ironic itself read what `imagegen baremetal` writes;
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
 
+tempest: set-up-test images ## have Tempest test a cloud of two computes: all of its compute API, smoke tests of network and image; 45 minutes
+	$(TIER) set-up .ci/set-up tempest
+	$(TIER) tempest .venv/bin/python tests/tempest/run_tempest.py --document
+
 vm-full: set-up-test images ## test-vm with a live compute besides, and a controller that loses power and its medium
 	$(TIER) vm-full $(PYTEST) tests/vm --full
 
@@ -83,5 +87,5 @@ lock: ## pin the newest versions of the Python packages in requirements.lock
 	.ci/lock
 
 clean: ## remove .venv, $(OUT) and caches
-	rm -rf --one-file-system .venv .venv-ironic $(OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf --one-file-system .venv .venv-ironic .venv-tempest $(OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from imagegen.base.errors import CommandFailed, MachineLacks
 
 Process = subprocess.Popen[bytes]
 Completed = subprocess.CompletedProcess[bytes]
+
+CLEAN_UP_SECONDS = 180.0  # that a command which was interrupted may take to tidy up
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -87,6 +93,65 @@ def start(
         )
     except FileNotFoundError as error:
         raise MachineLacks("\n".join(missing_tools(words[:1])) or f"{words[0]}: {error.strerror}") from error
+
+
+def follow(
+    argv: Sequence[str | os.PathLike[str]],
+    each_line: Callable[[bytes], None],
+    *,
+    input: bytes,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float,
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command to its end, with any return code, and hands each line of its stdout over as it comes.
+
+    Interrupted, it interrupts the command as well, and waits for the end of its clean-up. Raises CommandFailed after
+    `timeout` seconds.
+    """
+    # In memory: a password may be in it.
+    with os.fdopen(os.memfd_create("input"), "w+b") as given, TemporaryFile() as errors:
+        given.write(input)
+        given.seek(0)
+        process = start(argv, env=env, cwd=cwd, stdin=given.fileno(), stderr=errors.fileno())
+        assert process.stdout  # noqa: S101 - a pipe
+        timer = threading.Timer(timeout, _end, [process])
+        timer.start()
+        try:
+            for line in process.stdout:
+                each_line(line)
+        except BaseException:
+            _signal(process, signal.SIGINT)
+            raise
+        finally:
+            _wait(process)
+            timer.cancel()
+        errors.seek(0)
+        said = errors.read()
+    if timer.finished.is_set() and process.returncode < 0:
+        raise CommandFailed(
+            f"`{shlex.join([os.fspath(word) for word in argv])}` did not end within {timeout:g} seconds"
+        )
+    return subprocess.CompletedProcess(argv, process.returncode, b"", said)
+
+
+def _signal(process: Process, number: int) -> None:
+    """Sends a signal to a command that start() made, and to all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _end(process: Process) -> None:
+    _signal(process, signal.SIGKILL)
+
+
+def _wait(process: Process) -> None:
+    """Waits for a command that was asked to end; ends it when that takes too long."""
+    try:
+        process.wait(timeout=CLEAN_UP_SECONDS)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        process.wait()
 
 
 def run(

@@ -23,7 +23,13 @@ in it; in OUT it is the lock, too.
 MARK_TEXT = "imagegen made this directory.\n"
 LIST_HEAD = "imagegen made this directory, and replaces it as long as it holds no more than this:"
 SEED_FILES = frozenset({"meta-data", "user-data", "network-config"})
-IMAGES_HEAD = b"# Built with: ELEMENTS_PATH=elements diskimage-builder images.yaml\n"  # of images.yaml: its mark
+CREDENTIALS_HEAD = b"# Made by `imagegen credentials`, which replaces this file.\n"
+HEADS: Mapping[str, bytes] = {
+    "images.yaml": b"# Built with: ELEMENTS_PATH=elements diskimage-builder images.yaml\n",
+    "clouds.yaml": CREDENTIALS_HEAD,
+    "openrc": CREDENTIALS_HEAD,
+}
+"""Files of OUT, and by what they begin with: their mark."""
 
 OF_A_NODE: Mapping[str, str] = {
     "ironic": r"(?P<place>configdrive/(?P<node>[a-z0-9-]+)(\.iso|\.b64)?)(/.+)?",
@@ -67,8 +73,8 @@ def find_foreign(out: Path, handle: int, name: str) -> list[Path]:
         mode = os.lstat(name, dir_fd=handle).st_mode
     except FileNotFoundError:
         return []
-    if name == "images.yaml":
-        return [] if stat.S_ISREG(mode) and read_file(place).startswith(IMAGES_HEAD) else [place]
+    if name in HEADS:
+        return [] if stat.S_ISREG(mode) and read_file(place).startswith(HEADS[name]) else [place]
     if not stat.S_ISDIR(mode):
         return [place]
     if name in KEPT:

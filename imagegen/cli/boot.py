@@ -15,6 +15,7 @@ from imagegen.cli.output import Outcome, complain, table
 from imagegen.cli.progress import progress
 from imagegen.local.boot import ClusterNotReady, boot_cluster
 from imagegen.local.hardware import Firmware
+from imagegen.local.instance import STEP_COLUMNS
 from imagegen.local.request import Boot, NetworkBoot
 
 
@@ -34,6 +35,7 @@ from imagegen.local.request import Boot, NetworkBoot
     help="Default: 20, without KVM 60.",
 )
 @click.option("--keep", is_flag=True, help="Leave the nodes running and print how to log in.")
+@click.option("--instance", is_flag=True, help="At the end, boot a guest on every compute, as `verify` does.")
 @click.option("--pxe", "over_network", is_flag=True, help="Boot blank machines over the network (root).")
 @click.option(
     "--from-disk",
@@ -53,6 +55,7 @@ def boot(
     backend: str,
     timeout: float | None,
     keep: bool,
+    instance: bool,
     over_network: bool,
     from_disk: tuple[str, ...],
     firmware: str | None,
@@ -67,7 +70,7 @@ def boot(
     Examples:
       imagegen boot
       imagegen boot linux-node1 --timeout 90
-      sudo "$(command -v imagegen)" boot --backend nspawn --keep
+      sudo "$(command -v imagegen)" boot --backend nspawn --instance --keep
       imagegen pxe && sudo "$(command -v imagegen)" boot --pxe --from-disk linux-node1
     """
     if not over_network and (from_disk or firmware or proxy_dhcp):
@@ -79,7 +82,8 @@ def boot(
     choose_nodes(settings, cluster, from_disk)
     network = NetworkBoot(frozenset(from_disk), Firmware(firmware or "uefi"), proxy_dhcp) if over_network else None
     return _boot_nodes(
-        settings, Boot(cluster, secrets, settings.out, chosen, backend, network, timeout and timeout * 60, keep)
+        settings,
+        Boot(cluster, secrets, settings.out, chosen, backend, network, timeout and timeout * 60, keep, instance),
     )
 
 
@@ -87,7 +91,7 @@ def _boot_nodes(settings: Settings, boot: Boot) -> Outcome:
     columns = ("name", "role", "state", "seconds", "image")
     try:
         with progress(settings, every_line=True) as report:
-            results = boot_cluster(boot, report)
+            booted = boot_cluster(boot, report)
     except ClusterNotReady as error:
         if settings.debug:
             tell("".join(traceback.format_exception(error)).rstrip())
@@ -95,5 +99,7 @@ def _boot_nodes(settings: Settings, boot: Boot) -> Outcome:
         rows = [asdict(result) for result in error.nodes]
         problems = [Problem("", 0, "", error.message, error.hint)]
         return Outcome(table(rows, columns), nodes=rows, problems=problems, code=error.exit_code)
-    rows = [asdict(result) for result in results]
-    return Outcome(table(rows, columns), nodes=rows)
+    rows = [asdict(result) for result in booted.nodes]
+    steps = [asdict(step) for step in booted.steps]
+    lines = table(rows, columns) + (["", *table(steps, STEP_COLUMNS)] if steps else [])
+    return Outcome(lines, nodes=rows, more={"steps": steps} if steps else {})

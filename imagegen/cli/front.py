@@ -47,6 +47,8 @@ COMMANDS = {
     "build": "Build one image per role (root).",
     "seed": "Make one seed ISO per node.",
     "boot": "Boot the nodes on this machine and verify them.",
+    "verify": "Check a running cluster from outside; boot a guest on every compute.",
+    "credentials": "Write clouds.yaml and openrc for OpenStack's clients.",
     "pxe": "Make the files for booting the nodes over the network.",
     "serve": "Serve the network boot, seeds and a status page while machines are provisioned.",
     "status": "Show the nodes that `imagegen serve` provisions.",

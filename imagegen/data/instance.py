@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 NAME = "imagegen-verify"  # of all that it makes
@@ -92,8 +93,9 @@ class Test:
         self.beat_at = 0.0
 
     def log_in(self, project: str) -> Cloud:
-        keys = ("auth_url", "user", "password")
-        return Cloud(*(self.request[key] for key in keys), project, self.request["domain"], self.request["region"])
+        given = self.request
+        login = (given["user"], given["password"])
+        return Cloud(given["auth_url"], *login, project, given["domain"], given["region"])
 
     @contextmanager
     def step(self, node: str, name: str) -> Iterator[list[str]]:
@@ -193,7 +195,7 @@ class Test:
     def upload_images(self) -> str:
         """The image that guests boot from; returns its id."""
         with self.step("", "image") as detail:
-            ids = {}
+            ids: dict[str, str] = {}
             for name, form in (("kernel", "aki"), ("ramdisk", "ari"), ("disk", "raw")):
                 data = base64.b64decode(self.request[name])
                 body = {
@@ -289,9 +291,9 @@ class Test:
             # Each looks for the next; one that is alone looks for its own address.
             peer = addresses[(number + 1) % len(addresses)]
             servers.append((host, self.boot(host, image, flavor, ports[number], peer), addresses[number], peer))
-        for host, server, address, peer in servers:
+        for host, server, address, _ in servers:
             with self.step(host, "active"):
-                self.wait("ACTIVE", lambda server=server: self.see_active(server))
+                self.wait("ACTIVE", partial(self.see_active, server))
             with self.step(host, "address") as detail:
                 detail[0] = self.hear(server, "address")
                 if detail[0] != address:

@@ -70,8 +70,13 @@ def read_catalog(catalog: list[Any]) -> tuple[list[Any], list[Any]]:
     return [{key: service[key] for key in ("id", "name", "type")} for service in catalog], endpoints
 
 
-def main(auth_url: str, compute_url: str, user: str, password: str, project: str) -> None:
-    """Prints {services, endpoints, compute_services, hypervisors, errors}; what cannot be read is empty."""
+def main(
+    auth_url: str, compute_url: str, image_url: str, network_url: str | None, user: str, password: str, project: str
+) -> None:
+    """Prints {services, endpoints, compute_services, hypervisors, agents, errors}; what cannot be read is empty.
+
+    `network_url` is where Neutron's agents are listed; None: nowhere.
+    """
     facts: dict[str, list[Any]] = {"errors": [], "services": [], "endpoints": []}
     token = ""
     try:
@@ -82,11 +87,18 @@ def main(auth_url: str, compute_url: str, user: str, password: str, project: str
         ("catalog", f"{auth_url}/auth/catalog", "catalog"),
         ("compute_services", f"{compute_url}/os-services", "services"),
         ("hypervisors", f"{compute_url}/os-hypervisors/detail", "hypervisors"),
+        ("agents", f"{network_url}/v2.0/agents" if network_url else "", "agents"),
     ):
         facts[name] = []
+        if not url:
+            continue
         try:
             facts[name] = fetch_list(url, key, token) if token else []
         except (OSError, ValueError, KeyError) as error:
             facts["errors"].append(f"{url} cannot be read: {error}")
+    try:
+        fetch(f"{image_url}/v2/schemas/image", token)
+    except (OSError, ValueError) as error:
+        facts["errors"].append(f"{image_url} does not answer: {error}")
     facts["services"], facts["endpoints"] = read_catalog(facts.pop("catalog"))
     print(json.dumps(facts))

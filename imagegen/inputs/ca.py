@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from imagegen.base.errors import BadUsage
@@ -46,11 +47,11 @@ class Authority:
 def generate_authority() -> Authority:
     """A new authority: its key signs the certificates of servers, and nothing else."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _name("imagegen provisioning CA")
+    name = common_name("imagegen provisioning CA")
     certificate = (
-        _builder(name, name, key.public_key())
+        certificate_builder(name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(sign=True), critical=True)
+        .add_extension(key_usage(sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -69,9 +70,9 @@ def issue_certificate(authority: Authority, addresses: list[IPv4Address]) -> Aut
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
     certificate = (
-        _builder(_name("imagegen serve"), issuer.subject, key.public_key())
+        certificate_builder(common_name("imagegen serve"), issuer.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign=False), critical=True)
+        .add_extension(key_usage(sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(names, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -113,18 +114,25 @@ def explain_half(left: Path, lost: Path) -> tuple[str, str]:
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def certificate_builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    serial: int | None = None,
+) -> x509.CertificateBuilder:
+    """A certificate that is valid for ever; without a serial number it gets one by chance."""
     return x509.CertificateBuilder(
         issuer_name=issuer,
         subject_name=subject,
         public_key=key,
-        serial_number=x509.random_serial_number(),
+        serial_number=serial or x509.random_serial_number(),
         not_valid_before=BEGIN,
         not_valid_after=END,
     )
 
 
-def _usage(*, sign: bool) -> x509.KeyUsage:
+def key_usage(*, sign: bool) -> x509.KeyUsage:
+    """What the key is for: to sign certificates, or what passes over a connection."""
     return x509.KeyUsage(
         digital_signature=not sign,
         key_cert_sign=sign,
@@ -138,7 +146,7 @@ def _usage(*, sign: bool) -> x509.KeyUsage:
     )
 
 
-def _name(text: str) -> x509.Name:
+def common_name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 

@@ -15,13 +15,19 @@ from imagegen.inputs.device_hints import parse_hint
 from imagegen.inputs.endpoint import find_address_fault, find_host_fault, find_url_fault
 from imagegen.inputs.ssh_keys import find_key_fault
 from imagegen.inputs.yaml_file import Findings, Value, check_shape, load_document, name_file, parse_document, suggest
-from imagegen.model.cluster import NOWHERE, Cluster, Deploy, Network, Node, Place, Services
+from imagegen.model.cluster import NOWHERE, Cluster, Deploy, Flavor, Network, Node, Place, Services
 from imagegen.model.json_schemas import json_schema
 from imagegen.model.releases import Distro, Release, UnknownRelease, default_release, default_suite, find_release
 from imagegen.model.roles import find_role, hosted_services
 from imagegen.model.services import hosted_port, listening_port
 
 DEFAULT_NAME = "the built-in example"
+DEFAULT_FLAVORS = (
+    Flavor("m1.tiny", 1, 512, 1),
+    Flavor("m1.small", 1, 2048, 20),
+    Flavor("m1.medium", 2, 4096, 40),
+    Flavor("m1.large", 4, 8192, 80),
+)
 _URL_KEYS = ("auth_url", "endpoint")
 
 
@@ -58,6 +64,9 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         found.add("nodes", f"{kinds} without a controller; give at least one node `role: controller`")
     _check_services(data.get("services", {}), nodes, found)
     _check_hosts(data, network, found)
+    _check_unique(
+        ((f"flavors[{i}].name", each and each.get("name")) for i, each in enumerate(data.get("flavors", []))), found
+    )
     for i, key in enumerate(data.get("ssh_authorized_keys", [])):
         if key and (fault := find_key_fault(key)):
             found.add(f"ssh_authorized_keys[{i}]", fault)
@@ -76,6 +85,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         secrets_path=directory / data.get("secrets", "secrets.yaml"),
         cells=cells,
         nodes=built,
+        flavors=tuple(Flavor(**one) for one in data["flavors"]) if "flavors" in data else DEFAULT_FLAVORS,
         idle_cache="host" not in data.get("services", {}).get("cache", {"host": ""}),
     )
 

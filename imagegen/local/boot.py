@@ -20,8 +20,10 @@ from imagegen.base.signals import end_on_signals
 from imagegen.base.streams import Say
 from imagegen.base.tree import File, Tree, write_file
 from imagegen.local import nspawn, qemu
+from imagegen.local.guest import Guest, make_guest
+from imagegen.local.instance import Step, check_testable, explain_steps, find_administrator, run_guests
 from imagegen.local.network_boot import PxeQemu
-from imagegen.local.request import IMAGE_SUFFIX, Boot
+from imagegen.local.request import IMAGE_SUFFIX, Boot, find_tar
 from imagegen.local.verify import Fault, verify_cluster
 from imagegen.model.cluster import Cluster, Node
 from imagegen.seeds.seed import seed_tree
@@ -30,6 +32,7 @@ POLL = 0.5  # seconds between two checks of the nodes
 VERIFY_SHARE = (
     20  # verification, and each of its commands, may take this fraction of the backend's time: a minute, natively
 )
+GUEST_SHARE = 5  # each step of a guest may take that many times as long
 LAST_LINES = 15
 
 
@@ -46,6 +49,9 @@ class Machine(Protocol):
     def alive(self) -> bool: ...
     def console(self, lines: int = ...) -> list[str]: ...
     def execute(self, argv: Sequence[str], input: bytes | None = ..., timeout: float | None = ...) -> Completed: ...
+    def follow(
+        self, argv: Sequence[str], each_line: Callable[[bytes], None], *, input: bytes, timeout: float
+    ) -> Completed: ...
 
 
 class Backend(Protocol):
@@ -53,6 +59,8 @@ class Backend(Protocol):
 
     timeout: float  # seconds until all nodes should be ready
 
+    @property
+    def way_in(self) -> str: ...  # the command that opens a shell in the nodes' network; empty: there is none
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def needs(self, node: Node, image: Path) -> tuple[int, int]: ...  # bytes of memory, of disk
@@ -82,14 +90,23 @@ class ClusterNotReady(NodeNotReady):
         self.nodes = tuple(nodes)
 
 
-def boot_cluster(boot: Boot, report: Say) -> list[NodeResult]:
-    """Boots the nodes, waits until all are ready and verifies the cluster from outside.
+@dataclass(frozen=True)
+class Booted:
+    """What became of a cluster whose nodes are all ready."""
+
+    nodes: Sequence[NodeResult]
+    steps: Sequence[Step] = ()  # of the guests
+
+
+def boot_cluster(boot: Boot, report: Say) -> Booted:
+    """Boots the nodes, waits until all are ready and verifies the cluster from outside; with guests, if asked for.
 
     Raises BadUsage, MachineLacks, CommandFailed; ClusterNotReady if a node failed, timed out or is not what it says.
     """
     cluster, secrets, directory = boot.cluster, boot.secrets, boot.directory
     check_nodes(cluster, boot.nodes)
-    images = boot.find_images()
+    images, guest = boot.find_images(), find_guest(boot, report)
+    steps: list[Step] = []
     with hold_directory(directory, report), end_on_signals(), choose_backend(boot, report) as backend:
         check_machine([backend.needs(node, images[node.role]) for node in boot.nodes], directory)
         limit = backend.timeout if boot.timeout is None else boot.timeout
@@ -106,20 +123,43 @@ def boot_cluster(boot: Boot, report: Say) -> list[NodeResult]:
             controller = next(machine for machine in machines if machine.node.role.controls)
             limit = backend.timeout / VERIFY_SHARE
             found = verify_patiently(
-                lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit), limit, report
+                lambda: verify_cluster(cluster, secrets, boot.nodes, controller, limit, controller), limit, report
             )
             faults = [f"every node says that it is ready, but {finding}" for finding in found]
+            if guest and not faults:
+                login, computes = find_administrator(cluster, secrets), find_computes(boot.nodes)
+                steps = run_guests(cluster, login, computes, guest, controller, GUEST_SHARE * limit, report)
+                faults = explain_steps(steps)
         if faults:
             save_journals(machines, directory)
         if boot.keep:
             backend.keep()
+            if backend.way_in:
+                report(progress_line("network", "enter", "kept", backend.way_in))
             for machine in machines:
                 report(progress_line(machine.node.name, "login", "kept", machine.login))
     if faults:
         raise ClusterNotReady(
             "\n".join(faults), f"consoles and journals are in {directory}; --keep leaves nodes running", results
         )
-    return results
+    return Booted(results, steps)
+
+
+def find_guest(boot: Boot, report: Say) -> Guest | None:
+    """What boots on the computes at the end; None: nothing. Raises BadUsage, MachineLacks."""
+    if not boot.instance:
+        return None
+    check_testable(boot.cluster)
+    computes = find_computes(boot.nodes)
+    if not computes:
+        raise BadUsage("none of these nodes is a compute, so no guest can boot on them", "leave --instance out")
+    find_administrator(boot.cluster, boot.secrets)
+    report(progress_line("guest", "make", "working", f"of the image of the role {computes[0].role}"))
+    return make_guest(find_tar(boot.out, computes[0].role))
+
+
+def find_computes(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if node.role.runs("nova-compute")]
 
 
 def choose_backend(boot: Boot, report: Say) -> Backend:

@@ -57,8 +57,12 @@ class Bridge:
     def add_namespace(self, name: str, interface: str, mac: str | None = None) -> None:
         """Makes another namespace, whose one interface, still down, leads to the bridge. Raises CommandFailed."""
         run(["ip", "netns", "add", name])
+        self.add_interface(name, interface, mac)
+
+    def add_interface(self, namespace: str, interface: str, mac: str | None = None) -> None:
+        """Makes one more interface in such a namespace, still down, which leads to the bridge. Raises CommandFailed."""
         port, address = self._name_port(), [] if mac is None else ["address", mac]
-        self._ip("link", "add", port, "type", "veth", "peer", "name", interface, *address, "netns", name)
+        self._ip("link", "add", port, "type", "veth", "peer", "name", interface, *address, "netns", namespace)
         self._ip("link", "set", port, "master", BRIDGE, "up")
 
     def call(self, function: Callable[[], Result]) -> Result:

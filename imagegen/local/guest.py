@@ -1,4 +1,4 @@
-"""The guest of `imagegen verify --instance`: the kernel of a role's image and an initramfs, made of what is in its tree."""
+"""The guest of `imagegen verify --instance`: a role's kernel, and an initramfs of what is in the role's image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,22 @@ from imagegen.base.resources import PACKAGE
 LIMIT = 4 << 20  # bytes of the initramfs
 MODULES = ("net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net")  # in the order of their loading
 PROGRAM = "usr/bin/busybox"
-APPLETS = ("cat", "chmod", "cut", "dmesg", "grep", "hostname", "insmod", "ip", "mkdir", "mount", "ping", "sh", "sleep", "tr")
+APPLETS: tuple[str, ...] = (
+    "cat",
+    "chmod",
+    "cut",
+    "dmesg",
+    "grep",
+    "hostname",
+    "insmod",
+    "ip",
+    "mkdir",
+    "mount",
+    "ping",
+    "sh",
+    "sleep",
+    "tr",
+)
 APPLETS += ("udhcpc", "wget")
 LIBRARIES = ("ld-linux-x86-64.so.2", "libc.so.6", "libresolv.so.2")
 LIBRARY_PLACES = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib")
@@ -71,7 +86,11 @@ def _read(archive: tarfile.TarFile, member: str) -> bytes:
     while info.issym():
         target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
         prefix = "./" if info.name.startswith("./") else ""
-        info = archive.getmember(prefix + target.removeprefix("./").lstrip("/") if info.linkname[:1] != "/" else prefix + info.linkname.lstrip("/"))
+        info = archive.getmember(
+            prefix + target.removeprefix("./").lstrip("/")
+            if info.linkname[:1] != "/"
+            else prefix + info.linkname.lstrip("/")
+        )
     file = archive.extractfile(info)
     if file is None:
         raise MachineLacks(f"the image's tar has no file {member}")
@@ -80,7 +99,9 @@ def _read(archive: tarfile.TarFile, member: str) -> bytes:
 
 def pack_initramfs(files: Mapping[str, bytes]) -> bytes:
     """A compressed cpio archive of these files, all executable, and of links to busybox for its applets."""
-    directories = sorted({"bin", "dev", "lib", "lib64", "proc", "sys", "tmp"} | {posixpath.dirname(name) for name in files} - {""})
+    directories = sorted(
+        {"bin", "dev", "lib", "lib64", "proc", "sys", "tmp"} | {posixpath.dirname(name) for name in files} - {""}
+    )
     entries: list[tuple[str, int, bytes]] = [(name, 0o040755, b"") for name in directories]
     entries += [(name, 0o100755, files[name]) for name in sorted(files)]
     entries += [(f"bin/{name}", 0o120777, b"busybox") for name in APPLETS]

@@ -8,11 +8,12 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
-from imagegen.base.commands import Completed, Process, require_tools, run, start
+from imagegen.base.commands import Completed, Process, follow, require_tools, run, start
 from imagegen.base.console import plain_lines, read_tail
 from imagegen.base.errors import CommandFailed, MachineLacks
 from imagegen.base.handles import append_file, make_fresh, open_directory, read_file, remove_place
@@ -23,8 +24,10 @@ from imagegen.model.cluster import Cluster, Node
 STATE = "nspawn.json"
 SEED = "var/lib/cloud/seed/nocloud"
 STATUS = "run/imagegen/status.json"
-OPENVSWITCH = Path("/sys/module/openvswitch")
-DATAPATH = Path("etc/imagegen/datapath")  # which the agent reads
+OPENVSWITCH = Path("/sys/module/openvswitch")  # a container cannot load it into this machine's kernel
+TUNNEL = "tunnel0"
+TUNNEL_BRIDGE = "br-tunnel"  # which the agent makes
+TUNNEL_NETWORK = IPv4Network("198.18.0.0/16")  # of tests between hosts (RFC 2544), inside namespaces of this machine
 ANY = range(-64, 256)  # all return codes
 
 # Runs the command in the control groups given as the first argument, and again whenever it ends with 133, by which
@@ -60,6 +63,11 @@ class Nspawn:
         self.machines: list[NspawnMachine] = []
         self._kept = False
 
+    @property
+    def way_in(self) -> str:
+        """The command that opens a shell in the nodes' network."""
+        return shlex.join(["sudo", *self.bridge.prefix, "su", "-l", os.environ.get("SUDO_USER", "root")])
+
     def __enter__(self) -> Self:
         """Removes what an earlier run left, and makes the network. Raises CommandFailed."""
         with open_directory(self.directory, make=True):
@@ -89,6 +97,9 @@ class Nspawn:
         self.machines.append(machine)
         self.bridge.add_namespace(namespace, "host0", node.mac)
         machine.unpack(seed)
+        if not OPENVSWITCH.exists():
+            self.bridge.add_interface(namespace, TUNNEL)
+            machine.switch_in_user_space(f"{TUNNEL_NETWORK[len(self.machines)]}/{TUNNEL_NETWORK.prefixlen}")
         return machine
 
     def keep(self) -> None:
@@ -132,9 +143,22 @@ class NspawnMachine:
         else:
             run(["tar", "-xpf", self._source, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", self.tree])
         write_tree(seed, self.tree / SEED, directory_mode=0o700)
-        if not OPENVSWITCH.exists():  # in this kernel, which a container cannot load it into
-            with open_directory(self.tree / DATAPATH.parent, make=True):
-                write_file(self.tree / DATAPATH, text("netdev\n"))
+
+    def switch_in_user_space(self, tunnel: str) -> None:
+        """Asks for what a kernel without Open vSwitch can do. Open vSwitch's program tunnels only through an interface
+        that it has for itself, so that has an address of its own.
+        """
+        address = str(IPv4Interface(tunnel).ip)
+        asked = {"datapath": "netdev", "interface": TUNNEL, "address": address}
+        match = "[Match]\nName={}\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nLinkLocalAddressing=no\n{}"
+        files = {
+            "etc/imagegen/datapath.json": json.dumps(asked) + "\n",
+            "etc/systemd/network/60-tunnel-bridge.network": match.format(TUNNEL_BRIDGE, f"Address={tunnel}\n"),
+            "etc/systemd/network/60-tunnel.network": match.format(TUNNEL, ""),
+        }
+        for path, content in files.items():
+            with open_directory((self.tree / path).parent, make=True):
+                write_file(self.tree / path, text(content))
 
     def start(self) -> None:
         """Boots the node; its console goes to a file. Raises CommandFailed if its control groups cannot be made."""
@@ -175,6 +199,15 @@ class NspawnMachine:
         if leader is None:
             raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
         return run([*enter_command(leader), *argv], input=input, env={"HOME": "/root"}, ok=ANY, timeout=timeout)
+
+    def follow(
+        self, argv: Sequence[str], each_line: Callable[[bytes], None], *, input: bytes, timeout: float
+    ) -> Completed:
+        """Likewise, and hands each line of its stdout over as it comes."""
+        leader = self.leader()
+        if leader is None:
+            raise CommandFailed(f"{self.node.name} is not running", last_lines=self.console())
+        return follow([*enter_command(leader), *argv], each_line, input=input, env={"HOME": "/root"}, timeout=timeout)
 
     @property
     def login(self) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, create_connection, socket
 from typing import Any, Self
 
-from imagegen.base.commands import Completed, Process, require_tools, run, start
+from imagegen.base.commands import Completed, Process, follow, require_tools, run, start
 from imagegen.base.console import newest_document, plain_lines, read_tail
 from imagegen.base.errors import BadUsage, CommandFailed
 from imagegen.base.handles import create_file, make_fresh, open_directory, read_file, remove_place
@@ -58,6 +58,7 @@ SWITCH = (
 class Qemu:
     """One run's network and machines. Every process has the run's name, so that a later run can find and end it."""
 
+    way_in = ""
     tools: tuple[str, ...] = ("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
@@ -216,6 +217,14 @@ class QemuMachine:
         if done.returncode == 255 and tunnel.poll() is not None:
             raise CommandFailed(f"the ssh connection to {self.node.name} broke", last_lines=self.console())
         return done
+
+    def follow(
+        self, argv: Sequence[str], each_line: Callable[[bytes], None], *, input: bytes, timeout: float
+    ) -> Completed:
+        """Likewise, and hands each line of its stdout over as it comes."""
+        self._open_tunnel(LOGIN_SECONDS)
+        ssh = [*self._ssh("-o", "ControlMaster=no", "-S", self._socket), shlex.join(argv)]
+        return follow(ssh, each_line, input=input, cwd=self._network.directory, timeout=timeout)
 
     @property
     def login(self) -> str:

@@ -38,6 +38,7 @@ class Boot:
     network: NetworkBoot | None = None  # QEMU's machines start with blank disks
     timeout: float | None = None  # seconds; None: the backend's own
     keep: bool = False  # machines keep running, ready or not
+    instance: bool = False  # at the end a guest boots on every compute
     images: Mapping[Role, Path] | None = None  # instead of OUT/images; nspawn takes directories too
 
     @property
@@ -48,6 +49,11 @@ class Boot:
         """Each role's image. Raises BadUsage if one has not been built."""
         roles = dict.fromkeys(node.role for node in self.nodes)
         return self.images or {role: find_image(self.out, role, self.backend) for role in roles}
+
+
+def find_tar(out: Path, role: Role) -> Path:
+    """The role's current image as a tar. Raises BadUsage if it has not been built."""
+    return find_image(out, role, "nspawn")
 
 
 def find_image(out: Path, role: Role, backend: str) -> Path:

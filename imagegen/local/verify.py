@@ -20,6 +20,9 @@ INTERFACES = ("admin", "internal", "public")
 COMPUTE_SERVICES = {"nova-controller": ("nova-conductor", "nova-scheduler"), "nova-compute": ("nova-compute",)}
 """Element -> what registers itself with Nova where it runs."""
 
+AGENTS = ("OVN Controller agent", "OVN Metadata agent")
+"""What a compute has in Neutron's list, with OVN."""
+
 Row = dict[str, Any]
 
 
@@ -38,12 +41,13 @@ class Fault:
 class Facts:
     """What nova-manage and the APIs say. Rows of `cells` and `hosts` have nova-manage's column titles as keys."""
 
-    cells: Sequence[Row]
-    hosts: Sequence[Row]
+    cells: Sequence[Row] | None  # None: nobody asked nova-manage
+    hosts: Sequence[Row] | None
     services: Sequence[Row]
     endpoints: Sequence[Row]
     compute_services: Sequence[Row]
     hypervisors: Sequence[Row]
+    agents: Sequence[Row] = ()
     errors: Sequence[str] = ()
 
 
@@ -54,22 +58,30 @@ class Executor(Protocol):
 
 
 def verify_cluster(
-    cluster: Cluster, secrets: Secrets, nodes: Sequence[Node], controller: Executor, timeout: float
+    cluster: Cluster,
+    secrets: Secrets,
+    nodes: Sequence[Node],
+    reach: Executor,
+    timeout: float,
+    controller: Executor | None,
 ) -> list[Fault]:
-    """What is wrong with the booted `nodes`, seen from a controller; empty: nothing. `timeout`: seconds per command."""
-    node = next(node for node in nodes if node.role.controls)
-    return check_facts(
-        cluster, nodes, node_document(cluster, node, secrets), gather_facts(cluster, secrets, controller, timeout)
-    )
+    """What is wrong with these nodes; empty: nothing. `timeout`: seconds per command.
+
+    `reach` is where the APIs are asked, `controller` where nova-manage is; None: what only that knows is not checked.
+    """
+    expected = node_document(cluster, cluster.controllers[0], secrets)
+    return check_facts(cluster, nodes, expected, gather_facts(cluster, secrets, reach, timeout, controller))
 
 
-def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeout: float) -> Facts:
-    """Asks nova-manage and the APIs, on the controller. What cannot be read is in `errors`."""
+def gather_facts(
+    cluster: Cluster, secrets: Secrets, reach: Executor, timeout: float, controller: Executor | None
+) -> Facts:
+    """Asks the APIs and, on a controller, nova-manage. What cannot be read is in `errors`."""
     errors: list[str] = []
 
-    def ask(what: str, argv: Sequence[str], input: bytes | None = None) -> str:
+    def ask(where: Executor, what: str, argv: Sequence[str], input: bytes | None = None) -> str:
         try:
-            done = controller.execute(argv, input=input, timeout=timeout)
+            done = where.execute(argv, input=input, timeout=timeout)
         except CommandFailed as error:
             errors.append(f"{what} failed: {error.message}")
             return ""
@@ -80,23 +92,31 @@ def gather_facts(cluster: Cluster, secrets: Secrets, controller: Executor, timeo
             return ""
         return done.stdout.decode(errors="replace")
 
-    manage = ["runuser", "-u", "nova", "--", "nova-manage", "cell_v2"]
-    cells = ask("nova-manage cell_v2 list_cells", [*manage, "list_cells", "--verbose"])
-    hosts = ask("nova-manage cell_v2 list_hosts", [*manage, "list_hosts"])
-    said = ask("reading the APIs", ["python3", "-"], observe_program(cluster, secrets))
+    def manage(*words: str) -> list[Row] | None:
+        if controller is None:
+            return None
+        argv = ["runuser", "-u", "nova", "--", "nova-manage", "cell_v2", *words]
+        return parse_table(ask(controller, f"nova-manage cell_v2 {words[0]}", argv))
+
+    cells, hosts = manage("list_cells", "--verbose"), manage("list_hosts")
+    said = ask(reach, "reading the APIs", ["python3", "-"], observe_program(cluster, secrets))
     try:
         document = json.loads(said) if said else {}
     except ValueError:
         document = {"errors": ["the answer about the APIs is not JSON"]}
-    read = {name: document.get(name, []) for name in ("services", "endpoints", "compute_services", "hypervisors")}
-    return Facts(parse_table(cells), parse_table(hosts), **read, errors=[*errors, *document.get("errors", [])])
+    names = ("services", "endpoints", "compute_services", "hypervisors", "agents")
+    read = {name: document.get(name, []) for name in names}
+    return Facts(cells, hosts, **read, errors=[*errors, *document.get("errors", [])])
 
 
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
     """data/observe.py and a call of its main(), as text for python3's standard input: passwords are in it."""
+    services = cluster.services
     (compute_url,) = (url for endpoint, url in cluster.catalog if endpoint.type == "compute")
     # As Nova's own user, which may read all of this, even if no administrator's password is known.
-    call = (cluster.services.auth_url, compute_url, "nova", secrets["identity_nova"], "service")
+    login = ("nova", secrets["identity_nova"], "service")
+    agents = services.network_endpoint if services.southbound else None
+    call = (services.auth_url, compute_url, services.image_endpoint, agents, *login)
     source = files("imagegen").joinpath("data/observe.py").read_text(encoding="utf-8")
     return f"{source}\n\nmain(*{call!r})\n".encode()
 
@@ -118,10 +138,11 @@ def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any
     return sorted(
         {
             *(Fault("cluster", error) for error in facts.errors),
-            *_check_cells(expected["cells"], facts.cells),
+            *([] if facts.cells is None else _check_cells(expected["cells"], facts.cells)),
             *_check_compute_services(nodes, len(cluster.cells), facts.compute_services),
-            *_check_hosts(computes, facts.hosts),
+            *([] if facts.hosts is None else _check_hosts(computes, facts.hosts)),
             *_check_hypervisors(computes, facts.hypervisors),
+            *(_check_agents(computes, facts.agents) if cluster.services.southbound else []),
             *_check_endpoints(cluster.region, expected["identity"]["services"], facts),
         }
     )
@@ -212,6 +233,17 @@ def _check_hypervisors(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fa
     for node in computes:
         found += _check_up(node.name, "its hypervisor", [row for row in rows if row["service"]["host"] == node.name])
     return found
+
+
+def _check_agents(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fault]:
+    """Every compute's chassis and metadata agent alive in Neutron."""
+    alive = {(row["host"], row["agent_type"]) for row in rows if row["alive"]}
+    return [
+        Fault(node.name, f"Neutron does not call its {kind} alive")
+        for node in computes
+        for kind in AGENTS
+        if (node.name, kind) not in alive
+    ]
 
 
 def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Fault]:

@@ -60,6 +60,14 @@ class Services:
 
 
 @dataclass(frozen=True)
+class Flavor:
+    name: str
+    vcpus: int
+    ram: int  # MiB
+    disk: int  # GiB
+
+
+@dataclass(frozen=True)
 class Deploy:
     mode: str = "deploy"
     wipe: bool = False
@@ -92,6 +100,7 @@ class Cluster:
     secrets_path: Path
     cells: tuple[str, ...]
     nodes: tuple[Node, ...]
+    flavors: tuple[Flavor, ...]  # where Nova has none
     idle_cache: bool = False  # the file gives the cache a place in the cluster, which is accepted but not needed
 
     @property
@@ -112,7 +121,7 @@ class Cluster:
         raise KeyError(name)
 
     def runs(self, service: Service) -> bool:
-        """Whether the service runs in the cluster: all do but those that the cluster file has elsewhere or not at all."""
+        """Whether the service runs in the cluster: all but those that the file has elsewhere or not at all."""
         place = self.services.place(service.hosted_as) if service.hosted_as else None
         return place is None or place.node is not None
 
@@ -122,8 +131,9 @@ class Cluster:
         found = []
         for service in filter(self.runs, services()):
             place = self.services.place(service.hosted_as) if service.hosted_as else None
+            host = place.host if place else str(self.controllers[0].address)
             if service.endpoint:
-                found.append((service.endpoint, service.endpoint.url(place.host if place else self.controllers[0].address)))
+                found.append((service.endpoint, service.endpoint.url(host)))
         return tuple(sorted(found, key=lambda one: one[0].service))
 
     def hosted_on(self, node: Node) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ def hosted_port(name: str) -> int:
 
 
 def listening_port(what: str) -> int:
-    """The port of what is declared to listen by that name. Raises KeyError."""
-    return {name: int(port) for declared in declarations().values() for name, port in declared.get("listens", {}).items()}[what]
+    """The port of what is declared to listen by that name."""
+    (port,) = (declared["listens"][what] for declared in declarations().values() if what in declared.get("listens", {}))
+    return int(port)
 
 
 def _read_service(element: str) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -97,6 +98,7 @@ def _controller_document(cluster: Cluster, node: Node, secrets: Secrets) -> dict
         "other_messaging": [_messaging_login(cluster, user, secrets) for user in others],
         "cache": cache_place(cluster),
         "cells": _cells(cluster, secrets),
+        "flavors": [asdict(flavor) for flavor in cluster.flavors],
         "console_ports": {cell: cluster.console_port(cell) for cell in cluster.cells},
         "identity": {
             "admin_password": None if services.identity.node is None else secrets["identity_admin"],

@@ -26,7 +26,7 @@ def hash_rabbitmq_password(password: str, salt: bytes) -> str:
 
 
 def rabbitmq_definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
-    """RabbitMQ's definitions: a vhost per cell, the controllers' user, one for each cell's computes, those of services."""
+    """RabbitMQ's definitions: a vhost and a computes' user per cell, the controllers' user, and services' own."""
 
     def describe(user: MessagingUser) -> dict[str, Any]:
         salt = bytes.fromhex(keyed_digest(secrets["seed_key"], f"rabbitmq/{user.name}"))[:4]

@@ -13,6 +13,7 @@ from imagegen.model.declarations import declarations
 from imagegen.model.logins import database_schemas, messaging_user, schema_of, service_messaging, service_users
 from imagegen.model.secret_keys import CELL
 from imagegen.seeds.connections import cache_place, cell_urls, database_url, transport_url
+from imagegen.seeds.migration import Migration
 from imagegen.seeds.node_json import node_document
 from imagegen.seeds.rabbitmq import rabbitmq_definitions
 
@@ -53,6 +54,8 @@ def node_files(cluster: Cluster, node: Node, secrets: Secrets) -> tuple[SeedFile
                 content = render_template(f"{element}/seed/{file['template']}", values)
             elif "document" in file:
                 content = dump_json(DOCUMENTS[file["document"]](cluster, node, secrets))
+            elif "migration" in file:
+                content = getattr(values["migration"], file["migration"])
             else:
                 content = secrets[file["secret"]]
             files.append(SeedFile(file["path"].replace(CELL, cell), file["owner"], int(file["mode"], 8), content))
@@ -80,6 +83,8 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "southbound": cluster.services.southbound,
         "chassis": cluster.chassis(node),
         "metadata_host": str(first.address),
+        "migration": Migration(cluster, node, secrets),
+        "one_compute": sum(node.role.runs("nova-compute") for node in cluster.nodes) == 1,
         "block_storage": cluster.services.block_storage,
         "release": cluster.release,
         "cidr": cluster.network.cidr,

@@ -49,6 +49,7 @@ class OpenVSwitch:
     def __init__(self) -> None:
         self.external_ids: dict[str, str] = {}
         self.managers: list[str] = []
+        self.bridges: dict[str, dict[str, list[str]]] = {}  # name -> its options and ports
 
     def start(self, hostname: str, system_id: str | None) -> None:
         """What ovs-ctl writes when ovsdb-server starts; the hostname only where there is none."""
@@ -59,6 +60,9 @@ class OpenVSwitch:
         """ovs-vsctl. Without --no-wait it waits for ovs-vswitchd to do what has changed."""
         if not up:
             return 1, "", "ovs-vsctl: unix:/var/run/openvswitch/db.sock: database connection failed (No such file)"
+        if "add-br" in words:
+            self.add_bridge(words)
+            return DONE
         options = {word for word in words if word.startswith("--")}
         verb, *more = (word for word in words if not word.startswith("--"))
         if verb == "list":
@@ -77,6 +81,19 @@ class OpenVSwitch:
             assert value.startswith('"'), "an address would be taken for a syntax error"
             self.external_ids[key] = json.loads(value)
         return DONE
+
+    def add_bridge(self, words: Sequence[str]) -> None:
+        """Adds a bridge with a port, where they are missing, and sets the bridge's options."""
+        for command in " ".join(words).split(" -- "):
+            verb, *more = (word for word in command.split() if not word.startswith("--"))
+            if verb == "add-port":
+                self.bridges[more[0]]["ports"] = sorted({*self.bridges[more[0]].get("ports", []), more[1]})
+            elif verb == "set":
+                assert more[0] == "bridge"
+                self.bridges[more[1]]["options"] = more[2:]
+            else:
+                assert verb == "add-br" and "--may-exist" in command, command
+                self.bridges.setdefault(more[0], {})
 
     def is_chassis(self) -> bool:
         return all(self.external_ids.get(key) for key in OPTIONS_OF_CHASSIS)

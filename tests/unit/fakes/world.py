@@ -54,6 +54,7 @@ AGENT_MODULES = (
     "openstack.cloud",
     "openstack.database",
     "openstack.discovery",
+    "openstack.flavors",
     "openstack.lease",
     "openstack.ovn",
     "openstack.upgrade",

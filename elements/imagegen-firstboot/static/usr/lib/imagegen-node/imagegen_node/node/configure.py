@@ -19,6 +19,9 @@ CPUINFO = Path("/proc/cpuinfo")
 KVM = Path("/dev/kvm")
 WORKERS = Path("/etc/imagegen/workers")  # a number in it overrides the number of cores
 MOST_WORKERS = 4
+# By virt_type. Without KVM QEMU makes a processor itself: it has all of Nehalem, the least that current systems boot on
+# (x86-64-v2), and the same on every host.
+CPU_MODELS = {"kvm": "cpu_mode = host-model\n", "qemu": "cpu_mode = custom\ncpu_models = Nehalem\n"}
 
 
 def count_workers() -> int:
@@ -57,5 +60,5 @@ def choose_virt_type() -> tuple[str, str]:
 def configure_compute() -> str:
     """Writes virt_type to a drop-in for Nova; says which, and why."""
     virt_type, why = choose_virt_type()
-    put_file(NOVA_VIRT_TYPE, f"[libvirt]\nvirt_type = {virt_type}\n", 0o640, "root", "nova")
+    put_file(NOVA_VIRT_TYPE, f"[libvirt]\nvirt_type = {virt_type}\n{CPU_MODELS[virt_type]}", 0o640, "root", "nova")
     return f"virt_type {virt_type}: {why}"

@@ -12,11 +12,12 @@ from imagegen_node.engine.system import run
 
 # Database's tool -> the port of the database, ovn-ctl's defaults, and what get-connection prints before each place.
 TOOLS = {"ovn-nbctl": (6641, ""), "ovn-sbctl": (6642, 'read-write role="" ')}
-# os-vif plugs instances by this one ([os_vif_ovs] ovsdb_connection); nova-compute may not use the socket, which is root's.
+# os-vif plugs instances by it ([os_vif_ovs] ovsdb_connection): nova-compute may not use the socket, which is root's.
 MANAGER = "ptcp:6640:127.0.0.1"
 SECONDS = 30.0  # until a tool must have answered
-# Holds the word `netdev` where the kernel cannot switch packets, as in containers of `imagegen boot`.
-DATAPATH = Path("/etc/imagegen/datapath")
+# What `imagegen boot` puts into containers whose kernel cannot switch packets; never on a real node.
+DATAPATH = Path("/etc/imagegen/datapath.json")
+TUNNEL_BRIDGE = "br-tunnel"
 
 
 def listen(address: str) -> str:
@@ -32,16 +33,16 @@ def listen(address: str) -> str:
 
 def configure_chassis(node: dict[str, Any]) -> str:
     """What ovn-controller reads in Open vSwitch's database; says what had to change."""
-    chassis = node["chassis"]
+    chassis, asked = node["chassis"], json.loads(read_text(DATAPATH) or "{}")
     wanted = {
         "hostname": node["node"],
-        "ovn-encap-ip": node["address"],
+        "ovn-encap-ip": make_tunnel_bridge(asked) if asked else node["address"],
         "ovn-encap-type": "geneve",
         "ovn-remote": chassis["southbound"],
         "system-id": chassis["name"],
     }
-    if datapath := (read_text(DATAPATH) or "").strip():
-        wanted["ovn-bridge-datapath-type"] = datapath
+    if asked:
+        wanted["ovn-bridge-datapath-type"] = asked["datapath"]
     there = read_external_ids()
     stale = {key: value for key, value in wanted.items() if there.get(key) != value}
     if stale:
@@ -53,11 +54,19 @@ def configure_chassis(node: dict[str, Any]) -> str:
     return "set " + ", ".join(sorted(stale)) if stale else ""
 
 
+def make_tunnel_bridge(asked: dict[str, str]) -> str:
+    """A bridge of Open vSwitch's program, with an interface for tunnels; returns the address that it is given."""
+    bridge, interface = TUNNEL_BRIDGE, asked["interface"]
+    kind = ["set", "bridge", bridge, "datapath_type={datapath}".format(**asked)]
+    port = ["--may-exist", "add-port", bridge, interface]
+    run(["ovs-vsctl", "--may-exist", "add-br", bridge, "--", *kind, "--", *port], timeout=SECONDS)
+    return asked["address"]
+
+
 def read_external_ids() -> dict[str, str]:
     """What Open vSwitch's database says of this machine."""
     argv = ["ovs-vsctl", "--format=json", "--columns=external_ids", "list", "Open_vSwitch", "."]
-    ((kind, pairs),) = json.loads(run(argv, timeout=SECONDS))["data"][0]
-    assert kind == "map", kind
+    ((_, pairs),) = json.loads(run(argv, timeout=SECONDS))["data"][0]
     return dict(pairs)
 
 

@@ -66,17 +66,16 @@ class Compute:
         if self.session is None:
             self.session = open_nova_session(self.node)
         try:
-            yield from self.ask_apis()
+            yield from self.ask_apis(self.session)
         except TokenRefused:  # it has expired, an hour after the login
             self.session = open_nova_session(self.node)
-            yield from self.ask_apis()
+            yield from self.ask_apis(self.session)
 
-    def ask_apis(self) -> list[str]:
+    def ask_apis(self, session: Session) -> list[str]:
         """What the APIs say is wrong with this node. Raises TokenRefused, with nothing said."""
-        assert self.session
-        troubles = list(find_service_troubles(self.node, self.session))
+        troubles = list(find_service_troubles(self.node, session))
         if "chassis" in self.node:
-            troubles += health.find_troubles([health.require(partial(cloud.check_agents, self.node, self.session))])
+            troubles += health.find_troubles([health.require(partial(cloud.check_agents, self.node, session))])
         return troubles
 
     def list_step_names(self) -> list[str]:

@@ -15,7 +15,7 @@ from imagegen_node.engine.status import Status
 from imagegen_node.engine.steps import TRIES, Sleep, Step, run_step, run_steps
 from imagegen_node.engine.system import Units, check_port, run, seconds_active, start_units
 from imagegen_node.node import configure, declared, metadata, seed
-from imagegen_node.openstack import backing, cells, cloud, discovery, identity_objects, upgrade
+from imagegen_node.openstack import backing, cells, cloud, discovery, flavors, identity_objects, upgrade
 from imagegen_node.openstack.api import INTERFACES, Session, Unauthorized, has_reported, open_nova_session
 from imagegen_node.openstack.database import schema_of
 from imagegen_node.openstack.lease import Lease
@@ -25,6 +25,7 @@ SHARED_STEPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "nova-api-schema": upgrade.sync_api,
     "cells": cells.map_cells,
     "nova-schema": upgrade.sync_nova,
+    "flavors": flavors.write_first,
 }
 DISCOVERY_PAUSE = 3.0  # seconds between two looks for unmapped computes
 LONGEST_DISCOVERY_PAUSE = 60.0  # seconds, while discovery fails
@@ -189,14 +190,18 @@ class Controller:
         return ", ".join(text.splitlines())
 
     def start_services(self) -> str:
-        start_units(declared.list_units(declared.list_services(self.node), cells.further_cells(self.node), step="services"))
+        start_units(
+            declared.list_units(declared.list_services(self.node), cells.further_cells(self.node), step="services")
+        )
         self.check_ports()
         return ""
 
     def check_ports(self) -> None:
         """Raises Waiting until each of the services listens."""
         consoles = {f"noVNC proxy of {cell}": port for cell, port in self.node["console_ports"].items()}
-        listens = {what: port for element in declared.list_services(self.node) for what, port in element["listens"].items()}
+        listens = {
+            what: port for element in declared.list_services(self.node) for what, port in element["listens"].items()
+        }
         for what, port in {**listens, **consoles}.items():
             check_port(self.node["address"], port, what)
 
