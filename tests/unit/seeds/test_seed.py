@@ -201,11 +201,16 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
             assert not any(secret in file["content"] for secret in secrets)
 
 
-def test_a_compute_gets_three_files_for_owners_that_its_image_has() -> None:
+def test_the_files_of_a_compute_are_for_owners_that_its_image_has() -> None:
     """cloud-init stops at the first owner that it does not know."""
     files = written_files(make_tree(COMPUTE))
     owners = {NODE: "root:root", NOVA: "root:nova", "/etc/chrony/sources.d/imagegen.sources": "root:root"}
-    assert {path: file["owner"] for path, file in files.items()} == owners
+    owners |= {NEUTRON: "root:neutron", "/etc/openvswitch/system-id.conf": "root:root"}
+    others = {path: file["owner"] for path, file in files.items() if "ssh" in path or "migration" in path}
+    of_qemu = {path: file["owner"] for path, file in files.items() if path.startswith("/etc/pki/qemu/")}
+    assert {path: file["owner"] for path, file in files.items()} == {**owners, **others, **of_qemu}
+    assert set(others.values()) == {"root:root", "root:nova"}
+    assert set(of_qemu.values()) == {"root:root", "root:libvirt-qemu"}
 
 
 def test_time_servers_come_from_the_cluster() -> None:
