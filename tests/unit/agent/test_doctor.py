@@ -24,6 +24,7 @@ def healthy(controller: World) -> World:
     """A controller that is ready, with one mapped compute."""
     controller.register_compute(COMPUTE)
     controller.map_host(COMPUTE)
+    controller.register_chassis(COMPUTE)
     controller.forget()
     return controller
 

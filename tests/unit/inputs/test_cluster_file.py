@@ -407,7 +407,8 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
     assert typed_secrets(load_cluster(CASES / "good/two-cells.yaml")) == {}
     outside = 'services: {messaging: {host: mq}, identity: {auth_url: "http://k:5000/v3"}}\ncells: [cell1, far]\n'
     typed = typed_secrets(load_text(tmp_path, (CASES / "good/minimal.yaml").read_text() + outside))
-    assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "identity_nova_compute"]
+    users = [f"identity_{name}" for name in ("glance", "neutron", "nova_compute")]
+    assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "messaging_neutron", *users]
     assert typed["messaging_compute_far"] == (
         "the message queue is outside this cluster and needs a password for user compute_far: "
         "`imagegen validate --explain` prints how"
@@ -417,4 +418,4 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
 def test_each_cell_has_a_database_of_its_own() -> None:
     """The first has Nova's usual name."""
     names = [name for name, _ in database_schemas(load_cluster(CASES / "good/two-cells.yaml"))]
-    assert names == ["keystone", "placement", "nova_api", "nova_cell0", "nova", "nova_cell2", "imagegen"]
+    assert names == ["keystone", "placement", "nova_api", "nova_cell0", "nova", "nova_cell2", "glance", "neutron", "imagegen"]

@@ -27,6 +27,7 @@ NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
 SECRETS = Secrets({key: f"{NASTY}{number}" for number, key in enumerate(secret_kinds())})
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes
+ORDER = ("nova", "placement", "glance", "neutron")
 EXPECTED = node_document(CLUSTER, CONTROLLER, SECRETS)
 
 
@@ -42,13 +43,19 @@ def make_facts() -> verify.Facts:
         }
         for cell in EXPECTED["cells"]
     ]
-    services = [{"id": "s1", "name": "nova", "type": "compute"}, {"id": "s2", "name": "placement", "type": "placement"}]
-    services.append({"id": "s3", "name": "keystone", "type": "identity"})
+    expected = sorted(EXPECTED["identity"]["services"], key=lambda service: ORDER.index(service["name"]))
+    services = [{"id": f"s{n}", **service} for n, service in enumerate(expected, 1)]
+    services.append({"id": "s9", "name": "keystone", "type": "identity"})
     endpoints = [
         {"service_id": f"s{n}", "interface": interface, "region": region, "url": service["url"], "enabled": True}
-        for n, service in enumerate(EXPECTED["identity"]["services"], 1)
+        for n, service in enumerate(expected, 1)
         for interface in verify.INTERFACES
         for region in ("RegionOne", "RegionTwo")
+    ]
+    agents = [
+        {"agent_type": kind, "host": host, "alive": host == "linux-node2"}
+        for kind in verify.AGENTS
+        for host in ("linux-node2", "linux-node9")
     ]
     up = {"state": "up", "status": "enabled"}
     return verify.Facts(
@@ -63,6 +70,7 @@ def make_facts() -> verify.Facts:
             {"binary": "nova-compute", "host": "linux-node9", "state": "down", "status": "disabled"},
         ],
         hypervisors=[{"hypervisor_hostname": "linux-node2.example", "service": {"host": "linux-node2"}, **up}],
+        agents=agents,
     )
 
 
@@ -178,6 +186,21 @@ FAULTS: list[tuple[str, Plant, str]] = [
         lambda f: f.endpoints[4].update(url="http://10.0.0.1:8774/v2.1"),
         "service nova: its public endpoint in RegionOne is http://10.0.0.1:8774/v2.1, not http",
     ),
+    (
+        "a chassis that is dead",
+        lambda f: f.agents[0].update(alive=False),
+        "linux-node2: Neutron does not call its OVN Controller agent alive",
+    ),
+    (
+        "a metadata agent that never came",
+        lambda f: f.agents.pop(2),
+        "linux-node2: Neutron does not call its OVN Metadata agent alive",
+    ),
+    (
+        "Glance registered twice",
+        lambda f: f.services.append(f.services[2]),
+        "service glance: of type image is registered 2 times, not once",
+    ),
     ("something unreadable", lambda f: f.errors.append("no token"), "cluster: no token"),
 ]
 
@@ -195,7 +218,7 @@ def test_a_planted_fault_is_found_alone(plant: Plant, finding: str) -> None:
 
 def test_only_the_booted_nodes_are_looked_for() -> None:
     """A controller booted alone is verified without the computes of its cluster file."""
-    facts = replace(make_facts(), hosts=[], hypervisors=[], compute_services=make_facts().compute_services[:2])
+    facts = replace(make_facts(), hosts=[], hypervisors=[], agents=[], compute_services=make_facts().compute_services[:2])
     assert verify.check_facts(CLUSTER, [CONTROLLER], EXPECTED, facts) == []
 
 
@@ -256,7 +279,8 @@ class Node:
 
 
 def answers_of(facts: verify.Facts) -> dict[str, Any]:
-    read = {k: getattr(facts, k) for k in ("services", "endpoints", "compute_services", "hypervisors")}
+    names = ("services", "endpoints", "compute_services", "hypervisors", "agents")
+    read = {name: getattr(facts, name) for name in names}
     return {
         "list_cells": (0, draw_table(facts.cells).encode()),
         "list_hosts": (0, draw_table(facts.hosts).encode()),
@@ -267,7 +291,7 @@ def answers_of(facts: verify.Facts) -> dict[str, Any]:
 def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     """The whole path from answers to findings; passwords go by standard input, never as an argument."""
     node = Node(answers_of(make_facts()))
-    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1) == []
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node) == []
     words = [word for argv, _ in node.calls for word in argv]
     assert not [word for word in words if NASTY[:6] in word]
     assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
@@ -290,7 +314,7 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
 def test_what_cannot_be_asked_is_a_finding(key: str, answer: Any, finding: str) -> None:
     """A silent controller is never taken for a good one, and a traceback's URL is not shown."""
     node = Node(answers_of(make_facts()) | {key: answer})
-    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1)]
+    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node)]
     assert [text for text in found if text.startswith(f"cluster: {finding}")]
     assert len(found) > 1
     assert "secret" not in "".join(found)
@@ -322,7 +346,7 @@ def observe(pages: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[
     apis = FakeApis(pages)
     main = runpy.run_path(str(ROOT / "imagegen/data/observe.py"))["main"]
     main.__globals__["fetch"] = apis
-    main("http://k/v3", "http://n/v2.1", "nova", NASTY, "service")
+    main("http://k/v3", "http://n/v2.1", "http://i", "http://q", "nova", NASTY, "service")
     return json.loads(capsys.readouterr().out), apis
 
 
@@ -335,20 +359,23 @@ PAGES: dict[str, Any] = {
     "http://k/v3/auth/catalog": ({}, {"catalog": CATALOG}),
     "http://n/v2.1/os-services": ({}, {"services": [3]}),
     "http://n/v2.1/os-hypervisors/detail": ({}, {"hypervisors": [4]}),
+    "http://q/v2.0/agents": ({}, {"agents": [5]}),
+    "http://i/v2/schemas/image": ({}, {"name": "image"}),
 }
 
 
-def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    """One token, three readings with it; the password is only in the first request."""
+def test_the_observer_reads_five_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    """One token, five readings with it; the password is only in the first request."""
     facts, apis = observe(PAGES, capsys)
     assert facts == {
         "services": [{key: service[key] for key in ("id", "name", "type")} for service in CATALOG],
         "endpoints": [{"id": "e1", "interface": "public", "url": "u", "service_id": "s1", "enabled": True}],
         "compute_services": [3],
         "hypervisors": [4],
+        "agents": [5],
         "errors": [],
     }
-    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t"]
+    assert [token for _, token, _ in apis.asked] == ["", *["t"] * 5]
     assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
 
 
@@ -371,7 +398,8 @@ def test_the_observer_says_what_it_could_not_read(gone: str, capsys: pytest.Capt
     """Each page that does not answer is an error with its URL, and the others are read all the same."""
     facts, _ = observe({url: page for url, page in PAGES.items() if url != gone}, capsys)
     assert len(facts["errors"]) == 1
-    assert gone in facts["errors"][0].replace("http://k/v3:", "http://k/v3/auth/tokens:")
+    said = facts["errors"][0].replace("http://i does", "http://i/v2/schemas/image does")
+    assert gone in said.replace("http://k/v3:", "http://k/v3/auth/tokens:")
     assert NASTY not in facts["errors"][0]
 
 

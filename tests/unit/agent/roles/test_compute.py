@@ -10,6 +10,7 @@ from fakes.world import World, make_secrets
 from imagegen_node.openstack.api import is_up
 
 COMPUTE = "linux-node2"
+SET = "ovs-vsctl --no-wait set Open_vSwitch ."
 OTHER_ID = "99999999-8888-7777-6666-555555555555"
 
 
@@ -42,7 +43,13 @@ def test_an_empty_compute_becomes_ready(world: World) -> None:
     assert compute_id(world) == world.node["compute_id"] + "\n"
     assert world.commands.log == [
         "systemctl start --no-block libvirtd.service",
+        "systemctl start --no-block ovsdb-server.service ovs-vswitchd.service",
+        f"{SET} 'external_ids:ovn-encap-ip=\"192.168.56.12\"' 'external_ids:ovn-encap-type=\"geneve\"' "
+        "'external_ids:ovn-remote=\"tcp:192.168.56.11:6642\"'",
+        "ovs-vsctl --no-wait set-manager ptcp:6640:127.0.0.1",
+        "systemctl start --no-block ovn-controller.service",
         "systemctl start --no-block nova-compute.service",
+        "systemctl start --no-block neutron-ovn-metadata-agent.service",
     ]
     assert "a controller to map this host (registered, not mapped yet)" in details(world, "mapped")
 

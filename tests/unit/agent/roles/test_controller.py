@@ -78,7 +78,11 @@ def test_every_tool_runs_as_its_own_user(world: World) -> None:
     users = {command.split()[0]: user for command, user in world.commands.users.items()}
     assert users == {
         "systemctl": "root",
+        "glance-manage": "glance",
         "keystone-manage": "keystone",
+        "neutron-db-manage": "neutron",
+        "ovn-nbctl": "root",
+        "ovn-sbctl": "root",
         "placement-manage": "placement",
         "nova-manage": "nova",
         "nova-status": "nova",
@@ -130,7 +134,8 @@ def test_users_have_rights_on_their_own_schemas_only(ready: World) -> None:
     rights = {name: user["rights"] for (name, _), user in ready.server.users.items()}
     assert rights["nova"] == {right_on(name) for name in ("nova", "nova_api", "nova_cell0")}
     assert rights["placement"] == {right_on("placement")}
-    assert set(rights) == {"nova", "placement", "keystone", "imagegen"}
+    assert set(rights) == {"glance", "imagegen", "keystone", "neutron", "nova", "placement"}
+    assert rights["neutron"] == {right_on("neutron")}
 
 
 def test_backing_services_elsewhere_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +148,7 @@ def test_backing_services_elsewhere_are_waited_for(tmp_path: Path, monkeypatch: 
             "cache": {"host": "10.0.0.7"},
             "identity": {"auth_url": "http://10.0.0.8:5000/v3"},
             "image": {"endpoint": "http://10.0.0.9:9292"},
+            "network": {"endpoint": "http://10.0.0.10:9696"},
         },
     )
     world = World(tmp_path, monkeypatch, cluster)
@@ -171,6 +177,7 @@ def test_identity_elsewhere_is_named_user_by_user(ready: World) -> None:
     """Without an administrator's password the node says what must exist, and goes on when it does."""
     ready.node["identity"]["admin_password"] = None
     ready.node["hosts"].remove("identity")
+    ready.node["elements"].remove("keystone")
     roles = ready.keystone.users["nova"]["roles"]
     roles.symmetric_difference_update({("service", "service"), ("service", "reader")})
     last = ready.run_controller(100)
@@ -190,7 +197,8 @@ def test_a_role_too_many_is_taken_away(ready: World) -> None:
     roles = {name: user["roles"] for name, user in ready.keystone.users.items()}
     assert roles == {
         "admin": {("admin", "admin")},
-        **{name: {("service", "service")} for name in ("nova", "placement", "nova_compute")},
+        "neutron": {("service", "admin"), ("service", "service")},
+        **{name: {("service", "service")} for name in ("glance", "nova", "placement", "nova_compute")},
     }
     details = [document["detail"] for document in ready.documents if document["step"] == "service-users"]
     assert any("role admin taken from nova" in detail for detail in details)
@@ -390,14 +398,16 @@ def test_changed_rights_converge(ready: World) -> None:
 def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool) -> None:
     """Every password changed: users, broker, Keystone and cell rows follow, and daemons read their new files."""
     names = ["database_nova", "database_placement", "database_keystone", "database_imagegen", "messaging_openstack"]
-    names += ["identity_admin", "identity_nova", "identity_placement"]
+    names += ["identity_admin", "identity_nova", "identity_placement", "messaging_neutron"]
+    names += [f"{where}_{name}" for where in ("database", "identity") for name in ("glance", "neutron")]
     ready.secrets = make_secrets(**{name: f"new {name} %$'" for name in names})
     ready.make_node(CONTROLLER)
     if rebooted:
         reboot(ready)
     assert ready.run_controller()["state"] == "ready"
     assert {name: user["password"] for (name, _), user in ready.server.users.items()} == {
-        name: f"new database_{name} %$'" for name in ("nova", "placement", "keystone", "imagegen")
+        name: f"new database_{name} %$'"
+        for name in ("glance", "imagegen", "keystone", "neutron", "nova", "placement")
     }
     assert ready.takes("openstack", "new messaging_openstack %$'")
     assert ready.takes("compute_cell1", ready.secrets["messaging_compute_cell1"]), "made from the new one"
@@ -407,7 +417,7 @@ def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool)
     assert find_row(ready, "cell1")["transport_url"] == ready.node["cells"][1]["transport_url"]
     assert find_row(ready, "cell0")["transport_url"] == "none:///"
     assert {unit for unit in ready.units if not ready.works(unit)} == set()
-    assert not any("delete" in command or "db_sync" in command for command in ready.commands.log)
+    assert not any("delete" in command or "sync" in command for command in ready.commands.log)
 
 
 def test_only_daemons_whose_files_changed_are_restarted(ready: World) -> None:

@@ -10,8 +10,8 @@ from imagegen_node.engine.errors import Waiting
 from imagegen_node.engine.files import read_text
 from imagegen_node.engine.system import run
 
-# Database's tool -> the port of the database; ovn-ctl's defaults.
-PORTS = {"ovn-nbctl": 6641, "ovn-sbctl": 6642}
+# Database's tool -> the port of the database, ovn-ctl's defaults, and what get-connection prints before each place.
+TOOLS = {"ovn-nbctl": (6641, ""), "ovn-sbctl": (6642, 'read-write role="" ')}
 # os-vif plugs instances by it ([os_vif_ovs] ovsdb_connection): nova-compute may not use the socket, which is root's.
 MANAGER = "ptcp:6640:127.0.0.1"
 SECONDS = 30.0  # until a tool must have answered
@@ -25,9 +25,9 @@ KEYS = tuple(Path(f"/etc/openvswitch/ovn-{name}.pem") for name in ("key", "cert"
 def listen(address: str) -> str:
     """OVN's databases answering there, and nowhere else."""
     changed = []
-    for tool, port in PORTS.items():
+    for tool, (port, rights) in TOOLS.items():
         wanted = f"ptcp:{port}:{address}"
-        if run([tool, "get-connection"], timeout=SECONDS).split() != [wanted]:
+        if run([tool, "get-connection"], timeout=SECONDS).splitlines() != [rights + wanted]:
             run([tool, "set-connection", wanted], timeout=SECONDS)
             changed.append(wanted)
     return "now at " + ", ".join(changed) if changed else ""
