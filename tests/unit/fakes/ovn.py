@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fakes.nova_manage import DONE, Answer
 
+READ_WRITE = 'read-write role="" '  # what everybody may do there who is not told otherwise
 OPTIONS_OF_CHASSIS = ("ovn-encap-ip", "ovn-encap-type", "system-id")  # without them ovn-controller makes no chassis
 
 
@@ -28,6 +29,8 @@ class Database:
             return 0, "".join(f"{self.before}{target}\n" for target in sorted(self.targets)), ""
         assert verb == "set-connection", verb
         self.targets = targets
+        if self.before:
+            self.before = READ_WRITE
         return DONE
 
     def listens(self, address: str, port: int) -> bool:
@@ -40,7 +43,7 @@ def northbound() -> Database:
 
 def southbound() -> Database:
     """Its tool says who may do what there as well (ovn-sbctl.c, cmd_get_connection)."""
-    return Database("ovn-sbctl", "ovn-ovsdb-server-sb.service", 'read-write role="" ')
+    return Database("ovn-sbctl", "ovn-ovsdb-server-sb.service", READ_WRITE)
 
 
 class OpenVSwitch:

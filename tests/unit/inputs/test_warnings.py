@@ -58,6 +58,16 @@ def change(**values: object) -> str:
             "192.168.56.11 is the node ctl-1, where imagegen does not start this service; write {node: NAME}",
         ),
         (
+            change(services={"network": "none"}),
+            "services.network",
+            "is none: instances have no network, and nobody reaches them but on their consoles",
+        ),
+        (
+            change(services={"network": {"endpoint": "http://cpt-1:9696"}}),
+            "services.network",
+            "cpt-1 is the node cpt-1, where imagegen does not start this service",
+        ),
+        (
             change(services={"cache": {"node": "ctl-1"}}),
             "services.cache",
             "is not needed: every controller has its own",
