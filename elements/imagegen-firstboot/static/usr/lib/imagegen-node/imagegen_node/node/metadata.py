@@ -62,7 +62,7 @@ def check_role(facts: dict[str, Any]) -> str:
 
 
 def read_node() -> dict[str, Any]:
-    """The seed's data for the agent. Raises Waiting until cloud-init wrote it, Refused when it is older than the image."""
+    """The seed's data for the agent. Raises Waiting until cloud-init wrote it, Refused for one that is too old."""
     try:
         node = dict(json.loads(NODE_FILE.read_text()))
     except FileNotFoundError as error:
