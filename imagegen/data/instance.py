@@ -91,6 +91,7 @@ class Test:
         self.hosts: list[str] = request["hosts"]
         self.admin = self.log_in(request["project"])
         self.beat_at = 0.0
+        self.began = False  # whether there may be something of this run
 
     def log_in(self, project: str) -> Cloud:
         given = self.request
@@ -146,8 +147,10 @@ class Test:
                     found = self.find_project()
                 if found and found["description"] != said:
                     raise Failed(f"another run is at work in the project {NAME}: wait for its end")
+                self.began = True
                 self.remove_all()
                 detail[0] = "after removing what an earlier run left"
+            self.began = True
             body = {"project": {"name": NAME, "domain_id": "default", "description": ""}}
             self.project_id = self.admin.ask("POST", "identity", "/projects", body)["project"]["id"]
             self.beat(force=True)
@@ -324,12 +327,12 @@ def main(request: dict[str, Any]) -> None:
         if not test.hosts:
             test.remove_all()
             return
-        test.take_project()
     except Failed as error:
-        say("", "start", "failed", str(error))
+        say("", "login", "failed", str(error))
         sys.exit(1)
     code = 0
     try:
+        test.take_project()
         test.run()
     except Failed:
         code = 1
@@ -338,9 +341,10 @@ def main(request: dict[str, Any]) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        try:
-            with test.step("", "removed"):
-                test.remove_all()
-        except Failed:
-            code = code or 1
+        if test.began:
+            try:
+                with test.step("", "removed"):
+                    test.remove_all()
+            except Failed:
+                code = code or 1
     sys.exit(code)

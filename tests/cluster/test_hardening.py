@@ -19,8 +19,8 @@ MOST = 5.0  # what `systemd-analyze security` may say of a daemon of OpenStack o
 
 # What a denied call is called by libc, by Python, by systemd when a process was killed for it.
 DENIED = re.compile(r"Operation not permitted|Read-only file system|Address family not supported|status=31/SYS|SIGSYS")
-# A container may not change the kernel's settings, which systemd's and libvirt's own units try.
-DENIED_TO_CONTAINERS = re.compile(r"systemd(-networkd)?\[\d+\]: |libvirtd\[\d+\]: ")
+# A container may not change the kernel's settings or lock memory, which these try.
+DENIED_TO_CONTAINERS = re.compile(r"(systemd(-networkd)?|libvirtd|ovs-ctl|ovs-vswitchd)\[\d+\]: ")
 
 
 def read_table(page: str) -> dict[tuple[str, str], str]:

@@ -113,7 +113,8 @@ def run_tests(client: Client, workspace: Path, pattern: str, workers: int) -> li
     }
     argv = client.command([stestr, "run", "--concurrency", str(workers), pattern])
     subprocess.run(argv, cwd=workspace, env=environment, check=False)
-    last = subprocess.run([stestr, "last", "--subunit"], cwd=workspace, env=environment, capture_output=True, check=False)
+    said = [stestr, "last", "--subunit"]
+    last = subprocess.run(said, cwd=workspace, env=environment, capture_output=True, check=False)
     junit = [str(ENVIRONMENT / "bin/subunit2junitxml")]
     xml = subprocess.run(junit, input=last.stdout, capture_output=True, check=False, env=environment)
     return list(read_results(xml.stdout))
