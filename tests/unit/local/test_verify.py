@@ -218,7 +218,8 @@ def test_a_planted_fault_is_found_alone(plant: Plant, finding: str) -> None:
 
 def test_only_the_booted_nodes_are_looked_for() -> None:
     """A controller booted alone is verified without the computes of its cluster file."""
-    facts = replace(make_facts(), hosts=[], hypervisors=[], agents=[], compute_services=make_facts().compute_services[:2])
+    services = make_facts().compute_services[:2]
+    facts = replace(make_facts(), hosts=[], hypervisors=[], agents=[], compute_services=services)
     assert verify.check_facts(CLUSTER, [CONTROLLER], EXPECTED, facts) == []
 
 

@@ -426,7 +426,7 @@ def test_endpoints_are_the_first_controllers() -> None:
 
 
 def test_rabbitmq_knows_three_users_without_tags() -> None:
-    """The controllers', the computes' of the one cell and Neutron's, whose hashes RabbitMQ can check; guest is never made."""
+    """The controllers', the one cell's computes' and Neutron's, with hashes that RabbitMQ can check; never guest."""
     users = json.loads(content(make_tree(CONTROLLER), "/etc/rabbitmq/definitions.json"))["users"]
     assert [user["name"] for user in users] == ["openstack", "compute_cell1", "neutron"]
     assert not any(user["tags"] for user in users)

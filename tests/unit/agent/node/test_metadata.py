@@ -259,7 +259,7 @@ def test_a_seed_older_than_the_image_is_refused(world: World) -> None:
     document = dict(world.node)
     del document["elements"]
     world.put("/etc/imagegen/node.json", json.dumps(document))
-    with pytest.raises(Refused, match="older than this image.*write it again"):
+    with pytest.raises(Refused, match=r"older than this image.*write it again"):
         metadata.read_node()
 
 
