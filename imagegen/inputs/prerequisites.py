@@ -91,17 +91,17 @@ def _network_lines(cluster: Cluster) -> list[str]:
     lines = [
         _in_catalogue(cluster, "network", f"at {url}"),
         f"# users nova and {COMPUTE_USER} must be able to bind ports with the role service; a Neutron older than its",
-        "#   release note service-role-port-device-id needs policies create_port:device_id and update_port:device_id for",
-        "#   that role, or the users need the role admin",
+        "#   release note service-role-port-device-id needs policies create_port:device_id and update_port:device_id",
+        "#   for that role, or the users need the role admin",
         f"# its metadata agents need metadata_proxy_shared_secret: {METADATA_SECRET} of secrets.yaml",
         f"#   and nova_metadata_host: {cluster.controllers[0].address}",
         "# the user in section [nova] of its configuration must be an administrator: Nova hears of ports from no other",
     ]
     if services.southbound:
         lines += [
-            f"# computes must reach {services.southbound}; Geneve (6081/UDP) must pass between them and the other chassis",
-            "# its policy get_agent must allow the role service: computes ask whether their agents are alive, and wait and",
-            "#   say so until they know",
+            f"# computes must reach {services.southbound}, and Geneve (6081/UDP) must pass between all chassis",
+            "# its policy get_agent must allow the role service: computes ask whether their agents are alive, and wait",
+            "#   until they know",
         ]
     return lines
 
