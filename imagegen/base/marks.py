@@ -41,8 +41,8 @@ OF_A_NODE: Mapping[str, str] = {
 # there, and each of them has these bytes.
 EARLIER: Mapping[str, tuple[str, str, bytes]] = {
     "elements": (
-        r"imagegen-(base|deploy|firstboot|role-[a-z]+)|keystone|mariadb-server|memcached|nova-[a-z]+|openstack-daemon"
-        r"|placement-api|rabbitmq-server",
+        r"imagegen-(base|deploy|firstboot|role-[a-z]+)|glance-api|keystone|mariadb-server|memcached|neutron-[a-z]+"
+        r"|nova-[a-z]+|openstack-daemon|ovn-[a-z]+|placement-api|rabbitmq-server",
         "imagegen-role-*/static/etc/imagegen/image.json",
         b'"content_id"',
     ),
