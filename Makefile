@@ -63,7 +63,7 @@ ironic: set-up-test ## have Ironic itself read what `imagegen baremetal` writes;
 	$(TIER) set-up .ci/set-up ironic
 	$(TIER) ironic $(PYTEST) tests/ironic
 
-test-tempest: set-up-test images ## the part of `make tempest` that CI runs: servers, networks, metadata, resize, live migration; needs root
+test-tempest: set-up-test images ## a part of `make tempest`, 5 minutes: servers, networks, metadata, resize, live migration; needs root
 	$(TIER) set-up .ci/set-up tempest
 	$(TIER) tempest .venv/bin/python tests/tempest/run_tempest.py --fixed
 
