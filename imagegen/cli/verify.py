@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks, Problem
+from imagegen.base.signals import end_on_signals
 from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
 from imagegen.cli.output import Outcome, complain, table, warn
@@ -100,7 +101,7 @@ def _boot_guests(
     settings: Settings, cluster: Cluster, secrets: Secrets, computes: Sequence[Node], timeout: float
 ) -> list[Step]:
     login = find_administrator(cluster, secrets)
-    with progress(settings, every_line=True) as report:
+    with end_on_signals(), progress(settings, every_line=True) as report:
         report("making the guest", f"from the image of the role {computes[0].role}")
         guest = make_guest(find_tar(settings.out, computes[0].role))
         return run_guests(cluster, login, computes, guest, Here(), 60 * timeout, report)
