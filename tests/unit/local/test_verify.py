@@ -42,11 +42,12 @@ def make_facts() -> verify.Facts:
         }
         for cell in EXPECTED["cells"]
     ]
-    services = [{"id": "s1", "name": "nova", "type": "compute"}, {"id": "s2", "name": "placement", "type": "placement"}]
-    services.append({"id": "s3", "name": "keystone", "type": "identity"})
+    catalog = EXPECTED["identity"]["services"]
+    services = [{"id": f"s{n}", "name": one["name"], "type": one["type"]} for n, one in enumerate(catalog, 1)]
+    services.append({"id": "s0", "name": "keystone", "type": "identity"})
     endpoints = [
         {"service_id": f"s{n}", "interface": interface, "region": region, "url": service["url"], "enabled": True}
-        for n, service in enumerate(EXPECTED["identity"]["services"], 1)
+        for n, service in enumerate(catalog, 1)
         for interface in verify.INTERFACES
         for region in ("RegionOne", "RegionTwo")
     ]
@@ -63,6 +64,11 @@ def make_facts() -> verify.Facts:
             {"binary": "nova-compute", "host": "linux-node9", "state": "down", "status": "disabled"},
         ],
         hypervisors=[{"hypervisor_hostname": "linux-node2.example", "service": {"host": "linux-node2"}, **up}],
+        agents=[
+            {"host": "linux-node2", "agent_type": "OVN Controller agent", "alive": True},
+            {"host": "linux-node2", "agent_type": "OVN Metadata agent", "alive": True},
+            {"host": "linux-node9", "agent_type": "OVN Metadata agent", "alive": False},
+        ],
     )
 
 
@@ -97,6 +103,16 @@ def test_a_controller_has_a_conductor_for_each_cell() -> None:
     assert isinstance(facts.compute_services, list)
     facts.compute_services.append(facts.compute_services[0])
     assert verify.check_facts(cluster, cluster.nodes, EXPECTED, facts) == []
+
+
+def service_of(facts: verify.Facts, name: str) -> Any:
+    return next(row for row in facts.services if row["name"] == name)
+
+
+def endpoint_of(facts: verify.Facts, name: str, interface: str) -> Any:
+    """That in the cluster's own region."""
+    wanted = (service_of(facts, name)["id"], interface, CLUSTER.region)
+    return next(row for row in facts.endpoints if (row["service_id"], row["interface"], row["region"]) == wanted)
 
 
 FAULTS: list[tuple[str, Plant, str]] = [
@@ -155,28 +171,34 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ),
     (
         "nova not registered",
-        lambda f: f.services.pop(0),
+        lambda f: f.services.remove(service_of(f, "nova")),
         "service nova: of type compute is registered 0 times, not once",
     ),
     (
         "an endpoint gone",
-        lambda f: f.endpoints.pop(0),
+        lambda f: f.endpoints.remove(endpoint_of(f, "nova", "admin")),
         "service nova: its admin endpoint in RegionOne is missing, not http://192.168.56.11:8774/v2.1 once",
     ),
     (
         "an endpoint twice",
-        lambda f: f.endpoints.append(f.endpoints[6]),
+        lambda f: f.endpoints.append(endpoint_of(f, "placement", "admin")),
         "service placement: its admin endpoint in RegionOne is http://192.168.56.11:8778, http://192.168.56.11:8778,",
     ),
     (
         "an endpoint disabled",
-        lambda f: f.endpoints[6].update(enabled=False),
+        lambda f: endpoint_of(f, "placement", "admin").update(enabled=False),
         "service placement: its admin endpoint in RegionOne is missing, not http://192.168.56.11:8778 once",
     ),
     (
         "an endpoint elsewhere",
-        lambda f: f.endpoints[4].update(url="http://10.0.0.1:8774/v2.1"),
+        lambda f: endpoint_of(f, "nova", "public").update(url="http://10.0.0.1:8774/v2.1"),
         "service nova: its public endpoint in RegionOne is http://10.0.0.1:8774/v2.1, not http",
+    ),
+    ("no agent", lambda f: f.agents.pop(0), "linux-node2: Neutron does not call its OVN Controller agent alive"),
+    (
+        "an agent that is dead",
+        lambda f: f.agents[1].update(alive=False),
+        "linux-node2: Neutron does not call its OVN Metadata agent alive",
     ),
     ("something unreadable", lambda f: f.errors.append("no token"), "cluster: no token"),
 ]
@@ -195,8 +217,25 @@ def test_a_planted_fault_is_found_alone(plant: Plant, finding: str) -> None:
 
 def test_only_the_booted_nodes_are_looked_for() -> None:
     """A controller booted alone is verified without the computes of its cluster file."""
-    facts = replace(make_facts(), hosts=[], hypervisors=[], compute_services=make_facts().compute_services[:2])
+    some = make_facts().compute_services[:2]
+    facts = replace(make_facts(), hosts=[], hypervisors=[], compute_services=some, agents=[])
     assert verify.check_facts(CLUSTER, [CONTROLLER], EXPECTED, facts) == []
+
+
+def test_without_ovn_of_the_clusters_no_agent_is_looked_for() -> None:
+    """Somebody else's Neutron may have any agents; with somebody else's OVN, they are the computes' own."""
+    facts = replace(make_facts(), agents=[])
+    without = replace(CLUSTER, services=replace(CLUSTER.services, southbound=None))
+    assert verify.check_facts(without, CLUSTER.nodes, EXPECTED, facts) == []
+    theirs = replace(CLUSTER, services=replace(CLUSTER.services, southbound="tcp:10.0.0.5:6642"))
+    assert len(verify.check_facts(theirs, CLUSTER.nodes, EXPECTED, facts)) == len(verify.AGENTS)
+
+
+def test_without_a_controller_cells_are_nobodys_business() -> None:
+    """What only nova-manage knows is not checked, and all else is."""
+    facts = replace(make_facts(), cells=None, hosts=None)
+    assert check(facts) == []
+    assert check(replace(facts, agents=[], hypervisors=[]))
 
 
 def draw_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -255,8 +294,13 @@ class Node:
         return Completed(argv, answer[0], answer[1], b"Traceback: mysql://u:secret@h\nOperationalError: (2003)\n")
 
 
+def answered() -> dict[str, Any]:
+    """What the observer prints of a good cluster."""
+    return json.loads(answers_of(make_facts())["python3"][1])
+
+
 def answers_of(facts: verify.Facts) -> dict[str, Any]:
-    read = {k: getattr(facts, k) for k in ("services", "endpoints", "compute_services", "hypervisors")}
+    read = {k: getattr(facts, k) for k in ("services", "endpoints", "compute_services", "hypervisors", "agents")}
     return {
         "list_cells": (0, draw_table(facts.cells).encode()),
         "list_hosts": (0, draw_table(facts.hosts).encode()),
@@ -267,11 +311,20 @@ def answers_of(facts: verify.Facts) -> dict[str, Any]:
 def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     """The whole path from answers to findings; passwords go by standard input, never as an argument."""
     node = Node(answers_of(make_facts()))
-    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1) == []
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node) == []
     words = [word for argv, _ in node.calls for word in argv]
     assert not [word for word in words if NASTY[:6] in word]
     assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
     assert repr(SECRETS["identity_nova"]).encode() in node.calls[2][1]
+
+
+def test_the_apis_are_asked_from_here_and_nova_manage_there() -> None:
+    """Who reaches the APIs need not be who knows the cells; without the latter the former is asked all the same."""
+    here, there = Node(answers_of(make_facts())), Node(answers_of(make_facts()))
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, here, 1, there) == []
+    assert [[argv[0] for argv, _ in node.calls] for node in (here, there)] == [["python3"], ["runuser", "runuser"]]
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, here, 1, None) == []
+    assert len(here.calls) == 2 and len(there.calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -290,7 +343,7 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
 def test_what_cannot_be_asked_is_a_finding(key: str, answer: Any, finding: str) -> None:
     """A silent controller is never taken for a good one, and a traceback's URL is not shown."""
     node = Node(answers_of(make_facts()) | {key: answer})
-    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1)]
+    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node)]
     assert [text for text in found if text.startswith(f"cluster: {finding}")]
     assert len(found) > 1
     assert "secret" not in "".join(found)
@@ -301,6 +354,9 @@ def test_the_apis_are_asked_as_nova() -> None:
     program = verify.observe_program(CLUSTER, SECRETS).decode()
     assert program.endswith(f"'nova', {SECRETS['identity_nova']!r}, 'service'))\n")
     assert repr(SECRETS["identity_admin"]) not in program
+    assert "'http://192.168.56.11:9292', 'http://192.168.56.11:9696', 'nova'" in program
+    outside = replace(CLUSTER, services=replace(CLUSTER.services, southbound=None))
+    assert "'http://192.168.56.11:9292', None, 'nova'" in verify.observe_program(outside, SECRETS).decode()
     compile(program, "program", "exec")
 
 
@@ -317,12 +373,14 @@ class FakeApis:
         return self.pages[url]
 
 
-def observe(pages: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], FakeApis]:
+def observe(
+    pages: dict[str, Any], capsys: pytest.CaptureFixture[str], network_url: str | None = "http://q"
+) -> tuple[dict[str, Any], FakeApis]:
     """Runs the script's main() against such pages."""
     apis = FakeApis(pages)
     main = runpy.run_path(str(ROOT / "imagegen/data/observe.py"))["main"]
     main.__globals__["fetch"] = apis
-    main("http://k/v3", "http://n/v2.1", "nova", NASTY, "service")
+    main("http://k/v3", "http://n/v2.1", "http://g", network_url, "nova", NASTY, "service")
     return json.loads(capsys.readouterr().out), apis
 
 
@@ -335,20 +393,23 @@ PAGES: dict[str, Any] = {
     "http://k/v3/auth/catalog": ({}, {"catalog": CATALOG}),
     "http://n/v2.1/os-services": ({}, {"services": [3]}),
     "http://n/v2.1/os-hypervisors/detail": ({}, {"hypervisors": [4]}),
+    "http://q/v2.0/agents": ({}, {"agents": [5]}),
+    "http://g/v2/schemas/image": ({}, {"name": "image"}),
 }
 
 
-def test_the_observer_reads_four_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    """One token, three readings with it; the password is only in the first request."""
+def test_the_observer_reads_five_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    """One token, all readings with it; the password is only in the first request."""
     facts, apis = observe(PAGES, capsys)
     assert facts == {
         "services": [{key: service[key] for key in ("id", "name", "type")} for service in CATALOG],
         "endpoints": [{"id": "e1", "interface": "public", "url": "u", "service_id": "s1", "enabled": True}],
         "compute_services": [3],
         "hypervisors": [4],
+        "agents": [5],
         "errors": [],
     }
-    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t"]
+    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t", "t", "t"]
     assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
 
 
@@ -373,6 +434,28 @@ def test_the_observer_says_what_it_could_not_read(gone: str, capsys: pytest.Capt
     assert len(facts["errors"]) == 1
     assert gone in facts["errors"][0].replace("http://k/v3:", "http://k/v3/auth/tokens:")
     assert NASTY not in facts["errors"][0]
+
+
+def test_the_observer_asks_nothing_without_a_token(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others would only say 401, each."""
+    _, apis = observe({"http://k/v3": ({}, {})}, capsys)
+    assert [url for url, _, _ in apis.asked] == ["http://k/v3/auth/tokens"]
+
+
+def test_the_observer_asks_no_neutron_without_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    facts, apis = observe(PAGES, capsys, None)
+    assert (facts["agents"], facts["errors"]) == ([], [])
+    assert [url for url, _, _ in apis.asked if "agents" in url or "None" in url] == []
+
+
+def test_a_glance_that_does_not_answer_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    """From the observer's word to the sentence that people read."""
+    facts, _ = observe({url: page for url, page in PAGES.items() if not url.startswith("http://g")}, capsys)
+    node = Node(
+        answers_of(make_facts()) | {"python3": (0, json.dumps(answered() | {"errors": facts["errors"]}).encode())}
+    )
+    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node)]
+    assert found == ["cluster: http://g does not answer: HTTP Error 404 for http://g/v2/schemas/image"]
 
 
 def test_the_observer_is_text_for_any_python_of_a_node() -> None:
