@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# In the cluster file, as a part of a URL that only Nova needs, and as the comment of a key.
+# In the cluster file, as the name of a flavor, which only controllers need, and as the comment of a key.
 CLUSTER_FILE = "canary-of-the-cluster-file"
 KEY_COMMENT = "canary-of-a-key@example.org"
 

@@ -9,17 +9,19 @@ from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node
 from imagegen.model.logins import identity_users, messaging_users
 from imagegen.model.roles import Role
-from imagegen.model.secret_keys import secret_kinds
+from imagegen.model.secret_keys import CELL, derived_secrets, secret_kinds
 
 # Files that hold secrets by design: path -> owner and mode.
 EVERY_NODE = {
     r"/etc/imagegen/node\.json": "root:root 0600",
     r"/etc/nova/nova\.conf\.d/50-imagegen\.conf": "root:nova 0640",
+    r"/etc/neutron/neutron\.conf\.d/50-imagegen\.conf": "root:neutron 0640",
     # What cloud-init keeps of the user-data that it was given.
     r"/var/lib/cloud/instances/[0-9a-f-]{36}/(user-data\.txt(\.i)?|cloud-config\.txt)": "root:root 0600",
     r"/var/lib/cloud/instances/[0-9a-f-]{36}/obj\.pkl": "root:root 0400",
 }
 CONTROLLER_ONLY = {
+    r"/etc/glance/glance\.conf\.d/50-imagegen\.conf": "root:glance 0640",
     r"/etc/placement/placement\.conf\.d/50-imagegen\.conf": "root:placement 0640",
     r"/etc/keystone/keystone\.conf\.d/50-imagegen\.conf": "root:keystone 0640",
     r"/etc/keystone/(fernet|credential)-keys/0": "root:keystone 0640",
@@ -46,7 +48,13 @@ ROOT_OWNED = {
     "/etc/keystone/keystone.conf.d",
     "/etc/mysql/mariadb.conf.d",
     "/etc/nova/cells",
+    "/etc/glance/glance.conf.d",
+    "/etc/neutron/neutron.conf.d",
+    "/etc/nova",
     "/etc/nova/nova.conf.d",
+    "/etc/openvswitch",
+    "/etc/pki/qemu",
+    "/etc/ssh",
     "/etc/placement/placement.conf.d",
     "/etc/rabbitmq",
     "/etc/rabbitmq/conf.d",
@@ -72,10 +80,11 @@ def find_misplaced(
 
 def name_secrets(cluster: Cluster, secrets: Secrets) -> dict[str, str]:
     """Every secret of the cluster by its key, those that the file need not have among them."""
-    names = [*secret_kinds(), *(user.secret for user in (*identity_users(cluster), *messaging_users(cluster)))]
+    names = [*secret_kinds(), *(name for name in derived_secrets() if CELL not in name)]
+    names += [user.secret for user in (*identity_users(cluster), *messaging_users(cluster))]
     return {name: secrets[name] for name in names}
 
 
 def secrets_of_compute(node: Node) -> set[str]:
-    """Which of them a compute gets: what its cell's computes log in with."""
-    return {"identity_nova_compute", f"messaging_compute_{node.cell}"}
+    """Which of them a compute gets: its cell's computes' logins, and what its metadata agent shares with Nova."""
+    return {"identity_nova_compute", f"messaging_compute_{node.cell}", "neutron_metadata"}

@@ -346,7 +346,7 @@ def main(request: dict[str, Any]) -> None:
             test.remove_own()
             return
     except Failed as error:
-        say("", "start", "failed", str(error))
+        say("", "login", "failed", str(error))
         sys.exit(1)
     code = 0
     try:

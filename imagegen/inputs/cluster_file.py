@@ -219,6 +219,9 @@ def _check_hosts(data: Mapping[str, Any], network: Network | None, found: Findin
     hosts |= {f"network.ntp[{i}]": host for i, host in enumerate(data.get("network", {}).get("ntp", []))}
     urls = {f"services.{name}.{key}": given.get(key) for name, given in services.items() for key in _URL_KEYS}
     urls |= {f"{name}.url": data.get(name, {}).get("url") for name in ("status", "pxe")}
+    southbound = ((services.get("network", {}).get("ovn")) or {}).get("southbound")
+    if southbound:  # tcp:HOST:PORT
+        urls["services.network.ovn.southbound"] = southbound.replace(":", "://", 1)
     faults = {path: find_host_fault(host) for path, host in hosts.items() if host}
     faults |= {path: find_url_fault(url) for path, url in urls.items() if url}
     hosts |= {path: urlsplit(url).hostname for path, url in urls.items() if url and not faults[path]}

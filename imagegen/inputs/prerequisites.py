@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from imagegen.model.cluster import Cluster
 from imagegen.model.logins import (
+    COMPUTE_USER,
     EXCHANGE,
+    METADATA_SECRET,
     Rights,
     database_clients,
     database_schemas,
@@ -22,12 +24,16 @@ def explain_external(cluster: Cluster) -> list[str]:
         "messaging": _messaging_lines,
         "cache": _cache_lines,
         "identity": _identity_lines,
+        "network": _network_lines,
+        "image": _image_lines,
     }
     lines: list[str] = []
     for service in hosted_services():
         place = cluster.services.place(service)
-        if place and place.node is None:
+        if place and place.host and place.node is None:
             lines += [f"# {service} at {place.host}:{place.port}", *explain[service](cluster), ""]
+    if cluster.services.block_storage:
+        lines += ["# block storage", *_block_storage_lines(cluster), ""]
     return lines[:-1]
 
 
@@ -78,3 +84,35 @@ def _identity_lines(cluster: Cluster) -> list[str]:
             for interface in ("public", "internal", "admin")
         ]
     return lines
+
+
+def _network_lines(cluster: Cluster) -> list[str]:
+    services, url = cluster.services, cluster.services.network_endpoint
+    lines = [
+        _in_catalogue(cluster, "network", f"at {url}"),
+        f"# users nova and {COMPUTE_USER} must be able to bind ports with the role service; a Neutron older than its release",
+        "#   note service-role-port-device-id needs policies create_port:device_id and update_port:device_id for that role,",
+        "#   or the users need the role admin",
+        f"# its metadata agents need metadata_proxy_shared_secret: {METADATA_SECRET} of secrets.yaml",
+        f"#   and nova_metadata_host: {cluster.controllers[0].address}",
+        "# the user in section [nova] of its configuration must be an administrator: Nova hears of ports from no other",
+    ]
+    if services.southbound:
+        lines += [
+            f"# computes must reach {services.southbound}, and Geneve (6081/UDP) must pass between them and its other chassis",
+            "# its policy get_agent must allow the role service, or computes wait and say so: they ask whether their agents",
+            "#   are alive",
+        ]
+    return lines
+
+
+def _image_lines(cluster: Cluster) -> list[str]:
+    return [_in_catalogue(cluster, "image", f"at {cluster.services.image_endpoint}")]
+
+
+def _block_storage_lines(cluster: Cluster) -> list[str]:
+    return [_in_catalogue(cluster, "block-storage (or volumev3)", "that leads to Cinder")]
+
+
+def _in_catalogue(cluster: Cluster, kind: str, where: str) -> str:
+    return f"# Keystone's catalogue must have, in region {cluster.region}, an endpoint of type {kind} {where}"

@@ -21,6 +21,7 @@ def find_warnings(cluster: Cluster, found: Findings) -> list[Problem]:
         *_doubt_login(cluster),
         *_doubt_availability(cluster),
         *_doubt_cache(found),
+        *_doubt_network(cluster),
         *_doubt_hosts(cluster, found),
     ):
         doubts.add(path, message)
@@ -74,6 +75,11 @@ def _doubt_cache(found: Findings) -> Doubts:
         )
     elif "services.cache" in found.lines:
         yield "services.cache", "is not needed: every controller has its own memcached; remove the key"
+
+
+def _doubt_network(cluster: Cluster) -> Doubts:
+    if cluster.services.network_endpoint is None:
+        yield "services.network", "is none: instances have no network, and nobody reaches them but on their consoles"
 
 
 def _doubt_hosts(cluster: Cluster, found: Findings) -> Doubts:

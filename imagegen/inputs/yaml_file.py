@@ -292,8 +292,10 @@ def _check(value: Value, schema: Mapping[str, Any], path: str, found: Findings, 
 
 
 def _resolve_ref(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What it refers to; what stands beside the reference counts more."""
     while "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**root["$defs"][schema["$ref"].removeprefix("#/$defs/")], **beside}
     return schema
 
 

@@ -46,8 +46,7 @@ network:
   gateway: 10.73.8.65
   dns: [10.73.8.65]
   ntp: [10.73.8.65]
-services:
-  image: {{endpoint: "http://10.73.8.70:9292/{canary}"}}
+flavors: [{{name: {canary}, vcpus: 1, ram: 64, disk: 0}}]
 ssh_authorized_keys: ["{ssh_key}"]
 status: {{url: "http://10.73.8.65:8099/status"}}
 cells: [cell1, oost]
@@ -69,6 +68,12 @@ PASSWORDS = {
     "identity_nova": "; [DEFAULT] x = %(host)s {0} {host} $$ \\$$ |",
     "identity_placement": "$host ${my_ip} <&> \\n $",
     "identity_nova_compute": 'of polder\'s "computes" ${a} $b %(host)s; #\\',
+    "database_glance": "glance's %(host)s @/:?#[] \\$x \\\\",
+    "database_neutron": "neutron \"$a ${b} %41 '#",
+    "identity_glance": "; [x] y = $z %(host)s glance",
+    "identity_neutron": 'neutron\'s "own" ${a} %s; #\\',
+    "messaging_neutron": "/#?%2f neutron@$ {host}",
+    "neutron_metadata": 'shared $secret "of" %(both)s ; # polder',
     "messaging_compute_cell1": "%41/?#[computes]@:$ $$ of polder\\",  # the other cell's is derived
     "seed_key": '{{"seed": %s}} \\$ # key',
 }

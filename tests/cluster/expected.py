@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from canaries import CLUSTER_FILE
-
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node
 
@@ -31,7 +29,7 @@ def login(cluster: Cluster, section: str, user: str, password: str) -> dict[str,
     return {f"{section}.{name}": value for name, value in values.items()}
 
 
-def authtoken(cluster: Cluster, user: str, password: str) -> dict[str, Any]:
+def authtoken(cluster: Cluster, service_type: str, user: str, password: str) -> dict[str, Any]:
     address = cluster.controllers[0].address
     return {
         **login(cluster, "keystone_authtoken", user, password),
@@ -39,6 +37,7 @@ def authtoken(cluster: Cluster, user: str, password: str) -> dict[str, Any]:
         "keystone_authtoken.memcached_servers": ["127.0.0.1:11211"],
         "keystone_authtoken.region_name": cluster.region,
         "keystone_authtoken.service_token_roles_required": True,
+        "keystone_authtoken.service_type": service_type,
     }
 
 
@@ -79,7 +78,11 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "vnc.enabled": True,
         "vnc.server_listen": mine,
         "vnc.server_proxyclient_address": mine,
-        "glance.endpoint_override": f"http://10.73.8.70:9292/{CLUSTER_FILE}",
+        "glance.endpoint_override": f"http://{controller}:9292",
+        "neutron.endpoint_override": f"http://{controller}:9696",
+        "neutron.region_name": cluster.region,
+        **login(cluster, "neutron", *service_user),
+        "upgrade_levels.compute": "auto",
         "glance.region_name": cluster.region,
         "oslo_concurrency.lock_path": "/var/lock/nova",
         "cinder.os_region_name": cluster.region,
@@ -87,6 +90,9 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
     if node.role.runs("nova-compute"):
         return options | {
             "DEFAULT.transport_url": transport_url(cluster, secrets, f"compute_{node.cell}", node.cell),
+            "libvirt.live_migration_inbound_addr": mine,
+            "libvirt.live_migration_uri": "qemu+ssh://nova@%s/system",
+            "libvirt.live_migration_with_native_tls": True,
             "vnc.novncproxy_base_url": f"http://{controller}:{CONSOLE_PORTS[node.cell]}/vnc_auto.html",
         }
     return options | {
@@ -96,7 +102,9 @@ def list_options(cluster: Cluster, secrets: Secrets, node: Node) -> dict[str, An
         "DEFAULT.metadata_listen": mine,
         "api_database.connection": connection(cluster, "nova", secrets["database_nova"], "nova_api"),
         "api.auth_strategy": "keystone",
-        **authtoken(cluster, "nova", secrets["identity_nova"]),
+        "neutron.service_metadata_proxy": True,
+        "neutron.metadata_proxy_shared_secret": secrets["neutron_metadata"],
+        **authtoken(cluster, "compute", "nova", secrets["identity_nova"]),
         "vnc.novncproxy_host": mine,
         "scheduler.discover_hosts_in_cells_interval": -1,
     }
@@ -107,7 +115,7 @@ def list_placement_options(cluster: Cluster, secrets: Secrets) -> dict[str, Any]
     return {
         "placement_database.connection": connection(cluster, "placement", secrets["database_placement"], "placement"),
         "api.auth_strategy": "keystone",
-        **authtoken(cluster, "placement", secrets["identity_placement"]),
+        **authtoken(cluster, "placement", "placement", secrets["identity_placement"]),
     }
 
 

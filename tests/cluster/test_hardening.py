@@ -12,14 +12,15 @@ from imagegen.model.roles import find_role
 PAGE = ROOT / "docs/hardening.md"
 DAEMONS = (
     *("keystone", "placement-api", "nova-api", "nova-api-metadata", "nova-conductor", "nova-conductor@oost"),
-    *("nova-scheduler", "nova-novncproxy", "nova-novncproxy@oost"),
+    *("nova-scheduler", "nova-novncproxy", "nova-novncproxy@oost", "glance-api", "neutron-api", "neutron-rpc-server"),
+    *("neutron-periodic-workers", "neutron-ovn-maintenance-worker"),
 )
 MOST = 5.0  # what `systemd-analyze security` may say of a daemon of OpenStack on a controller
 
 # What a denied call is called by libc, by Python, by systemd when a process was killed for it.
 DENIED = re.compile(r"Operation not permitted|Read-only file system|Address family not supported|status=31/SYS|SIGSYS")
-# A container may not change the kernel's settings, which systemd's and libvirt's own units try.
-DENIED_TO_CONTAINERS = re.compile(r"systemd(-networkd)?\[\d+\]: |libvirtd\[\d+\]: ")
+# A container may not change the kernel's settings or lock memory, which these try.
+DENIED_TO_CONTAINERS = re.compile(r"(systemd(-networkd)?|libvirtd|ovs-ctl|ovs-vswitchd)\[\d+\]: ")
 
 
 def read_table(page: str) -> dict[tuple[str, str], str]:
@@ -68,9 +69,8 @@ def test_nothing_was_denied(deployment: Deployment) -> None:
     """Neither a daemon nor the agent was refused a system call, a file or a socket since the node booted."""
     for node in deployment.nodes.values():
         said = node.ask("journalctl", "--boot", "--no-pager", "--output=short").splitlines()
-        said += node.ask(
-            "sh", "-c", "cat /var/log/nova/*.log /var/log/keystone/*.log /var/log/placement/*.log 2>/dev/null || true"
-        ).splitlines()
+        logs = " ".join(f"/var/log/{name}/*.log" for name in ("glance", "keystone", "neutron", "nova", "placement"))
+        said += node.ask("sh", "-c", f"cat {logs} 2>/dev/null || true").splitlines()
         denied = [line for line in said if DENIED.search(line) and not DENIED_TO_CONTAINERS.search(line)]
         assert denied == [], node.name
 

@@ -199,7 +199,7 @@ def test_etc_is_root_s(image: Image) -> None:
     numbers = {line.split(":")[0]: int(line.split(":")[2]) for line in image.read("etc/group").splitlines()}
     for path, member in below.items():
         service = path.split("/")[1] if "/" in path else ""
-        if service in ("keystone", "placement", "nova") and not member.issym():
+        if service in ("keystone", "placement", "nova", "glance", "neutron") and not member.issym():
             assert member.gid == numbers[service], path
             assert member.mode & 0o7777 == (0o750 if member.isdir() else 0o640), path
 

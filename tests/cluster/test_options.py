@@ -72,7 +72,7 @@ def test_every_login_carries_the_password_unchanged(deployment: Deployment, answ
     passwords = {user: deployment.secrets[f"identity_{user}"] for user in users}
     names = ["options of nova", "options of placement", *(f"options on {node.name}" for node in deployment.computes)]
     logins = [login for name in names for unit in answers[name].values() for login in unit["logins"].values()]
-    assert len(logins) == 3 * len(CONTROLLER_DAEMONS) + 1 + 2 * len(deployment.computes)
+    assert len(logins) == 4 * len(CONTROLLER_DAEMONS) + 1 + 3 * len(deployment.computes)
     for login in logins:
         assert login["password"] == passwords[login["username"]]
 

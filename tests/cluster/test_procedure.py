@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from answers import CONTROLLER_DAEMONS, Answers
-from canaries import CLUSTER_FILE
 from deployment import Deployment, RunningNode
 from expected import CONSOLE_PORTS, NOVA_COMPUTE, list_cell_options, list_options
 
@@ -103,7 +102,7 @@ def test_vnc_is_on_the_controllers_address(deployment: Deployment, answers: Answ
 def test_nova_knows_the_image_service(deployment: Deployment, answers: Answers) -> None:
     """[glance] endpoint_override is the cluster file's."""
     wanted = wanted_section(deployment, deployment.controller.node, "glance")
-    assert wanted["glance.endpoint_override"] == f"http://10.73.8.70:9292/{CLUSTER_FILE}"
+    assert wanted["glance.endpoint_override"] == f"http://{deployment.controller.node.address}:9292"
     expect_everywhere(option_values(answers, *wanted), wanted)
 
 
@@ -241,7 +240,13 @@ def test_the_controllers_services_run(controller: RunningNode) -> None:
 def test_the_catalogue_has_nova_and_placement(deployment: Deployment, answers: Answers) -> None:
     """One service of each type, and one endpoint an interface, in the cluster's region, at the controller."""
     services = sorted((row["Name"], row["Type"]) for row in answers["services"])
-    assert services == [("keystone", "identity"), ("nova", "compute"), ("placement", "placement")]
+    assert services == [
+        ("glance", "image"),
+        ("keystone", "identity"),
+        ("neutron", "network"),
+        ("nova", "compute"),
+        ("placement", "placement"),
+    ]
     address = deployment.controller.node.address
     urls = {"nova": f"http://{address}:8774/v2.1", "placement": f"http://{address}:8778"}
     for name, url in urls.items():

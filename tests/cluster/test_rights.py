@@ -62,7 +62,7 @@ def test_a_computes_password_is_nobody_elses(deployment: Deployment) -> None:
     assert USER not in deployment.controller.read(nova)
     for node in deployment.computes:
         users = [line for line in node.read(nova).splitlines() if line.startswith("username")]
-        assert users == [f'username = "{USER}"'] * 2, node.name
+        assert users == [f'username = "{USER}"'] * 3, node.name
 
 
 def test_no_service_user_is_an_administrator(deployment: Deployment) -> None:

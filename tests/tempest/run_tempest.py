@@ -113,18 +113,16 @@ def run_tests(client: Client, workspace: Path, pattern: str, workers: int) -> li
     }
     argv = client.command([stestr, "run", "--concurrency", str(workers), pattern])
     subprocess.run(argv, cwd=workspace, env=environment, check=False)
-    last = subprocess.run(
-        client.command([stestr, "last", "--subunit"]), cwd=workspace, env=environment, capture_output=True, check=False
-    )
-    xml = subprocess.run(
-        [str(ENVIRONMENT / "bin/subunit2junitxml")], input=last.stdout, capture_output=True, check=False, env=environment
-    )
+    said = [stestr, "last", "--subunit"]
+    last = subprocess.run(said, cwd=workspace, env=environment, capture_output=True, check=False)
+    junit = [str(ENVIRONMENT / "bin/subunit2junitxml")]
+    xml = subprocess.run(junit, input=last.stdout, capture_output=True, check=False, env=environment)
     return list(read_results(xml.stdout))
 
 
 def read_results(document: bytes) -> Iterator[Result]:
     """Every test of a JUnit document."""
-    for case in ElementTree.fromstring(document).iter("testcase"):  # noqa: S314 - made by the line above
+    for case in ElementTree.fromstring(document).iter("testcase"):
         name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
         seconds = float(case.get("time") or 0)
         skipped, failed = case.find("skipped"), [*case.iter("failure"), *case.iter("error")]

@@ -26,8 +26,7 @@ CLUSTER = """\
 name: attic
 region: north
 network: {{cidr: 10.20.30.0/24, gateway: 10.20.30.254, dns: [10.20.30.253]}}
-services:
-  image: {{endpoint: "http://10.20.30.9:9292/{canary}"}}
+flavors: [{{name: {canary}, vcpus: 1, ram: 64, disk: 0}}]
 ssh_authorized_keys: ["{ssh_key}"]
 secrets: secrets.yaml
 nodes:

@@ -24,6 +24,7 @@ def healthy(controller: World) -> World:
     """A controller that is ready, with one mapped compute."""
     controller.register_compute(COMPUTE)
     controller.map_host(COMPUTE)
+    controller.register_chassis(COMPUTE)
     controller.forget()
     return controller
 
@@ -98,6 +99,28 @@ def shift_clock(seconds: float) -> Callable[[World], None]:
     return lambda world: setattr(world.server, "now", lambda: world.clock - seconds)
 
 
+def bury_agent(world: World) -> None:
+    world.agents[0]["alive"] = False
+
+
+def lose_chassis(world: World) -> None:
+    world.agents.clear()
+
+
+def break_port(world: World) -> None:
+    world.ports += [
+        {"id": "port-1", "binding:host_id": COMPUTE, "binding:vif_type": "binding_failed"},
+        {"id": "port-2", "binding:host_id": COMPUTE, "binding:vif_type": "ovs"},
+    ]
+
+
+def lose_service(kind: str) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.keystone.services[:] = [service for service in world.keystone.services if service.type != kind]
+
+    return change
+
+
 SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     "duplicate cells": (copy_cell, ("two rows for one cell", "delete_cell --cell_uuid random")),
     "stale database": (
@@ -164,6 +187,35 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     "database away": (
         lambda world: setattr(world.server, "up", False),
         ("database: database keystone at 192.168.56.11:3306", "systemctl status mariadb"),
+    ),
+    "a dead chassis": (
+        bury_agent,
+        (f"OVN Controller agent on {COMPUTE} is dead", f"openstack network agent delete OVN Controller agent of {COMPUTE}"),
+    ),
+    "no chassis": (lose_chassis, (f"{COMPUTE} has no chassis in OVN", "see the step chassis")),
+    "a port that is not bound": (
+        break_port,
+        (f"port port-1 could not be bound to {COMPUTE}", "openstack server reboot --hard"),
+    ),
+    "Glance silent": (
+        lambda world: world.silent.add(9292),
+        ("image and network: http://192.168.56.11:9292/v2/schemas/image", "imagegen-node doctor"),
+    ),
+    "Neutron silent": (
+        lambda world: world.silent.add(9696),
+        ("network agents: http://192.168.56.11:9696/v2.0/agents", "first Keystone and neutron-api"),
+    ),
+    "no image in the catalogue": (
+        lose_service("image"),
+        ("Keystone has no public endpoint of type image in RegionOne", "validate --explain"),
+    ),
+    "OVN's database down": (
+        stop("ovn-ovsdb-server-sb.service"),
+        ("OVN southbound at 192.168.56.11:6642: Connection refused", "systemctl restart"),
+    ),
+    "Glance's schema behind": (
+        lambda world: world.server.rows("glance", "alembic_version").__setitem__(slice(None), [{"version_num": "g1"}]),
+        ("schema glance is behind", "retry lease"),
     ),
     "changed file": (
         lambda world: world.put("/etc/nova/nova.conf.d/50-imagegen.conf", "[DEFAULT]\n"),
@@ -234,6 +286,25 @@ def test_a_compute_that_is_deaf_or_without_libvirt_is_told(compute: World) -> No
     found = "\n".join(look(compute))
     assert "nova-compute is deaf" in found and "systemctl restart nova-compute" in found
     assert "libvirt: virsh" in found and "no connection" in found
+
+
+def test_a_compute_without_its_network_is_told(compute: World) -> None:
+    """Its chassis is cut off, or Neutron has not heard of an agent for too long."""
+    there = set(compute.southbounds)
+    compute.southbounds.clear()
+    said = "chassis: ovn-controller to reach OVN's southbound database; it is not connected"
+    assert any(line.startswith(said) and "ovs-vsctl show" in line for line in look(compute))
+    compute.southbounds |= there
+    assert look(compute) == []
+    compute.units["neutron-ovn-metadata-agent.service"].state = "failed"
+    compute.sleep(100)
+    assert any(line.startswith("chassis: OVN Metadata agent alive in the network API") for line in look(compute))
+
+
+def test_a_port_that_is_bound_is_no_finding(healthy: World) -> None:
+    """Only what Neutron could not bind."""
+    break_port(healthy)
+    assert [line.split(" could")[0] for line in look(healthy, COMPUTE)] == ["port port-1"]
 
 
 def test_a_compute_with_another_id_is_told(compute: World) -> None:

@@ -157,7 +157,10 @@ def test_there_are_templates_for_every_openstack_service() -> None:
     names = {path.name for path in oslo_templates()}
     assert names == {
         "auth.j2",
+        "glance.conf.j2",
         "keystone.conf.j2",
+        "metadata-agent.conf.j2",
+        "neutron.conf.j2",
         "nova-cell.conf.j2",
         "nova-compute.conf.j2",
         "nova-controller.conf.j2",

@@ -166,7 +166,7 @@ def test_the_document_has_what_the_text_has(monkeypatch: pytest.MonkeyPatch, out
     Path("secrets.yaml").chmod(0o644)
     told = run_json(output, "validate", "--explain")[1]
     assert any("GRANT ALL" in line for line in told["explain"])
-    assert [warning["path"] for warning in told["warnings"]] == ["services.image", "ssh_authorized_keys"]
+    assert [warning["path"] for warning in told["warnings"]] == ["ssh_authorized_keys"]
     assert "chmod 600" in run_json(output, "seed")[1]["warnings"][0]["message"]
 
     def build_images(*_: Any, **__: Any) -> None:

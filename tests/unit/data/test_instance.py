@@ -229,7 +229,7 @@ def test_a_region_without_apis_is_said(run: Run) -> None:
 def test_a_login_that_is_refused_is_a_sentence(run: Run, changes: dict[str, str], said: str) -> None:
     """Without the page's tags and without what was sent."""
     code, rows = run(*HOSTS, **changes)
-    assert (code, states(rows)) == (1, [("", "start", "failed")])
+    assert (code, states(rows)) == (1, [("", "login", "failed")])
     assert rows[0]["detail"].startswith(said) and "<" not in rows[0]["detail"]
 
 
@@ -252,7 +252,7 @@ def test_a_wrong_address_of_keystone_is_a_sentence(cloud: Cloud, run: Run, monke
 
     monkeypatch.setattr(cloud, "_log_in", not_found)
     code, rows = run(*HOSTS)
-    assert (code, failures(rows)) == (1, [("start", f"there is no Keystone at {KEYSTONE}")])
+    assert (code, failures(rows)) == (1, [("login", f"there is no Keystone at {KEYSTONE}")])
 
 
 @pytest.mark.parametrize(

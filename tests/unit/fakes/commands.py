@@ -6,17 +6,22 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
 from fakes import nova
-from fakes.nova_manage import DONE, Answer, Configuration, NovaManage
+from fakes.nova_manage import DONE, HALF_MADE, Answer, Configuration, NovaManage
 
 if TYPE_CHECKING:
     from fakes.world import World
 
-READS = ("systemctl show", "virsh")  # these change nothing
+# These change nothing.
+READS = (
+    *("systemctl show", "virsh", "ovn-nbctl get-connection", "ovn-sbctl get-connection", "ovn-appctl"),
+    *("ovs-vsctl get-manager", "ovs-vsctl --format=json --columns=external_ids list"),
+)
 
 
 class Crash(BaseException):
@@ -122,6 +127,28 @@ class Commands:
     def sync_placement(self, *_: Any) -> Answer:
         return self._sync("placement")
 
+    def sync_declared(self, words: list[str], *_: Any, schema: str) -> Answer:
+        """A tool that reads its service's configuration, where the package and the seed have it."""
+        for word in words:
+            option, _, place = word.partition("=")
+            assert option not in ("--config-file", "--config-dir") or place.startswith(f"/etc/{schema}/"), word
+        return self._sync(schema)
+
+    # OVN and Open vSwitch
+
+    def tell_ovn(self, words: list[str], *_: Any, port: int) -> Answer:
+        database = self.world.ovn[port]
+        return database.answer(words, self._unit(database.unit).state == "active")
+
+    def tell_switch(self, words: list[str], *_: Any) -> Answer:
+        up, switching = (self._unit(f"{name}.service").state == "active" for name in ("ovsdb-server", "ovs-vswitchd"))
+        return self.world.switch.answer(words, up, switching)
+
+    def show_connection(self, *_: Any) -> Answer:
+        if self._unit("ovn-controller.service").state != "active":
+            return 1, "", 'ovn-appctl: cannot read pidfile "/var/run/ovn/ovn-controller.pid" (No such file or directory)'
+        return 0, "connected\n" if self.world.is_connected() else "not connected\n", ""
+
     # Nova
 
     def manage(self, words: list[str], *_: Any) -> Answer:
@@ -166,6 +193,8 @@ class Commands:
     def _sync(self, schema: str) -> Answer:
         if schema not in self.world.server.schemas:
             return 255, "", f"(1049, \"Unknown database '{schema}'\")"
+        if HALF_MADE in self.world.server.schemas[schema]:
+            return 1, "", "(pymysql.err.OperationalError) (1050, \"Table 'half_made' already exists\")"
         rows = self.world.server.rows(schema, "alembic_version")
         rows[:] = [{"version_num": head} for head in self._heads()[schema]]
         return DONE
@@ -185,6 +214,12 @@ COMMANDS: dict[str, Callable[..., Answer]] = {
     "keystone-manage db_sync": Commands.sync_keystone,
     "keystone-manage bootstrap": Commands.bootstrap,
     "placement-manage db sync": Commands.sync_placement,
+    "glance-manage db sync": partial(Commands.sync_declared, schema="glance"),
+    "neutron-db-manage": partial(Commands.sync_declared, schema="neutron"),
+    "ovn-nbctl": partial(Commands.tell_ovn, port=6641),
+    "ovn-sbctl": partial(Commands.tell_ovn, port=6642),
+    "ovs-vsctl": Commands.tell_switch,
+    "ovn-appctl --target=ovn-controller connection-status": Commands.show_connection,
     "nova-manage": Commands.manage,
     "nova-status upgrade check": Commands.check_upgrade,
     "cell_mappings.py": Commands.map_cells,

@@ -202,6 +202,16 @@ class Connection:
             if row["version"] < oldest and not row.get("forced_down")
         ]
 
+    def count_flavors(self) -> None:
+        self.result = [(len(self.table("flavors")),)]
+
+    def add_flavors(self, *values: Any) -> None:
+        """Five values a row, as the statement has them."""
+        keys = ("name", "memory_mb", "vcpus", "root_gb", "flavorid")
+        rows = [dict(zip(keys, values[at : at + len(keys)], strict=True)) for at in range(0, len(values), len(keys))]
+        assert not {row["name"] for row in rows} & {row["name"] for row in self.table("flavors")}
+        self.table("flavors").extend(rows)
+
     # a schema whose first sync was cut off
 
     def show_tables(self) -> None:
@@ -254,6 +264,8 @@ STATEMENTS: tuple[tuple[str, Callable[..., int | None], bool], ...] = (
     (r"DROP TABLE IF EXISTS `(\w+)`", Connection.drop_table, True),
     (r"SELECT version_num FROM alembic_version", Connection.read_versions, False),
     (r"SELECT name, uuid, .+ FROM cell_mappings ORDER BY name, uuid", Connection.read_cells, False),
+    (r"SELECT COUNT\(\*\) FROM flavors", Connection.count_flavors, False),
+    (r"INSERT INTO flavors .+", Connection.add_flavors, True),
     (r"SELECT c\.host, c\.mapped FROM compute_nodes c LEFT JOIN .+", Connection.read_unmapped, False),
     (r"SELECT c\.host, m\.uuid FROM compute_nodes c JOIN .+", Connection.read_elsewhere, False),
     (

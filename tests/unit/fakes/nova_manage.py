@@ -16,7 +16,7 @@ from fakes.mariadb import Server
 Answer = tuple[int, str, str]  # return code, stdout, stderr
 DONE: Answer = (0, "", "")
 CELL0_UUID = "00000000-0000-0000-0000-000000000000"
-API_TABLES = ("cell_mappings", "host_mappings")
+API_TABLES = ("cell_mappings", "host_mappings", "flavors")
 HALF_MADE = "half_made"  # a table that a sync left which was cut off in its first revision
 MAIN_TABLES = ("compute_nodes", "services")
 

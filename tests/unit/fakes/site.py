@@ -30,10 +30,19 @@ from imagegen.inputs.secrets_file import Secrets
 TICK = 1.0  # seconds of the clock between two looks at units and registrations
 HEARTBEAT = 15.0
 RESTART = 5.0  # seconds until systemd starts an agent that died
-SLOW = ("nova-manage", "keystone-manage", "placement-manage", "cell_mappings.py", "identity_objects.py", "nova-status")
-SHARED = ("nova-manage", "placement-manage", "cell_mappings.py", "identity_objects.py")  # by one controller at a time
+# By one controller at a time.
+SHARED = (
+    *("nova-manage", "placement-manage", "glance-manage", "neutron-db-manage"),
+    *("cell_mappings.py", "identity_objects.py"),
+)
+SLOW = (*SHARED, "keystone-manage", "nova-status")
 COMMAND_SECONDS = 6.0
-SYNCS = {"nova-manage api_db sync": "nova_api", "nova-manage db sync": "nova"}
+SYNCS = {
+    "nova-manage api_db sync": "nova_api",
+    "nova-manage db sync": "nova",
+    "glance-manage db sync": "glance",
+    "neutron-db-manage": "neutron",
+}
 GIVE_UP = 20.0  # real seconds until a thread that does not answer is a defect of the test
 
 
@@ -98,6 +107,11 @@ class SlowCommands(Commands):
 
     def _check_start(self, argv: list[str]) -> None:
         """Raises Crash, and keeps the reason, when services of a controller start before schema-ready."""
+        own = {word.partition("-")[0] for word in argv if word.startswith(("glance-", "neutron-")) and "ovn" not in word}
+        for schema in own if argv[1] in ("start", "restart") else ():
+            if not self.world.site.is_at_head(schema, schema):
+                self.world.site.faults.append(Broken(f"{self.world.node_name} starts {argv} before schema {schema}"))
+                raise Crash
         started = [word for word in argv if word.startswith(("nova-", "placement-")) and "compute" not in word]
         if argv[1] in ("start", "restart") and started and (missing := self.world.site.find_missing(self.world)):
             name = self.world.node_name
@@ -237,6 +251,12 @@ class SiteNode(World):
     def open(self, request: Any, timeout: float) -> Any:
         return World.open(self.site.node_at(urlsplit(request.full_url).hostname or ""), request, timeout)
 
+    def find_southbounds(self) -> set[str]:
+        return set().union(*(World.find_southbounds(node) for node in self.site.nodes.values()))
+
+    def list_agents(self) -> list[dict[str, Any]]:
+        return [agent for node in self.site.nodes.values() for agent in node.list_own_agents()]
+
     def list_services(self) -> list[dict[str, str]]:
         found = []
         for node in self.site.nodes.values():
@@ -331,12 +351,15 @@ class Site:
         kinds = {"placement": "placement", "nova_api": "nova_api", "nova_cell0": "nova"}
         kinds |= {self.schema_of(cell): "nova" for cell in self.cluster.cells}
         for schema, kind in kinds.items():
-            rows = self.server.schemas.get(schema, {}).get("alembic_version", [])
-            if sorted(row["version_num"] for row in rows) != sorted(heads_of(kind)):
+            if not self.is_at_head(schema, kind):
                 return f"schema {schema}"
         rows = self.server.rows("nova_api", "cell_mappings")
         missing = [cell["name"] for cell in node.node["cells"] if cell not in rows]
         return f"rows of {missing}" if missing else ""
+
+    def is_at_head(self, schema: str, kind: str) -> bool:
+        rows = self.server.schemas.get(schema, {}).get("alembic_version", [])
+        return sorted(row["version_num"] for row in rows) == sorted(heads_of(kind))
 
     def check(self) -> None:
         """Raises Broken for what must never be."""

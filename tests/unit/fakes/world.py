@@ -23,7 +23,7 @@ import pytest
 import yaml
 from imagegen_node.engine.mask import find_secrets
 
-from fakes import amqp, nova, openstack, pymysql
+from fakes import amqp, nova, openstack, ovn, pymysql
 from fakes.commands import Commands
 from fakes.keystone import Keystone
 from fakes.mariadb import Server
@@ -51,24 +51,31 @@ AGENT_MODULES = (
     "openstack.api",
     "openstack.backing",
     "openstack.cells",
+    "openstack.cloud",
     "openstack.database",
     "openstack.discovery",
+    "openstack.flavors",
     "openstack.lease",
+    "openstack.ovn",
     "openstack.upgrade",
     "roles.compute",
     "roles.controller",
     "cli",
 )
-HOMES = {"nova": "/var/lib/nova", "keystone": "/var/lib/keystone", "placement": "/var/lib/placement"}
+HOMES = {name: f"/var/lib/{name}" for name in ("glance", "keystone", "neutron", "nova", "placement")}
 OWNER = "tester:testers"  # what every file of the make-believe node belongs to
 
 # Alembic scripts as the packages bring them: schema kind -> revision -> the one before.
 REVISIONS: dict[str, dict[str, str | None]] = {
+    "glance": {"g1": None, "g2expand": "g1", "g2contract": "g1"},
     "keystone": {"k1": None, "k2expand": "k1", "k2contract": "k1"},
+    "neutron": {"n1": None, "n2expand": "n1", "n2contract": "n1", "n3expand": "n2expand"},
     "placement": {"p1": None, "p2": "p1"},
     "nova_api": {"a1": None, "a2": "a1"},
     "nova": {"m1": None, "m2": "m1", "m3": "m2"},
 }
+# Revision -> one of another branch that must be there before it: alembic then has no row for that one any more.
+DEPENDS_ON = {"g2contract": "g2expand", "n2contract": "n2expand"}
 # nova/objects/service.py of Nova 31, as far as it says which computes are too old.
 SERVICE_VERSIONS = """\
 OLDEST_SUPPORTED_SERVICE_VERSION = 'Caracal'
@@ -81,6 +88,20 @@ SERVICE_VERSION_ALIASES = {
 
 PAGE = 2  # what the APIs give of a list at once; Nova's max_limit is 1,000
 FIRST_REPORT = 5.0  # seconds after the start of one of Nova's services
+CONNECTS = 2.0  # seconds after its start, ovn-controller to OVN
+FIRST_SIGN = 10.0  # seconds after the start of one of OVN's agents
+AGENT_DOWN_TIME = 75.0  # seconds after its last sign of life, Neutron's default
+AGENT_UNITS = {
+    "OVN Controller agent": "ovn-controller.service",
+    "OVN Metadata agent": "neutron-ovn-metadata-agent.service",
+}
+# Port -> the unit that answers HTTP there.
+APIS = {
+    5000: "keystone.service",
+    8774: "nova-api.service",
+    9292: "glance-api.service",
+    9696: "neutron-api.service",
+}
 
 
 ROOMY = SimpleNamespace(f_blocks=1000, f_bavail=500, f_files=1000, f_favail=500, f_frsize=2**20)
@@ -138,11 +159,23 @@ class World:
         self.forced_down: set[str] = set()  # hosts
         self.reports: dict[str, float] = {}  # service of this node -> when it last reported
         self.listeners = {
+            6641: "ovn-ovsdb-server-nb.service",
+            6642: "ovn-ovsdb-server-sb.service",
             8778: "placement-api.service",
             8774: "nova-api.service",
             8775: "nova-api-metadata.service",
+            9292: "glance-api.service",
+            9696: "neutron-api.service",
             11211: "memcached.service",
         }
+        self.silent: set[int] = set()  # ports at which no API answers, though its unit is up
+        self.outside: set[str] = set()  # hosts outside the cluster at which its APIs answer
+        self.switch = ovn.OpenVSwitch()
+        self.ovn = {6641: ovn.northbound(), 6642: ovn.southbound()}  # port -> the database
+        self.southbounds: set[str] = set()  # where somebody else's OVN answers, as in `tcp:HOST:PORT`
+        self.signs: dict[str, float] = {}  # this node's agent -> when it last gave a sign of life
+        self.agents: list[dict[str, Any]] = []  # of other nodes, as Neutron lists them
+        self.ports: list[dict[str, Any]] = []  # of instances, as Neutron lists them
         self.remote_control_plane = False  # the APIs are up, and no unit of this node stands behind them
         self.commands = Commands(self)
         self._patch(monkeypatch)
@@ -173,7 +206,7 @@ class World:
         self.put("/etc/ssh/ssh_host_ed25519_key", "key")
         self.put("/sys/class/dmi/id/product_uuid", f"{DMI_UUID}\n")
         self.put("/proc/cpuinfo", "flags\t\t: fpu vme svm\n")
-        for directory in ("/var/lib/mysql", "/var/lib/rabbitmq"):
+        for directory in ("/var/lib/glance", "/var/lib/mysql", "/var/lib/rabbitmq"):
             self.at(directory).mkdir(parents=True, exist_ok=True)
 
     def install_services(self, document: dict[str, Any]) -> None:
@@ -266,13 +299,16 @@ class World:
             self.server.up = True
         if name == "rabbitmq-server.service":
             self.import_definitions()
+        if name == "ovsdb-server.service":
+            place = self.at("/etc/openvswitch/system-id.conf")
+            self.switch.start(self.node_name, place.read_text().strip() if place.exists() else None)
 
     def configuration_of(self, unit: str) -> list[Path]:
         if "@" in unit:
             further = self.at(f"/etc/nova/cells/{unit.split('@')[1].removesuffix('.service')}.conf")
             return [*self.configuration_of("nova-"), further]
-        for prefix, directory in (("nova-", "nova"), ("placement-", "placement"), ("keystone", "keystone")):
-            if unit.startswith(prefix):
+        for directory in ("glance", "keystone", "neutron", "nova", "placement"):
+            if unit.startswith(directory):
                 return sorted(self.at(f"/etc/{directory}/{directory}.conf.d").glob("*"))
         return sorted(self.at("/etc/mysql").rglob("*")) if unit.startswith("mariadb") else []
 
@@ -331,13 +367,17 @@ class World:
         for cell in self.cluster.cells:
             own = cell == self.facts["cell"]
             units[self.cluster.console_port(cell)] = f"nova-novncproxy{'' if own else f'@{cell}'}.service"
-        if self.units.get(units[address[1]], Unit()).state != "active":
+        database = self.ovn.get(address[1])
+        nobody = database is not None and not database.listens(*address)
+        if nobody or self.units.get(units[address[1]], Unit()).state != "active":
             raise ConnectionRefusedError(111, "Connection refused")
         return SimpleNamespace(close=lambda: None)
 
     def open(self, request: Any, timeout: float) -> Any:
         """What urllib's opener does."""
         url = urlsplit(request.full_url)
+        if url.hostname not in {str(node.address) for node in self.cluster.nodes} | self.outside:
+            raise urllib.error.URLError(TimeoutError(110, "Connection timed out"))
         body, headers = self._answer(url.port, url.path, request)
         if isinstance(body, int):
             raise urllib.error.HTTPError(request.full_url, body, "", Message(), io.BytesIO(b"{}"))
@@ -345,8 +385,10 @@ class World:
         return nullcontext(answer)
 
     def _answer(self, port: int | None, path: str, request: Any) -> tuple[Any, dict[str, str]]:
-        unit = {5000: "keystone.service", 8774: "nova-api.service"}[port or 0]
-        if not self.remote_control_plane:
+        unit, host = APIS[port or 0], urlsplit(request.full_url).hostname
+        if port in self.silent:
+            raise urllib.error.URLError(ConnectionRefusedError(111, "Connection refused"))
+        if not self.remote_control_plane and host not in self.outside:
             if self.units.get(unit, Unit()).state != "active":
                 raise urllib.error.URLError(ConnectionRefusedError(111, "Connection refused"))
             if not self.works(unit):
@@ -364,6 +406,12 @@ class World:
             return turn_page(request.full_url, "services", self.list_services()), {}
         if path == "/v2.1/os-hypervisors/detail":
             return turn_page(request.full_url, "hypervisors", self.list_hypervisors()), {}
+        if path == "/v2/schemas/image":
+            return {"name": "image", "properties": {}}, {}
+        if path.startswith("/v2.0/"):
+            lists = {"agents": self.list_agents, "networks": list, "ports": lambda: self.ports}
+            key = path.removeprefix("/v2.0/")
+            return {key: select(lists[key](), urlsplit(request.full_url).query)}, {}
         kind, uuid = path.rsplit("/", 1)
         assert kind == "/v2.1/os-hypervisors"
         found = next((item for item in self.list_hypervisors() if item["id"] == uuid), None)
@@ -393,6 +441,40 @@ class World:
             if host not in [item["host"] for item in found if item["binary"] == "nova-compute"]
         ]
         return found + others
+
+    # OVN and Neutron's agents
+
+    def find_southbounds(self) -> set[str]:
+        """Where OVN's southbound database answers, for whoever would be a chassis."""
+        address, up = self.node["address"], self.units.get(self.ovn[6642].unit, Unit()).state == "active"
+        return self.southbounds | ({f"tcp:{address}:6642"} if up and self.ovn[6642].listens(address, 6642) else set())
+
+    def is_connected(self) -> bool:
+        """Whether ovn-controller is, to the database that Open vSwitch's database names."""
+        unit = self.units.get("ovn-controller.service", Unit())
+        there = self.switch.external_ids.get("ovn-remote") in self.find_southbounds()
+        return unit.state == "active" and there and self.clock >= unit.since + CONNECTS
+
+    def list_agents(self) -> list[dict[str, Any]]:
+        """As Neutron has them of OVN: once a chassis is there it stays, dead or alive."""
+        return self.list_own_agents() + self.agents
+
+    def list_own_agents(self) -> list[dict[str, Any]]:
+        connected = self.is_connected() and self.switch.is_chassis()
+        for kind, name in AGENT_UNITS.items():
+            unit = self.units.get(name, Unit())
+            told = re.findall(r'^ovn_sb_connection = "?([^"\n]+)', "\n".join(unit.read.values()), re.M)
+            reaches = connected and set(told) <= self.find_southbounds()
+            if reaches and unit.state == "active" and self.clock >= unit.since + FIRST_SIGN:
+                self.signs[kind] = self.clock
+        return [
+            describe_agent(self.switch.external_ids["hostname"], kind, self.clock - sign < AGENT_DOWN_TIME)
+            for kind, sign in self.signs.items()
+        ]
+
+    def register_chassis(self, host: str, alive: bool = True) -> None:
+        """What a compute's agents do when they start."""
+        self.agents += [describe_agent(host, kind, alive) for kind in AGENT_UNITS]
 
     def list_hypervisors(self) -> list[dict[str, Any]]:
         hosts = {row["host"] for row in self.server.rows("nova_api", "host_mappings")}
@@ -441,6 +523,10 @@ class World:
         self.keystone.users["nova_compute"]["roles"] = {("service", "service")}
         compute = self.keystone.add_service("nova", "compute")
         self.keystone.add_endpoint(compute.id, "public", "http://192.168.56.11:8774/v2.1", "RegionOne")
+        for name, kind, port in (("glance", "image", 9292), ("neutron", "network", 9696)):
+            service = self.keystone.add_service(name, kind)
+            self.keystone.add_endpoint(service.id, "public", f"http://192.168.56.11:{port}", "RegionOne")
+        self.southbounds.add("tcp:192.168.56.11:6642")
 
     def answer_as_nova(self, mapped_after: float = 20.0) -> None:
         """nova-compute registers when its unit is up; a controller maps the host a while later."""
@@ -552,6 +638,7 @@ class World:
         """A schema's alembic scripts, below dist-packages."""
         for revision, before in revisions.items():
             text = f"revision = {revision!r}\ndown_revision = {before!r}\n"
+            text += f"depends_on = {DEPENDS_ON.get(revision)!r}\n"
             self.put(f"/usr/lib/python3/dist-packages/{place}/{revision}_x.py", text)
 
 
@@ -570,7 +657,21 @@ def make_secrets(**changed: str) -> Secrets:
 def heads_of(kind: str) -> list[str]:
     """The heads of a kind of schema."""
     revisions = REVISIONS[kind]
-    return [revision for revision in revisions if revision not in revisions.values()]
+    needed = {DEPENDS_ON[revision] for revision in revisions if revision in DEPENDS_ON}
+    return [revision for revision in revisions if revision not in {*revisions.values(), *needed}]
+
+
+def describe_agent(host: str, kind: str, alive: bool) -> dict[str, Any]:
+    """One of Neutron's agents, as far as anybody here asks."""
+    return {"id": f"{kind} of {host}", "agent_type": kind, "host": host, "alive": alive, "admin_state_up": True}
+
+
+def select(rows: list[dict[str, Any]], query: str) -> list[dict[str, Any]]:
+    """The rows and the fields that a query of Neutron's API asks for."""
+    wanted = parse_qs(query)
+    fields, limit = wanted.pop("fields", []), int(wanted.pop("limit", ["1000"])[0])
+    found = [row for row in rows if all(str(row[key]) in values for key, values in wanted.items())]
+    return [{key: row[key] for key in fields or row} for row in found[:limit]]
 
 
 def turn_page(url: str, key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

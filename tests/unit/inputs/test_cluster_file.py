@@ -388,9 +388,40 @@ def test_what_must_exist_outside_is_explained() -> None:
         f"rabbitmqctl set_topic_permissions -p nova compute_cell1 nova '.*' '{may.topics}'",
     ]
     roles = [line.split()[-2:] for line in lines if line.startswith("openstack role add")]
-    assert roles == [["nova", "service"], ["placement", "service"], ["nova_compute", "service"]]
-    assert sum("endpoint create" in line for line in lines) == 6
+    assert roles == [
+        ["neutron", "admin"],
+        *([user, "service"] for user in ("neutron", "nova", "placement", "nova_compute")),
+    ]
+    assert sum("endpoint create" in line for line in lines) == 9
+    assert "CREATE DATABASE `neutron` CHARACTER SET utf8mb4;" in lines
+    assert not any("glance" in line for line in lines), "Glance is elsewhere"
+    assert lines[-2:] == [
+        "# image at 10.0.0.7:9292",
+        "# Keystone's catalogue must have, in region RegionOne, an endpoint of type image at http://10.0.0.7:9292",
+    ]
     assert not any("cache at" in line for line in lines)
+
+
+def test_a_network_elsewhere_is_explained(tmp_path: Path) -> None:
+    """What Neutron must allow; with OVN for the computes, what they must reach, and what they ask."""
+    cluster = load_cluster(CASES / "good/cloud-elsewhere.yaml")
+    text = "\n".join(explain_external(cluster))
+    assert "# network at 10.0.0.8:9696\n" in text and "type network at http://10.0.0.8:9696\n" in text
+    for word in ("nova and nova_compute", "service-role-port-device-id", "update_port:device_id", "administrator"):
+        assert word in text
+    assert "metadata_proxy_shared_secret: neutron_metadata of secrets.yaml" in text
+    assert "nova_metadata_host: 192.168.56.11" in text
+    assert "tcp:10.0.0.8:6642" in text and "get_agent" in text and "6081/UDP" in text
+    assert "an endpoint of type block-storage (or volumev3) that leads to Cinder" in text
+    plain = (CASES / "good/minimal.yaml").read_text() + "services: {network: {endpoint: http://10.0.0.8:9696}}\n"
+    lines = explain_external(load_text(tmp_path, plain))
+    assert lines and not any("southbound" in line or "get_agent" in line for line in lines)
+    assert not any("Cinder" in line for line in lines)
+
+
+def test_no_network_needs_no_explanation() -> None:
+    """There is nowhere to make anything."""
+    assert explain_external(load_cluster(CASES / "good/no-network.yaml")) == []
 
 
 def test_a_cache_elsewhere_is_for_controllers_alone(tmp_path: Path) -> None:
@@ -407,7 +438,8 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
     assert typed_secrets(load_cluster(CASES / "good/two-cells.yaml")) == {}
     outside = 'services: {messaging: {host: mq}, identity: {auth_url: "http://k:5000/v3"}}\ncells: [cell1, far]\n'
     typed = typed_secrets(load_text(tmp_path, (CASES / "good/minimal.yaml").read_text() + outside))
-    assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "identity_nova_compute"]
+    users = [f"identity_{name}" for name in ("glance", "neutron", "nova_compute")]
+    assert list(typed) == ["messaging_compute_cell1", "messaging_compute_far", "messaging_neutron", *users]
     assert typed["messaging_compute_far"] == (
         "the message queue is outside this cluster and needs a password for user compute_far: "
         "`imagegen validate --explain` prints how"
@@ -417,4 +449,4 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
 def test_each_cell_has_a_database_of_its_own() -> None:
     """The first has Nova's usual name."""
     names = [name for name, _ in database_schemas(load_cluster(CASES / "good/two-cells.yaml"))]
-    assert names == ["keystone", "placement", "nova_api", "nova_cell0", "nova", "nova_cell2", "imagegen"]
+    assert names == ["keystone", "placement", "nova_api", "nova_cell0", "nova", "nova_cell2", "glance", "neutron", "imagegen"]

@@ -53,9 +53,19 @@ def change(**values: object) -> str:
         (QUIET.replace(KEY, ""), "ssh_authorized_keys", "nobody can log in to the nodes, not even on their consoles"),
         (change(distro={"name": "debian", "suite": "bookworm"}), "release", "OpenStack zed on debian bookworm yet"),
         (
-            change(services={}),
+            change(services={"image": {"endpoint": "http://192.168.56.11:9292"}}),
             "services.image",
-            "is the node ctl-1, where imagegen does not install Glance",
+            "192.168.56.11 is the node ctl-1, where imagegen does not start this service; write {node: NAME}",
+        ),
+        (
+            change(services={"network": "none"}),
+            "services.network",
+            "is none: instances have no network, and nobody reaches them but on their consoles",
+        ),
+        (
+            change(services={"network": {"endpoint": "http://cpt-1:9696"}}),
+            "services.network",
+            "cpt-1 is the node cpt-1, where imagegen does not start this service",
         ),
         (
             change(services={"cache": {"node": "ctl-1"}}),
@@ -123,12 +133,14 @@ def test_several_controllers_are_no_high_availability() -> None:
         "services.database",
         "services.identity",
         "services.messaging",
+        "services.network",
         "nodes",
     ]
     assert all("ctl-1 is down" in line for line in told)
     elsewhere = QUIET.replace("services: {", "services: {database: {host: 10.0.0.5}, messaging: {node: ctl-2}, ")
     told = warn(elsewhere + SECOND)
-    assert [line.split(": ")[1] for line in told] == ["services.identity", "services.messaging", "nodes"]
+    rest = ["services.identity", "services.messaging", "services.network", "nodes"]
+    assert [line.split(": ")[1] for line in told] == rest
     assert "while ctl-2 is down, no instance can be created" in told[1]
 
 
@@ -144,10 +156,10 @@ def test_warnings_are_said_and_strict_takes_none(capsys: pytest.CaptureFixture[s
     Path("cluster.yaml").write_text(default_text())
     assert run_command(["validate"]) == ExitCode.DONE
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1].startswith("cluster.yaml:20: ssh_authorized_keys: warning: without an ssh key nobody")
+    assert lines[0].startswith("cluster.yaml:21: ssh_authorized_keys: warning: without an ssh key nobody")
     assert lines[-1] == "cluster.yaml: no problems, 2 node(s)"
     assert run_command(["validate", "--strict"]) == ExitCode.BAD_INPUT
-    assert capsys.readouterr().err.endswith("Error: cluster.yaml has 2 warning(s), and --strict allows none\n")
+    assert capsys.readouterr().err.endswith("Error: cluster.yaml has 1 warning(s), and --strict allows none\n")
     Path("cluster.yaml").write_text(QUIET)
     assert run_command(["validate", "--strict"]) == ExitCode.DONE
 

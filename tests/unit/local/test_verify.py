@@ -194,6 +194,11 @@ FAULTS: list[tuple[str, Plant, str]] = [
         lambda f: endpoint_of(f, "nova", "public").update(url="http://10.0.0.1:8774/v2.1"),
         "service nova: its public endpoint in RegionOne is http://10.0.0.1:8774/v2.1, not http",
     ),
+    (
+        "Glance registered twice",
+        lambda f: f.services.append(service_of(f, "glance")),
+        "service glance: of type image is registered 2 times, not once",
+    ),
     ("no agent", lambda f: f.agents.pop(0), "linux-node2: Neutron does not call its OVN Controller agent alive"),
     (
         "an agent that is dead",

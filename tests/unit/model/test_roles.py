@@ -83,9 +83,9 @@ def test_what_a_role_runs_is_in_its_image(role: Role) -> None:
 
 def test_hosted_services_have_one_name_everywhere() -> None:
     """In the declarations, the cluster file and the Cluster, in the order of metadata and seeds."""
-    assert hosted_services() == ("database", "messaging", "cache", "identity")
+    assert hosted_services() == ("database", "messaging", "cache", "identity", "network", "image")
     of_the_file = json_schema("cluster")["properties"]["services"]["properties"]
-    assert sorted(of_the_file) == sorted([*hosted_services(), "image"])
+    assert sorted(of_the_file) == sorted([*hosted_services(), "block_storage"])
     assert set(hosted_services()) <= {field.name for field in fields(Services)}
 
 

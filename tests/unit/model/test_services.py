@@ -7,9 +7,10 @@ from collections import Counter
 
 from repository import ROOT
 
+from imagegen.inputs.cluster_file import load_cluster
 from imagegen.model.declarations import declarations
 from imagegen.model.roles import hosted_services
-from imagegen.model.services import endpoints, hosted_port, services
+from imagegen.model.services import hosted_port, listening_port, services
 
 
 def list_ports(element: str) -> list[int]:
@@ -34,7 +35,8 @@ def test_nothing_is_claimed_twice() -> None:
     for service in services():
         claims.update(("schema", schema.name) for schema in service.schemas)
         claims.update(("user", user) for user in service.users)
-        claims.update(("hosted", service.hosted_as) for _ in [0] if service.hosted_as)
+        claims.update(("hosted", service.hosted_as) for _ in [0] if service.hosted_as and service.port)
+        claims.update(("queues", service.messaging) for _ in [0] if service.messaging)
         claims.update(("port", port) for port in list_ports(service.element))
         claims.update(("type", service.endpoint.type) for _ in [0] if service.endpoint)
     assert len(claims) > 15
@@ -42,17 +44,20 @@ def test_nothing_is_claimed_twice() -> None:
 
 
 def test_urls_are_those_of_the_services() -> None:
-    """Of Nova 31 and Placement 13, as their packages have them."""
-    assert [(one.type, one.url("192.0.2.1")) for one in endpoints()] == [
-        ("compute", "http://192.0.2.1:8774/v2.1"),
-        ("placement", "http://192.0.2.1:8778"),
+    """Of Nova 31, Placement 13, Glance 30 and Neutron 26, as their packages have them."""
+    assert [(one.type, url) for one, url in load_cluster(None).catalog] == [
+        ("image", "http://192.168.56.11:9292"),
+        ("network", "http://192.168.56.11:9696"),
+        ("compute", "http://192.168.56.11:8774/v2.1"),
+        ("placement", "http://192.168.56.11:8778"),
     ]
-    assert (hosted_port("identity"), hosted_port("cache")) == (5000, 11211)
+    assert [hosted_port(name) for name in ("identity", "cache", "image", "network")] == [5000, 11211, 9292, 9696]
+    assert listening_port("OVN southbound") == 6642
 
 
 def test_what_controllers_can_host_is_declared() -> None:
     """By the names of the cluster file."""
-    assert sorted(filter(None, (service.hosted_as for service in services()))) == sorted(hosted_services())
+    assert {service.hosted_as for service in services()} - {None} == set(hosted_services())
 
 
 def test_the_threat_model_names_every_port() -> None:

@@ -48,6 +48,8 @@ COMPUTE = "linux-node2"
 NOVA = "/etc/nova/nova.conf.d/50-imagegen.conf"
 KEYSTONE = "/etc/keystone/keystone.conf.d/50-imagegen.conf"
 PLACEMENT = "/etc/placement/placement.conf.d/50-imagegen.conf"
+GLANCE = "/etc/glance/glance.conf.d/50-imagegen.conf"
+NEUTRON = "/etc/neutron/neutron.conf.d/50-imagegen.conf"
 NODE = "/etc/imagegen/node.json"
 
 
@@ -63,7 +65,11 @@ def make_secrets(**changes: str) -> Secrets:
     return Secrets(values)
 
 
-EVERY_SECRET = (*secret_kinds(), "identity_nova_compute", "messaging_compute_cell1")
+OF_CLOUD = (
+    *("database_glance", "database_neutron", "identity_glance", "identity_neutron"),
+    *("messaging_neutron", "neutron_metadata"),
+)
+EVERY_SECRET = (*secret_kinds(), "identity_nova_compute", "messaging_compute_cell1", *OF_CLOUD)
 FERNET_KEYS = ("keystone_fernet_key", "keystone_credential_key")
 PASSWORD_NAMES = [name for name in EVERY_SECRET if name not in (*FERNET_KEYS, "messaging_cookie", "seed_key")]
 
@@ -180,6 +186,8 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
         NOVA: ("root:nova", "0640"),
         PLACEMENT: ("root:placement", "0640"),
         KEYSTONE: ("root:keystone", "0640"),
+        GLANCE: ("root:glance", "0640"),
+        NEUTRON: ("root:neutron", "0640"),
         "/etc/keystone/fernet-keys/0": ("root:keystone", "0640"),
         "/etc/keystone/credential-keys/0": ("root:keystone", "0640"),
         "/etc/rabbitmq/conf.d/50-imagegen.conf": ("root:root", "0644"),
@@ -193,11 +201,16 @@ def test_files_have_the_owners_and_modes_of_the_contract() -> None:
             assert not any(secret in file["content"] for secret in secrets)
 
 
-def test_a_compute_gets_three_files_for_owners_that_its_image_has() -> None:
+def test_the_files_of_a_compute_are_for_owners_that_its_image_has() -> None:
     """cloud-init stops at the first owner that it does not know."""
     files = written_files(make_tree(COMPUTE))
     owners = {NODE: "root:root", NOVA: "root:nova", "/etc/chrony/sources.d/imagegen.sources": "root:root"}
-    assert {path: file["owner"] for path, file in files.items()} == owners
+    owners |= {NEUTRON: "root:neutron", "/etc/openvswitch/system-id.conf": "root:root"}
+    others = {path: file["owner"] for path, file in files.items() if "ssh" in path or "migration" in path}
+    of_qemu = {path: file["owner"] for path, file in files.items() if path.startswith("/etc/pki/qemu/")}
+    assert {path: file["owner"] for path, file in files.items()} == {**owners, **others, **of_qemu}
+    assert set(others.values()) == {"root:root", "root:nova"}
+    assert set(of_qemu.values()) == {"root:root", "root:libvirt-qemu"}
 
 
 def test_time_servers_come_from_the_cluster() -> None:
@@ -272,8 +285,9 @@ def test_meta_data_holds_the_public_facts() -> None:
             "compute_id": str(make_cluster().compute_id(make_cluster().node(COMPUTE))),
         },
     }
+    everything = ["database", "messaging", "cache", "identity", "network", "image"]
     facts = load(make_tree(CONTROLLER), "meta-data")["imagegen"]
-    assert (facts["compute_id"], facts["hosts_services"]) == (None, ["database", "messaging", "cache", "identity"])
+    assert (facts["compute_id"], facts["hosts_services"]) == (None, everything)
 
 
 def spellings(secret: str) -> Iterator[str]:
@@ -303,7 +317,11 @@ def test_a_node_gets_only_the_secrets_that_it_needs() -> None:
     everything = set(EVERY_SECRET) - {"seed_key"}
     assert secrets_in(make_tree(CONTROLLER)["user-data"].data.decode(), make_secrets()) == everything
     compute = make_tree(COMPUTE)["user-data"].data.decode()
-    assert secrets_in(compute, make_secrets()) == {"messaging_compute_cell1", "identity_nova_compute"}
+    assert secrets_in(compute, make_secrets()) == {
+        "messaging_compute_cell1",
+        "identity_nova_compute",
+        "neutron_metadata",
+    }
     assert "mysql" not in compute
     assert not {"database", "api_database"} & options(make_tree(COMPUTE), NOVA).keys()
 
@@ -345,7 +363,7 @@ def test_external_services_are_named_where_they_are() -> None:
     assert urlsplit(nova["DEFAULT"]["transport_url"]).netloc.endswith("@mq:5673")
     assert nova["keystone_authtoken"]["memcached_servers"] == "10.0.0.9:11212"
     assert options(tree, KEYSTONE)["cache"]["memcache_servers"] == "10.0.0.9:11212"
-    assert node_document(tree)["hosts"] == ["identity"]
+    assert node_document(tree)["hosts"] == ["identity", "network", "image"]
     assert not [path for path in written_files(tree) if "mysql" in path or "rabbitmq" in path or "memcached" in path]
 
 
@@ -354,7 +372,7 @@ def test_schemas_are_those_that_validate_explains() -> None:
     cluster = add_node(make_cluster(cells=("cell1", "far")), find_role("compute"), 13, "far")
     schemas = node_document(make_tree(CONTROLLER, cluster))["database"]["schemas"]
     assert [(schema["name"], schema["user"]) for schema in schemas] == database_schemas(cluster)
-    assert all(schema["password"] == f"example-database_{schema['user']}" for schema in schemas)
+    assert all(schema["password"] == make_secrets()[f"database_{schema['user']}"] for schema in schemas)
 
 
 def test_a_further_cell_has_its_own_database_and_vhost() -> None:
@@ -375,13 +393,14 @@ def test_a_further_cell_has_its_own_database_and_vhost() -> None:
     assert [urlsplit(c["transport_url"]).path for c in cells] == ["/", "/nova", "/nova_far"]
     assert cells[0]["transport_url"] == "none:///"
     definitions = json.loads(content(controller, "/etc/rabbitmq/definitions.json"))
-    assert definitions["vhosts"] == [{"name": "nova"}, {"name": "nova_far"}]
+    assert definitions["vhosts"] == [{"name": "nova"}, {"name": "nova_far"}, {"name": "neutron"}]
     places = [(permission["user"], permission["vhost"]) for permission in definitions["permissions"]]
     assert places == [
         ("openstack", "nova"),
         ("openstack", "nova_far"),
         ("compute_cell1", "nova"),
         ("compute_far", "nova_far"),
+        ("neutron", "neutron"),
     ]
     assert node_document(compute)["messaging"]["user"] == "compute_far"
 
@@ -399,15 +418,18 @@ def test_endpoints_are_the_first_controllers() -> None:
     cluster = add_node(make_cluster(), find_role("controller"), 13)
     for node in (CONTROLLER, "extra13"):
         assert node_document(make_tree(node, cluster))["identity"]["services"] == [
+            {"name": "glance", "type": "image", "url": "http://192.168.56.11:9292"},
+            {"name": "neutron", "type": "network", "url": "http://192.168.56.11:9696"},
             {"name": "nova", "type": "compute", "url": "http://192.168.56.11:8774/v2.1"},
             {"name": "placement", "type": "placement", "url": "http://192.168.56.11:8778"},
         ]
 
 
-def test_rabbitmq_knows_two_users_without_tags() -> None:
-    """The controllers' and the computes' of the one cell, whose hashes RabbitMQ can check; guest is never made."""
+def test_rabbitmq_knows_three_users_without_tags() -> None:
+    """The controllers', the computes' of the one cell and Neutron's, whose hashes RabbitMQ can check; guest is never made."""
     users = json.loads(content(make_tree(CONTROLLER), "/etc/rabbitmq/definitions.json"))["users"]
-    assert [(user["name"], user["tags"]) for user in users] == [("openstack", []), ("compute_cell1", [])]
+    assert [user["name"] for user in users] == ["openstack", "compute_cell1", "neutron"]
+    assert not any(user["tags"] for user in users)
     for user in users:
         raw = base64.b64decode(user["password_hash"])
         password = make_secrets()[f"messaging_{user['name']}"]
@@ -475,10 +497,10 @@ def test_any_password_reaches_every_reader(password: str) -> None:
     assert parse_qs(keystone["database"]["connection_parameters"]) == {"password": [given["database_keystone"]]}
     document = node_document(tree)
     assert {schema["user"]: schema["password"] for schema in document["database"]["schemas"]} == {
-        user: given[f"database_{user}"] for user in ("keystone", "placement", "nova", "imagegen")
+        user: given[f"database_{user}"] for user in ("keystone", "placement", "nova", "imagegen", "glance", "neutron")
     }
     assert {user["name"]: user["password"] for user in document["identity"]["users"]} == {
-        user: given[f"identity_{user}"] for user in ("nova", "placement", "nova_compute")
+        user: given[f"identity_{user}"] for user in ("glance", "neutron", "nova", "placement", "nova_compute")
     }
     assert document["identity"]["admin_password"] == given["identity_admin"]
     assert document["messaging"]["password"] == given["messaging_openstack"]
@@ -590,9 +612,10 @@ def test_users_have_the_least_roles_of_the_release() -> None:
     zed = make_cluster(release=find_release("zed", Distro(suite="bookworm")))
     for cluster, roles in ((make_cluster(), ["service"]), (zed, ["admin", "service"])):
         users = node_document(make_tree(CONTROLLER, cluster))["identity"]["users"]
-        assert {user["name"]: user["roles"] for user in users} == dict.fromkeys(
-            ("nova", "placement", "nova_compute"), roles
-        )
+        assert {user["name"]: user["roles"] for user in users} == {
+            **dict.fromkeys(("glance", "nova", "placement", "nova_compute"), roles),
+            "neutron": ["admin", "service"],
+        }
         assert [user["name"] for user in node_document(make_tree(COMPUTE, cluster))["identity"]["users"]] == [
             "nova_compute"
         ]

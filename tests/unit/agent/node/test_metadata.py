@@ -254,6 +254,15 @@ def test_the_agent_waits_for_its_node_file(world: World) -> None:
         metadata.read_node()
 
 
+def test_a_seed_older_than_the_image_is_refused(world: World) -> None:
+    """With the cure: such a seed does not say which elements are at work."""
+    document = dict(world.node)
+    del document["elements"]
+    world.put("/etc/imagegen/node.json", json.dumps(document))
+    with pytest.raises(Refused, match="older than this image.*write it again"):
+        metadata.read_node()
+
+
 @pytest.mark.parametrize("uuid", ["00000000-0000-0000-0000-000000000000", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF", None])
 def test_firmware_without_a_uuid_says_nothing(world: World, uuid: str | None) -> None:
     """Zeros and ones are what firmware shows that was given no UUID: no two machines are the same for that."""

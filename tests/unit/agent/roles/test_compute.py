@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 from fakes.world import World, make_secrets
 from imagegen_node.openstack.api import is_up
 
+from imagegen.inputs.cluster_file import default_text
+
 COMPUTE = "linux-node2"
+SET = "ovs-vsctl --no-wait set Open_vSwitch ."
 OTHER_ID = "99999999-8888-7777-6666-555555555555"
 
 
@@ -42,7 +46,13 @@ def test_an_empty_compute_becomes_ready(world: World) -> None:
     assert compute_id(world) == world.node["compute_id"] + "\n"
     assert world.commands.log == [
         "systemctl start --no-block libvirtd.service",
+        "systemctl start --no-block ovsdb-server.service ovs-vswitchd.service",
+        f"{SET} 'external_ids:ovn-encap-ip=\"192.168.56.12\"' 'external_ids:ovn-encap-type=\"geneve\"' "
+        "'external_ids:ovn-remote=\"tcp:192.168.56.11:6642\"'",
+        "ovs-vsctl --no-wait set-manager ptcp:6640:127.0.0.1",
+        "systemctl start --no-block ovn-controller.service",
         "systemctl start --no-block nova-compute.service",
+        "systemctl start --no-block neutron-ovn-metadata-agent.service",
     ]
     assert "a controller to map this host (registered, not mapped yet)" in details(world, "mapped")
 
@@ -230,3 +240,147 @@ def test_a_service_that_never_reported_is_not_up() -> None:
     assert not is_up({"state": "up", "updated_at": None})
     assert not is_up({"state": "down", "updated_at": "2025-06-01T12:00:00.000000"})
     assert not is_up({})
+
+
+# its network
+
+
+def read_ids(world: World) -> dict[str, str]:
+    return world.switch.external_ids
+
+
+def test_a_compute_is_a_chassis_of_its_own_name(world: World) -> None:
+    """Open vSwitch's database says who it is, where its tunnels end and where OVN is; os-vif may plug instances."""
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    ids = read_ids(world)
+    assert {key: ids[key] for key in ("hostname", "ovn-encap-ip", "ovn-encap-type", "ovn-remote", "system-id")} == {
+        "hostname": COMPUTE,
+        "ovn-encap-ip": "192.168.56.12",
+        "ovn-encap-type": "geneve",
+        "ovn-remote": "tcp:192.168.56.11:6642",
+        "system-id": world.node["chassis"]["name"],
+    }
+    assert "ovn-bridge-datapath-type" not in ids and world.switch.bridges == {}
+    assert world.switch.managers == ["ptcp:6640:127.0.0.1"]
+    said = details(world, "openvswitch")[-1]
+    assert said == "set manager, ovn-encap-ip, ovn-encap-type, ovn-remote"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ovn-remote", "tcp:10.9.9.9:6642"), ("system-id", "another"), ("hostname", "node.example")]
+)
+def test_what_differs_of_a_chassis_is_set(world: World, key: str, value: str) -> None:
+    """Only that, and nothing is started again."""
+    world.answer_as_nova()
+    world.run_compute()
+    right = read_ids(world)[key]
+    read_ids(world)[key] = value
+    world.forget()
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == [f"{SET} 'external_ids:{key}=\"{right}\"'"]
+    assert read_ids(world)[key] == right
+
+
+def test_another_ovn_is_followed(world: World) -> None:
+    """A new seed with OVN elsewhere: the chassis is told, and the agent that reads its file is restarted."""
+    world.answer_as_nova()
+    world.run_compute()
+    world.forget()
+    there = "tcp:192.168.56.99:6642"
+    world.southbounds = {there}
+    world.node["chassis"]["southbound"] = there
+    place = world.at("/etc/neutron/neutron.conf.d/50-imagegen.conf")
+    world.put(
+        "/etc/neutron/neutron.conf.d/60-other.conf",
+        place.read_text().replace("tcp:192.168.56.11:6642", there),
+    )
+    place.unlink()
+    world.facts["files"] = [file for file in world.facts["files"] if file["path"] != str(place)]
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == [
+        f"{SET} 'external_ids:ovn-remote=\"{there}\"'",
+        "systemctl restart --no-block neutron-ovn-metadata-agent.service",
+    ]
+
+
+def test_a_lost_manager_comes_back(world: World) -> None:
+    """os-vif reaches Open vSwitch by it alone."""
+    world.answer_as_nova()
+    world.run_compute()
+    world.switch.managers = ["ptcp:6640"]
+    world.forget()
+    assert world.run_compute()["state"] == "ready"
+    assert world.commands.log == ["ovs-vsctl --no-wait set-manager ptcp:6640:127.0.0.1"]
+
+
+def test_a_container_switches_in_a_program(world: World) -> None:
+    """With tunnels through an interface of its own, as the file of `imagegen boot` asks."""
+    asked = '{"datapath": "netdev", "interface": "tun0", "address": "192.0.2.7"}'
+    world.put("/etc/imagegen/datapath.json", asked)
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    ids = read_ids(world)
+    assert (ids["ovn-bridge-datapath-type"], ids["ovn-encap-ip"]) == ("netdev", "192.0.2.7")
+    assert world.switch.bridges == {"br-tunnel": {"options": ["datapath_type=netdev"], "ports": ["tun0"]}}
+
+
+def test_ovn_is_waited_for(world: World) -> None:
+    """However long; and its chassis comes before nova-compute, which needs what the chassis makes."""
+    there = set(world.southbounds)
+    world.southbounds.clear()
+    world.answer_as_nova()
+    last = world.run_compute(100)
+    assert (last["state"], last["step"]) == ("waiting", "chassis")
+    assert last["detail"] == "ovn-controller to reach OVN's southbound database; it is not connected"
+    assert "nova-compute.service" not in world.units
+    world.southbounds |= there
+    assert world.run_compute()["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind"),
+    [("ovn-controller", "OVN Controller agent"), ("neutron-ovn-metadata-agent", "OVN Metadata agent")],
+)
+def test_a_dead_agent_keeps_the_compute_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch, unit: str, kind: str
+) -> None:
+    """systemd calls it active, Neutron does not: instances there would have no network, or no metadata."""
+    agents = world.list_agents
+    dumb = lambda: [agent for agent in agents() if agent["agent_type"] != kind]  # noqa: E731
+    monkeypatch.setattr(world, "list_agents", dumb)
+    world.answer_as_nova()
+    last = world.run_compute(200)
+    assert world.units[f"{unit}.service"].state == "active"
+    assert (last["state"], last["step"], last["detail"]) == (
+        "waiting",
+        "network-agents",
+        f"{kind} alive in the network API",
+    )
+    monkeypatch.setattr(world, "list_agents", agents)
+    assert world.run_compute()["state"] == "ready"
+
+
+def test_an_agent_that_was_alive_does_not_count(compute: World) -> None:
+    """A chassis stays in OVN when its machine is gone: its last sign of life says."""
+    compute.units["neutron-ovn-metadata-agent.service"].state = "failed"
+    compute.watch(compute.compute(), 900)
+    said = compute.documents[-1]["detail"]
+    assert said.startswith("degraded: ")
+    assert "neutron-ovn-metadata-agent.service is failed" in said
+    assert "waiting for OVN Metadata agent alive in the network API" in said
+
+
+def test_a_compute_without_ovn_has_no_such_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cluster has no network, or agents that somebody else brings."""
+    path = tmp_path / "cluster.yaml"
+    path.write_text(re.sub(r"network: \{node: linux-node1\} .*", "network: none", default_text()))
+    world = World(tmp_path / "node", monkeypatch, path)
+    world.make_node(COMPUTE)
+    world.put("/run/libvirt/libvirt-sock", "")
+    world.make_control_plane()
+    world.answer_as_nova()
+    assert world.run_compute()["state"] == "ready"
+    steps = {step["name"] for step in world.documents[-1]["steps"]}
+    assert not steps & {"openvswitch", "chassis", "metadata-agent", "network-agents"}
+    assert not [command for command in world.commands.log if "ovs" in command or "neutron" in command]

@@ -78,7 +78,11 @@ def test_every_tool_runs_as_its_own_user(world: World) -> None:
     users = {command.split()[0]: user for command, user in world.commands.users.items()}
     assert users == {
         "systemctl": "root",
+        "glance-manage": "glance",
         "keystone-manage": "keystone",
+        "neutron-db-manage": "neutron",
+        "ovn-nbctl": "root",
+        "ovn-sbctl": "root",
         "placement-manage": "placement",
         "nova-manage": "nova",
         "nova-status": "nova",
@@ -130,7 +134,8 @@ def test_users_have_rights_on_their_own_schemas_only(ready: World) -> None:
     rights = {name: user["rights"] for (name, _), user in ready.server.users.items()}
     assert rights["nova"] == {right_on(name) for name in ("nova", "nova_api", "nova_cell0")}
     assert rights["placement"] == {right_on("placement")}
-    assert set(rights) == {"nova", "placement", "keystone", "imagegen"}
+    assert set(rights) == {"glance", "imagegen", "keystone", "neutron", "nova", "placement"}
+    assert rights["neutron"] == {right_on("neutron")}
 
 
 def test_backing_services_elsewhere_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +148,7 @@ def test_backing_services_elsewhere_are_waited_for(tmp_path: Path, monkeypatch: 
             "cache": {"host": "10.0.0.7"},
             "identity": {"auth_url": "http://10.0.0.8:5000/v3"},
             "image": {"endpoint": "http://10.0.0.9:9292"},
+            "network": {"endpoint": "http://10.0.0.10:9696"},
         },
     )
     world = World(tmp_path, monkeypatch, cluster)
@@ -171,6 +177,7 @@ def test_identity_elsewhere_is_named_user_by_user(ready: World) -> None:
     """Without an administrator's password the node says what must exist, and goes on when it does."""
     ready.node["identity"]["admin_password"] = None
     ready.node["hosts"].remove("identity")
+    ready.node["elements"].remove("keystone")
     roles = ready.keystone.users["nova"]["roles"]
     roles.symmetric_difference_update({("service", "service"), ("service", "reader")})
     last = ready.run_controller(100)
@@ -190,7 +197,8 @@ def test_a_role_too_many_is_taken_away(ready: World) -> None:
     roles = {name: user["roles"] for name, user in ready.keystone.users.items()}
     assert roles == {
         "admin": {("admin", "admin")},
-        **{name: {("service", "service")} for name in ("nova", "placement", "nova_compute")},
+        "neutron": {("service", "admin"), ("service", "service")},
+        **{name: {("service", "service")} for name in ("glance", "nova", "placement", "nova_compute")},
     }
     details = [document["detail"] for document in ready.documents if document["step"] == "service-users"]
     assert any("role admin taken from nova" in detail for detail in details)
@@ -390,14 +398,16 @@ def test_changed_rights_converge(ready: World) -> None:
 def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool) -> None:
     """Every password changed: users, broker, Keystone and cell rows follow, and daemons read their new files."""
     names = ["database_nova", "database_placement", "database_keystone", "database_imagegen", "messaging_openstack"]
-    names += ["identity_admin", "identity_nova", "identity_placement"]
+    names += ["identity_admin", "identity_nova", "identity_placement", "messaging_neutron"]
+    names += [f"{where}_{name}" for where in ("database", "identity") for name in ("glance", "neutron")]
     ready.secrets = make_secrets(**{name: f"new {name} %$'" for name in names})
     ready.make_node(CONTROLLER)
     if rebooted:
         reboot(ready)
     assert ready.run_controller()["state"] == "ready"
     assert {name: user["password"] for (name, _), user in ready.server.users.items()} == {
-        name: f"new database_{name} %$'" for name in ("nova", "placement", "keystone", "imagegen")
+        name: f"new database_{name} %$'"
+        for name in ("glance", "imagegen", "keystone", "neutron", "nova", "placement")
     }
     assert ready.takes("openstack", "new messaging_openstack %$'")
     assert ready.takes("compute_cell1", ready.secrets["messaging_compute_cell1"]), "made from the new one"
@@ -407,7 +417,7 @@ def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool)
     assert find_row(ready, "cell1")["transport_url"] == ready.node["cells"][1]["transport_url"]
     assert find_row(ready, "cell0")["transport_url"] == "none:///"
     assert {unit for unit in ready.units if not ready.works(unit)} == set()
-    assert not any("delete" in command or "db_sync" in command for command in ready.commands.log)
+    assert not any("delete" in command or "sync" in command for command in ready.commands.log)
 
 
 def test_only_daemons_whose_files_changed_are_restarted(ready: World) -> None:
@@ -616,7 +626,7 @@ def test_migrations_that_are_stuck_make_the_node_say_so(ready: World) -> None:
     assert ready.run_controller()["state"] == "ready"
     assert ready.commands.log == ["nova-manage db online_data_migrations", "nova-status upgrade check"]
     done = {row["name"] for row in ready.server.rows("imagegen", "done")}
-    assert done == {"online_data_migrations of 2025.1", "upgrade_check of 2025.1"}
+    assert done == {"online_data_migrations of 2025.1", "upgrade_check of 2025.1", "first flavors"}
 
 
 def test_computes_that_come_before_their_mapping_do_not_fail_the_upgrade_check(world: World) -> None:
@@ -807,6 +817,30 @@ def test_a_lost_race_for_the_lease_is_no_error(world: World, code: int) -> None:
     assert world.run_controller()["state"] == "ready"
 
 
+# flavors
+
+
+def list_flavors(world: World) -> list[str]:
+    return [row["name"] for row in world.server.rows("nova_api", "flavors")]
+
+
+def test_the_first_flavors_are_written_once(world: World) -> None:
+    """What an operator makes of them later stays, even if that is none."""
+    assert world.run_controller()["state"] == "ready"
+    assert list_flavors(world) == ["m1.tiny", "m1.small", "m1.medium", "m1.large"]
+    world.server.rows("nova_api", "flavors").clear()
+    assert world.run_controller()["state"] == "ready"
+    assert list_flavors(world) == []
+
+
+def test_flavors_that_are_there_are_enough(ready: World) -> None:
+    """A database that had a life before this cluster."""
+    ready.server.rows("nova_api", "flavors")[:] = [{"name": "theirs"}]
+    ready.server.rows("imagegen", "done").remove({"name": "first flavors"})
+    assert ready.run_controller()["state"] == "ready"
+    assert list_flavors(ready) == ["theirs"]
+
+
 # discovery
 
 
@@ -897,3 +931,118 @@ def test_only_the_holder_of_the_lease_discovers(ready: World) -> None:
     ready.register_compute("linux-node2")
     ready.watch(ready.controller(), 60)
     assert ready.commands.log == []
+
+
+# Glance and Neutron
+
+
+def details(world: World, step: str) -> list[str]:
+    return [document["detail"] for document in world.documents if document["step"] == step]
+
+
+def test_glance_and_neutron_come_after_the_users_that_they_log_in_as(world: World) -> None:
+    """Each under the lease syncs its schema, as its own account, and only then starts."""
+    assert world.run_controller()["state"] == "ready"
+    names = [step["name"] for step in world.documents[-1]["steps"]]
+    assert names[names.index("services") :] == ["services", "image", "network", "verify", "upgrade-check", "seed"]
+    assert names.index("ovn") < names.index("wait-database")
+    log = [command.split(" --config")[0] for command in world.commands.log]
+    order = ["identity_objects.py", "glance-manage db sync", "systemctl start --no-block glance-api.service"]
+    assert [command for command in log if command in order] == order
+    synced = log.index("neutron-db-manage")
+    assert log.index("systemctl start --no-block glance-api.service") < synced
+    assert log[synced + 1].startswith("systemctl start --no-block neutron-api.service neutron-rpc-server.service ")
+    assert world.server.rows("glance", "alembic_version") == [{"version_num": "g2contract"}]
+    assert {"version_num": "n3expand"} in world.server.rows("neutron", "alembic_version")
+    assert world.server.rows("imagegen", "lease") == []
+
+
+def test_ovn_listens_on_the_nodes_address_alone(world: World) -> None:
+    """Its databases are told once; one that somebody opened to all is closed again."""
+    assert world.run_controller()["state"] == "ready"
+    assert {port: database.targets for port, database in world.ovn.items()} == {
+        port: [f"ptcp:{port}:192.168.56.11"] for port in (6641, 6642)
+    }
+    assert details(world, "ovn")[-1] == "now at ptcp:6641:192.168.56.11, ptcp:6642:192.168.56.11"
+    world.ovn[6642].targets = ["ptcp:6642"]
+    world.forget()
+    assert world.run_controller()["state"] == "ready"
+    assert world.commands.log == ["ovn-sbctl set-connection ptcp:6642:192.168.56.11"]
+    world.ovn[6642].before = 'read-only role="" '
+    world.forget()
+    last = world.run_controller(60)
+    assert "ovn-sbctl set-connection ptcp:6642:192.168.56.11" in world.commands.log, "nobody could register"
+    assert last["state"] == "ready"
+
+
+@pytest.mark.parametrize(("port", "path"), [(9292, "/v2/schemas/image"), (9696, "/v2.0/networks?limit=1&fields=id")])
+def test_an_api_that_does_not_answer_is_waited_for(ready: World, port: int, path: str) -> None:
+    """Its unit and its port are not enough; and a ready controller says so when it is lost."""
+    ready.silent.add(port)
+    last = ready.run_controller(60)
+    assert (last["state"], last["step"]) == ("waiting", "verify")
+    assert last["detail"] == f"http://192.168.56.11:{port}{path}: [Errno 111] Connection refused"
+    ready.silent.clear()
+    agent = ready.controller()
+    assert ready.run_controller()["state"] == "ready"
+    ready.silent.add(port)
+    ready.watch(agent, 900)
+    assert f"degraded: waiting for http://192.168.56.11:{port}" in ready.documents[-1]["detail"]
+
+
+@pytest.mark.parametrize(("name", "step"), [("glance", "image"), ("neutron", "network")])
+def test_a_schema_of_theirs_that_is_newer_is_let_be(ready: World, name: str, step: str) -> None:
+    ready.server.rows(name, "alembic_version")[:] = [{"version_num": "fromthefuture"}]
+    last = ready.run_controller(100)
+    assert (last["state"], last["step"]) == ("failed", step)
+    assert last["detail"] == f"schema {name} was made by a newer release than this image holds: boot the newer image"
+    assert ready.commands.log == []
+
+
+def test_a_branch_that_another_needs_is_no_head(ready: World) -> None:
+    """Between expand and contract Glance has a row for each; at the end alembic keeps the last one alone."""
+    rows = ready.server.rows("glance", "alembic_version")
+    rows[:] = [{"version_num": "g1"}, {"version_num": "g2expand"}]
+    assert ready.run_controller()["state"] == "ready"
+    assert ready.commands.log == ["glance-manage db sync"]
+    assert rows == [{"version_num": "g2contract"}]
+
+
+@pytest.mark.parametrize("name", ["glance", "neutron"])
+def test_a_first_sync_of_theirs_that_was_cut_off_is_repaired(world: World, name: str) -> None:
+    world.server.schemas[name] = {HALF_MADE: [], "alembic_version": []}
+    assert world.run_controller()["state"] == "ready"
+    assert HALF_MADE not in world.server.schemas[name]
+
+
+def test_a_lease_that_another_holds_does_not_keep_them_down(ready: World) -> None:
+    """After a reboot there is nothing to sync; but an old schema waits for the lease."""
+    other_holds(ready, 10_000)
+    reboot(ready)
+    assert ready.run_controller()["state"] == "ready"
+    ready.server.rows("glance", "alembic_version")[:] = [{"version_num": "g1"}]
+    last = ready.run_controller(60)
+    assert (last["state"], last["step"]) == ("waiting", "image")
+    assert last["detail"] == "the lease, under which schemas are synced"
+
+
+def test_images_that_outlived_their_image_are_glances(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a kept disk they may bear a uid that is another account's now."""
+    owned: list[tuple[str, str]] = []
+    note = lambda place, account: owned.append((place.name, account))  # noqa: E731
+    monkeypatch.setattr(world.agent["backing"], "own_tree", note)
+    world.run_controller()
+    assert ("glance", "glance") in owned
+
+
+def test_apis_elsewhere_are_asked_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of them is started here, and the node waits until they answer."""
+    services = {"image": {"endpoint": "http://10.0.0.9:9292"}, "network": {"endpoint": "http://10.0.0.10:9696"}}
+    world = World(tmp_path, monkeypatch, write_cluster(tmp_path / "cluster.yaml", services=services))
+    world.make_node(CONTROLLER)
+    last = world.run_controller(400)
+    assert (last["state"], last["step"]) == ("waiting", "verify")
+    assert last["detail"] == "http://10.0.0.9:9292/v2/schemas/image: [Errno 110] Connection timed out"
+    assert not [unit for unit in world.units if unit.startswith(("glance", "neutron", "ovn"))]
+    world.outside = {"10.0.0.9", "10.0.0.10"}
+    assert world.run_controller()["state"] == "ready"

@@ -203,10 +203,13 @@ def check_agents(patient: Patient) -> Iterator[Finding]:
     for agent in sorted(agents, key=lambda agent: (agent["host"], agent["agent_type"])):
         if not agent["alive"]:
             yield Finding("{agent_type} on {host} is dead".format(**agent), cure.format(**agent))
-    for host in sorted(set(patient.expected) - {agent["host"] for agent in agents}):
+    path = "/os-services?binary=nova-compute"
+    computes = {item["host"] for item in session.list_compute(patient.node["region"], path, "services")}
+    # One that never registered is check_computes' to name.
+    for host in sorted(computes & set(patient.expected) - {agent["host"] for agent in agents}):
         yield Finding(f"{host} has no chassis in OVN", f"imagegen-node status on {host}: see the step chassis")
     for port in cloud.list_unbound_ports(patient.node, session):
-        what = "port {id} could not be bound to {binding:host_id}".format(**port)
+        what = "port {} could not be bound to {}".format(port["id"], port["binding:host_id"])
         yield Finding(what, "mend that host's agents, then openstack server reboot --hard its instance")
 
 

@@ -62,11 +62,17 @@ def check_role(facts: dict[str, Any]) -> str:
 
 
 def read_node() -> dict[str, Any]:
-    """The seed's data for the agent. Raises Waiting until cloud-init wrote it."""
+    """The seed's data for the agent. Raises Waiting until cloud-init wrote it, Refused for one that is too old."""
     try:
-        return dict(json.loads(NODE_FILE.read_text()))
+        node = dict(json.loads(NODE_FILE.read_text()))
     except FileNotFoundError as error:
         raise Waiting(f"{NODE_FILE}, which cloud-init writes from the seed") from error
+    if "elements" not in node:
+        raise Refused(
+            "the seed is older than this image and does not say which services are at work here: write it again with "
+            "the imagegen that built the image, give it to the node, and reboot"
+        )
+    return node
 
 
 def name_owner(uid: int, gid: int) -> str:

@@ -224,6 +224,11 @@ def sync_schema(node: dict[str, Any], schema: str, argv: list[str], user: str) -
     return f"{state}, now at head"
 
 
+def is_synced(node: dict[str, Any], element: Element) -> bool:
+    """Whether every schema of this element is at its head."""
+    return all(read_state(node, schema["name"]) == "head" for schema in element["schemas"])
+
+
 def sync_declared(node: dict[str, Any], schema: dict[str, Any]) -> str:
     """Likewise, by the command and the account that the schema's element declares."""
     return sync_schema(node, schema["name"], schema["sync"], schema["account"])

@@ -45,5 +45,7 @@ def list_agents(node: dict[str, Any], session: Session, host: str = "") -> list[
 
 def list_unbound_ports(node: dict[str, Any], session: Session) -> list[dict[str, Any]]:
     """The ports that Neutron could not bind to their hosts: their instances have no network."""
-    query = "binding:vif_type=binding_failed&fields=id&fields=binding:host_id"
-    return list(session.get("{network_endpoint}/v2.0/ports?{}".format(query, **node), "the network API")["ports"])
+    # Neutron filters by hosts only, not by what became of a binding.
+    query = "fields=id&fields=binding:host_id&fields=binding:vif_type"
+    ports = session.get("{network_endpoint}/v2.0/ports?{}".format(query, **node), "the network API")["ports"]
+    return [port for port in ports if port["binding:vif_type"] == "binding_failed"]

@@ -10,22 +10,24 @@ from imagegen_node.engine.errors import Waiting
 from imagegen_node.engine.files import read_text
 from imagegen_node.engine.system import run
 
-# Database's tool -> the port of the database; ovn-ctl's defaults.
-PORTS = {"ovn-nbctl": 6641, "ovn-sbctl": 6642}
+# Database's tool -> the port of the database, ovn-ctl's defaults, and what get-connection prints before each place.
+TOOLS = {"ovn-nbctl": (6641, ""), "ovn-sbctl": (6642, 'read-write role="" ')}
 # os-vif plugs instances by it ([os_vif_ovs] ovsdb_connection): nova-compute may not use the socket, which is root's.
 MANAGER = "ptcp:6640:127.0.0.1"
 SECONDS = 30.0  # until a tool must have answered
 # What `imagegen boot` puts into containers whose kernel cannot switch packets; never on a real node.
 DATAPATH = Path("/etc/imagegen/datapath.json")
 TUNNEL_BRIDGE = "br-tunnel"
+# Private key, certificate and authority, for an OVN outside the cluster that is asked by ssl.
+KEYS = tuple(Path(f"/etc/openvswitch/ovn-{name}.pem") for name in ("key", "cert", "ca"))
 
 
 def listen(address: str) -> str:
     """OVN's databases answering there, and nowhere else."""
     changed = []
-    for tool, port in PORTS.items():
+    for tool, (port, rights) in TOOLS.items():
         wanted = f"ptcp:{port}:{address}"
-        if run([tool, "get-connection"], timeout=SECONDS).split() != [wanted]:
+        if run([tool, "get-connection"], timeout=SECONDS).splitlines() != [rights + wanted]:
             run([tool, "set-connection", wanted], timeout=SECONDS)
             changed.append(wanted)
     return "now at " + ", ".join(changed) if changed else ""
@@ -48,10 +50,27 @@ def configure_chassis(node: dict[str, Any]) -> str:
     if stale:
         ids = [f"external_ids:{key}={json.dumps(value)}" for key, value in stale.items()]
         run(["ovs-vsctl", "--no-wait", "set", "Open_vSwitch", ".", *ids], timeout=SECONDS)
+    if chassis["southbound"].startswith("ssl:") and use_keys():
+        stale["ssl"] = str(KEYS[0])
     if run(["ovs-vsctl", "get-manager"], timeout=SECONDS).split() != [MANAGER]:
         run(["ovs-vsctl", "--no-wait", "set-manager", MANAGER], timeout=SECONDS)
         stale["manager"] = MANAGER
     return "set " + ", ".join(sorted(stale)) if stale else ""
+
+
+def use_keys() -> bool:
+    """Open vSwitch's database naming the keys for an OVN that asks for them; whether it had to change.
+
+    Raises Waiting for keys that the site has not brought yet.
+    """
+    for path in KEYS:
+        if not path.exists():
+            raise Waiting(f"{path}, with which the site's OVN knows this compute: you bring it")
+    said = run(["ovs-vsctl", "get-ssl"], timeout=SECONDS)
+    if all(str(path) in said for path in KEYS):
+        return False
+    run(["ovs-vsctl", "--no-wait", "set-ssl", *map(str, KEYS)], timeout=SECONDS)
+    return True
 
 
 def make_tunnel_bridge(asked: dict[str, str]) -> str:

@@ -71,9 +71,14 @@ class Controller:
         return Step(element["step"], lambda: backing.prepare(self.node, element))
 
     def prepare_under_lease(self, element: declared.Element) -> Step:
-        """Its schemas may be another controller's a moment longer, if the cluster file has moved it here."""
+        """Its schemas may be another controller's a moment longer, if the cluster file has moved it here.
+
+        With its schemas at their heads it needs no lease: one that another controller holds for long keeps it down.
+        """
 
         def run_held() -> str:
+            if backing.is_synced(self.node, element):
+                return backing.prepare(self.node, element)
             if not self.lease.take():
                 raise Waiting("the lease, under which schemas are synced")
             try:
