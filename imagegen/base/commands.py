@@ -115,7 +115,14 @@ def follow(
         given.seek(0)
         process = start(argv, env=env, cwd=cwd, stdin=given.fileno(), stderr=errors.fileno())
         assert process.stdout  # noqa: S101 - a pipe
-        timer = threading.Timer(timeout, _end, [process])
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _signal(process, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, end)
+        timer.daemon = True  # who does not wait for the command's end does not wait for this
         timer.start()
         try:
             for line in process.stdout:
@@ -128,7 +135,7 @@ def follow(
             timer.cancel()
         errors.seek(0)
         said = errors.read()
-    if timer.finished.is_set() and process.returncode < 0:
+    if late.is_set() and process.returncode < 0:
         raise CommandFailed(
             f"`{shlex.join([os.fspath(word) for word in argv])}` did not end within {timeout:g} seconds"
         )
@@ -141,16 +148,12 @@ def _signal(process: Process, number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _end(process: Process) -> None:
-    _signal(process, signal.SIGKILL)
-
-
 def _wait(process: Process) -> None:
     """Waits for a command that was asked to end; ends it when that takes too long."""
     try:
         process.wait(timeout=CLEAN_UP_SECONDS)
     except subprocess.TimeoutExpired:
-        _end(process)
+        _signal(process, signal.SIGKILL)
         process.wait()
 
 

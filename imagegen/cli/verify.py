@@ -57,6 +57,7 @@ def verify(settings: Settings, names: tuple[str, ...], instance: bool, timeout: 
         check_testable(cluster)
         if not computes:
             raise BadUsage("none of these nodes is a compute, so no guest can boot on them", "name a compute, or none")
+        find_administrator(cluster, secrets)
     faults = [str(fault) for fault in _check(settings, cluster, secrets, chosen, timeout)]
     steps: list[Step] = []
     if instance and not faults:

@@ -45,6 +45,8 @@ class Cloud:
         person = {"name": user, "password": password, "domain": {"name": domain}}
         body = {"auth": {"identity": {"methods": ["password"], "password": {"user": person}}, "scope": scope}}
         headers, answer = self._send("POST", f"{auth_url}/auth/tokens", body, {})
+        if answer is None:
+            raise Failed(f"there is no Keystone at {auth_url}")
         token = answer["token"]
         self.token = next(value for name, value in headers.items() if name.lower() == "x-subject-token")
         self.user_id, self.project_id = token["user"]["id"], token["project"]["id"]
@@ -91,7 +93,7 @@ class Test:
         self.hosts: list[str] = request["hosts"]
         self.admin = self.log_in(request["project"])
         self.beat_at = 0.0
-        self.began = False  # whether there may be something of this run
+        self.asked = False  # for a project
 
     def log_in(self, project: str) -> Cloud:
         given = self.request
@@ -127,12 +129,15 @@ class Test:
         found = self.admin.ask("GET", "identity", f"/projects?name={NAME}")["projects"]
         return found[0] if found else None
 
-    def beat(self, force: bool = False) -> None:
+    def beat(self) -> None:
         """A sign of life in the project's description, so that another run leaves this one's things alone."""
-        if force or time.monotonic() > self.beat_at + BEAT / 6:
+        if time.monotonic() > self.beat_at + BEAT / 6:
             self.beat_at = time.monotonic()
-            body = {"project": {"description": f"made by imagegen verify, at work at {time.time():.0f}"}}
+            body = {"project": {"description": self.sign_of_life()}}
             self.admin.ask("PATCH", "identity", f"/projects/{self.project_id}", body)
+
+    def sign_of_life(self) -> str:
+        return f"made by imagegen verify, run {self.request['run']}, at work at {time.time():.0f}"
 
     def take_project(self) -> None:
         """Makes the project; first removes what a run that was killed has left. Raises Failed while another works."""
@@ -147,19 +152,28 @@ class Test:
                     found = self.find_project()
                 if found and found["description"] != said:
                     raise Failed(f"another run is at work in the project {NAME}: wait for its end")
-                self.began = True
                 self.remove_all()
                 detail[0] = "after removing what an earlier run left"
-            self.began = True
-            body = {"project": {"name": NAME, "domain_id": "default", "description": ""}}
+            # At once with a sign of life: another run may look at it now.
+            body = {"project": {"name": NAME, "domain_id": "default", "description": self.sign_of_life()}}
+            self.asked = True
             self.project_id = self.admin.ask("POST", "identity", "/projects", body)["project"]["id"]
-            self.beat(force=True)
-            roles = {role["name"]: role["id"] for role in self.admin.ask("GET", "identity", "/roles")["roles"]}
-            for name in ("admin", "member"):
-                if name in roles:
-                    place = f"/projects/{self.project_id}/users/{self.admin.user_id}/roles/{roles[name]}"
-                    self.admin.ask("PUT", "identity", place)
-            self.own = self.log_in(NAME)
+            self.own = self.enter_project()
+
+    def enter_project(self) -> Cloud:
+        """The APIs in the test's project, in which the administrator has a role then."""
+        roles = {role["name"]: role["id"] for role in self.admin.ask("GET", "identity", "/roles")["roles"]}
+        for name in ("admin", "member"):
+            if name in roles:
+                place = f"/projects/{self.project_id}/users/{self.admin.user_id}/roles/{roles[name]}"
+                self.admin.ask("PUT", "identity", place)
+        return self.log_in(NAME)
+
+    def remove_own(self) -> None:
+        """Everything, if this run has made it: another one may be at work."""
+        project = self.find_project()
+        if project and self.request["run"] in project["description"]:
+            self.remove_all()
 
     def remove_all(self) -> None:
         """Everything of the project, then the project. What is gone already is no fault."""
@@ -167,11 +181,7 @@ class Test:
         if project is None:
             return
         self.project_id = project["id"]
-        try:
-            own = self.log_in(NAME)
-        except Failed:  # it was killed before it had a role there, so nothing else is there either
-            self.admin.ask("DELETE", "identity", f"/projects/{self.project_id}")
-            return
+        own = self.enter_project()
         mine = f"project_id={self.project_id}"
         for server in own.ask("GET", "compute", "/servers")["servers"]:
             own.ask("DELETE", "compute", f"/servers/{server['id']}")
@@ -231,11 +241,12 @@ class Test:
             return ports
 
     def make_flavor(self) -> str:
-        body = {"flavor": {"name": NAME, "ram": 128, "vcpus": 1, "disk": 0, "os-flavor-access:is_public": False}}
-        flavor = str(self.own.ask("POST", "compute", "/flavors", body)["flavor"]["id"])
-        access = {"addTenantAccess": {"tenant": self.project_id}}
-        self.own.ask("POST", "compute", f"/flavors/{flavor}/action", access)
-        return flavor
+        with self.step("", "flavor"):
+            body = {"flavor": {"name": NAME, "ram": 128, "vcpus": 1, "disk": 0, "os-flavor-access:is_public": False}}
+            flavor = str(self.own.ask("POST", "compute", "/flavors", body)["flavor"]["id"])
+            access = {"addTenantAccess": {"tenant": self.project_id}}
+            self.own.ask("POST", "compute", f"/flavors/{flavor}/action", access)
+            return flavor
 
     def boot(self, host: str, image: str, flavor: str, port: Any, peer: str) -> str:
         """Asks for a guest on that host that looks for its peer; returns its id."""
@@ -252,7 +263,10 @@ class Test:
     # what they say
 
     def see_active(self, server: str) -> Any:
-        found = self.own.ask("GET", "compute", f"/servers/{server}")["server"]
+        answer = self.own.ask("GET", "compute", f"/servers/{server}")
+        if answer is None:
+            raise Failed("somebody has deleted the guest")
+        found = answer["server"]
         if found["status"] == "ERROR":
             raise Failed("the guest is in ERROR: {}".format(found.get("fault", {}).get("message", "no reason given")))
         return found if found["status"] == "ACTIVE" else None
@@ -260,15 +274,17 @@ class Test:
     def read_console(self, server: str) -> list[str]:
         body = {"os-getConsoleOutput": {"length": CONSOLE_LINES}}
         answer = self.own.ask("POST", "compute", f"/servers/{server}/action", body)
-        return str((answer or {}).get("output", "")).splitlines()
+        return str((answer or {}).get("output", "")).split("\n")
 
     def hear(self, server: str, words: str) -> str:
         """What the guest says after IMAGEGEN and these words, once it does."""
         marks: list[str] = []
 
         def look() -> str:
-            marks[:] = [line for line in self.read_console(server) if line.strip()]
-            said = [line.partition(f"IMAGEGEN {words} ")[2].strip() for line in marks]
+            lines = self.read_console(server)
+            marks[:] = [line.strip() for line in lines if line.strip()]
+            # What stands after the last end of a line may be half of a word.
+            said = [line.partition(f"IMAGEGEN {words} ")[2].strip() for line in lines[:-1]]
             return next(filter(None, said), "")
 
         try:
@@ -293,7 +309,9 @@ class Test:
         for number, host in enumerate(self.hosts):
             # Each looks for the next; one that is alone looks for its own address.
             peer = addresses[(number + 1) % len(addresses)]
-            servers.append((host, self.boot(host, image, flavor, ports[number], peer), addresses[number], peer))
+            with self.step(host, "request"):
+                server = self.boot(host, image, flavor, ports[number], peer)
+            servers.append((host, server, addresses[number], peer))
         for host, server, address, _ in servers:
             with self.step(host, "active"):
                 self.wait("ACTIVE", partial(self.see_active, server))
@@ -319,13 +337,13 @@ def interrupt(*_: object) -> None:
 
 
 def main(request: dict[str, Any]) -> None:
-    """Runs the test on request['hosts']; with none it only removes what earlier runs left."""
+    """Runs the test on request['hosts']; with none it only removes what the same run, cut off, has left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
         test = Test(request)
         if not test.hosts:
-            test.remove_all()
+            test.remove_own()
             return
     except Failed as error:
         say("", "login", "failed", str(error))
@@ -341,10 +359,10 @@ def main(request: dict[str, Any]) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        if test.began:
+        if test.asked:
             try:
                 with test.step("", "removed"):
-                    test.remove_all()
+                    test.remove_own()
             except Failed:
                 code = code or 1
     sys.exit(code)

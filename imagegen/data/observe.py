@@ -97,7 +97,8 @@ def main(
         except (OSError, ValueError, KeyError) as error:
             facts["errors"].append(f"{url} cannot be read: {error}")
     try:
-        fetch(f"{image_url}/v2/schemas/image", token)
+        if token:
+            fetch(f"{image_url}/v2/schemas/image", token)
     except (OSError, ValueError) as error:
         facts["errors"].append(f"{image_url} does not answer: {error}")
     facts["services"], facts["endpoints"] = read_catalog(facts.pop("catalog"))

@@ -35,6 +35,7 @@ APPLETS: tuple[str, ...] = (
 APPLETS += ("udhcpc", "wget")
 LIBRARIES = ("ld-linux-x86-64.so.2", "libc.so.6", "libresolv.so.2")
 LIBRARY_PLACES = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib")
+MOST_LINKS = 8  # that lead to a file
 DISK = bytes(1 << 20)
 """What Glance holds as the guest's image: Nova boots the kernel beside it, and nothing reads the disk."""
 
@@ -93,19 +94,23 @@ def find_members(names: Iterable[str]) -> dict[str, str]:
 
 
 def _read(archive: tarfile.TarFile, member: str) -> bytes:
-    """A file's bytes; links within the archive are followed, also absolute ones."""
-    info = archive.getmember(member)
-    while info.issym():
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
-        prefix = "./" if info.name.startswith("./") else ""
-        info = archive.getmember(
-            prefix + target.removeprefix("./").lstrip("/")
-            if info.linkname[:1] != "/"
-            else prefix + info.linkname.lstrip("/")
-        )
-    file = archive.extractfile(info)
+    """A file's bytes; links within the archive are followed, also absolute ones. Raises MachineLacks."""
+    prefix = "./" if member.startswith("./") else ""
+    place = member.removeprefix("./")
+    try:
+        for _ in range(MOST_LINKS):
+            info = archive.getmember(prefix + place)
+            if not info.issym():
+                break
+            # An absolute target takes the place of the directory.
+            place = posixpath.normpath(posixpath.join("/", posixpath.dirname(place), info.linkname)).lstrip("/")
+        file = None if info.issym() else archive.extractfile(info)
+    except KeyError:
+        file = None
     if file is None:
-        raise MachineLacks(f"the image's tar has no file {member}")
+        raise MachineLacks(
+            f"the image's tar has no file {member.removeprefix('./')}, or a link to nothing in its place"
+        )
     return file.read()
 
 

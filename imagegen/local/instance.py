@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
+from uuid import uuid4
 
 from imagegen.base.commands import Completed
-from imagegen.base.errors import BadUsage, CommandFailed
+from imagegen.base.errors import BadUsage, CommandFailed, ImagegenError
 from imagegen.base.streams import Say
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local.guest import DISK, Guest
@@ -89,7 +90,8 @@ def run_guests(
 
     All that the test makes is removed, also after a failure and an interruption; what a killed one left, by the next.
     """
-    request = _request(cluster, login, timeout) | {
+    common = _request(cluster, login, timeout)
+    request = common | {
         "hosts": [node.name for node in computes],
         "kernel": b64encode(guest.kernel).decode(),
         "ramdisk": b64encode(guest.ramdisk).decode(),
@@ -107,7 +109,10 @@ def run_guests(
     try:
         done = there.follow(["python3", "-c", PROGRAM], hear, input=_input(request), timeout=whole)
     except BaseException:
-        remove_remains(cluster, login, there, timeout)
+        try:
+            remove_remains(common, there)
+        except ImagegenError as error:
+            report(f"what the test has made may be left: {error.message}")
         raise
     if done.returncode and not any(step.state == "failed" for step in steps):
         lines = done.stderr.decode(errors="replace").splitlines()
@@ -120,14 +125,18 @@ def explain_steps(steps: Sequence[Step]) -> list[str]:
     return [f"{step.node or 'cluster'}: {step.step}: {step.detail}" for step in steps if step.state == "failed"]
 
 
-def remove_remains(cluster: Cluster, login: Login, there: Follower, timeout: float) -> None:
-    """Removes what a test that was cut off has left. Raises CommandFailed."""
-    request = _request(cluster, login, timeout) | {"hosts": []}
-    there.follow(["python3", "-c", PROGRAM], lambda line: None, input=_input(request), timeout=2 * timeout)
+def remove_remains(request: Mapping[str, Any], there: Follower) -> None:
+    """Removes what the test with that request has left when it was cut off, and no other's. Raises CommandFailed."""
+    asked = {**request, "hosts": []}
+    argv, timeout = ["python3", "-c", PROGRAM], 2 * request["timeout"]
+    done = there.follow(argv, lambda line: None, input=_input(asked), timeout=timeout)
+    if done.returncode:
+        raise CommandFailed(f"removing it ended with {done.returncode}")
 
 
 def _request(cluster: Cluster, login: Login, timeout: float) -> dict[str, Any]:
     return {
+        "run": uuid4().hex,
         "auth_url": cluster.services.auth_url,
         "region": cluster.region,
         "user": login.user,

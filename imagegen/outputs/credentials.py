@@ -52,5 +52,12 @@ def _openrc(cluster: Cluster, auth: dict[str, str | None]) -> str:
     lines = ["unset OS_CLOUD", *(f"export {name}={shlex.quote(value)}" for name, value in names.items())]
     if auth["password"] is None:
         asked = shlex.quote(f"Password of {auth['username']}: ")
-        lines += [f"printf %s {asked}", "stty -echo", "read -r OS_PASSWORD", "stty echo", "echo", "export OS_PASSWORD"]
+        lines += [
+            f"printf %s {asked}",
+            "stty -echo",
+            "IFS= read -r OS_PASSWORD",
+            "stty echo",
+            "echo",
+            "export OS_PASSWORD",
+        ]
     return HEAD + "\n".join(lines) + "\n"

@@ -18,6 +18,8 @@ from imagegen.base.commands import Completed
 from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import boot
+from imagegen.local.guest import Guest
+from imagegen.local.instance import Login, Step
 from imagegen.local.request import Boot
 from imagegen.local.verify import Fault
 from imagegen.model.cluster import Place
@@ -166,13 +168,17 @@ def test_a_node_without_a_log_shows_its_console(journal: Completed | Exception) 
 # The whole of boot_cluster, on a network that plays.
 
 
-Run = Callable[..., list[boot.NodeResult]]
+Run = Callable[..., Sequence[boot.NodeResult]]
+
+
+guests: list[Step] = []  # the steps of the guests in the run that ended well last
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """boot_cluster() of the default cluster on a FakeNetwork; the default finding of the verification is none."""
     findings: list[Fault] = []
+    guests.clear()
     monkeypatch.setattr(boot, "POLL", 0)
     monkeypatch.setattr(boot, "VERIFY_SHARE", 1e9)
     monkeypatch.setattr(boot, "seed_tree", lambda *_: dict.fromkeys(("user-data", "meta-data", "network-config")))
@@ -180,15 +186,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(
         network: FakeNetwork, found: Sequence[Fault] = (), keep: bool = False, **more: Any
-    ) -> list[boot.NodeResult]:
+    ) -> Sequence[boot.NodeResult]:
         findings[:] = found
+        monkeypatch.setattr(network, "way_in", more.pop("way_in", ""), raising=False)
         monkeypatch.setattr(boot, "open_backend", lambda *_: network)
         images = dict.fromkeys(roles(), tmp_path)
         lines: list[str] = more.pop("lines", [])
         nodes = more.pop("nodes", CLUSTER.nodes)
         timeout = more.pop("timeout", None)
         asked = Boot(CLUSTER, SECRETS, tmp_path, nodes, "nspawn", timeout=timeout, keep=keep, images=images)
-        return boot.boot_cluster(asked, lines.append)
+        booted = boot.boot_cluster(replace(asked, **more), lines.append)
+        guests.extend(booted.steps)
+        return booted.nodes
 
     return run
 
@@ -231,6 +240,13 @@ def test_kept_nodes_tell_how_to_log_in(run: Run, scripts: list[Any]) -> None:
     ]
 
 
+def test_kept_nodes_tell_how_to_get_into_their_network(run: Run) -> None:
+    """Where they have one that this machine is not part of."""
+    lines: list[str] = []
+    run(FakeNetwork([READY, READY]), keep=True, lines=lines, way_in="sudo enter the-network")
+    assert [line.split(maxsplit=3)[3] for line in lines if line.startswith("network ")] == ["sudo enter the-network"]
+
+
 def test_too_little_memory_or_disk_starts_nothing(run: Run) -> None:
     """Both shortages are told together, before a machine is made."""
     network = FakeNetwork([READY, READY], needs=(1 << 60, 1 << 60))
@@ -269,6 +285,71 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
             pass
     with boot.hold_directory(tmp_path / "boot", print):
         assert (tmp_path / "boot").stat().st_mode & 0o777 == 0o700
+
+
+DONE = Step("linux-node2", "reach", "done", "10.254.0.5", 3.0)
+FAILED = Step("linux-node2", "metadata", "failed", "no answer", 3.0)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stands in for the guests; what it was called with. The guest's image is made of nothing."""
+    called: list[Any] = [[DONE]]
+
+    def run_guests(*given: Any) -> list[Step]:
+        called.append(given)
+        return called[0]
+
+    monkeypatch.setattr(boot, "find_tar", lambda out, role: Path(f"{role}.tar"))
+    monkeypatch.setattr(boot, "make_guest", lambda tar: Guest(str(tar).encode(), b""))
+    monkeypatch.setattr(boot, "run_guests", run_guests)
+    return called
+
+
+def test_guests_boot_after_the_verification(run: Run, called: list[Any]) -> None:
+    """On each compute that was booted, as the administrator, from the controller; their steps are in the result."""
+    network = FakeNetwork([READY, READY])
+    run(network, instance=True)
+    (cluster, login, computes, guest, there, seconds, _) = called[1]
+    assert (cluster, guest.kernel, there) == (CLUSTER, b"compute.tar", network.machines[0])
+    assert [node.name for node in computes] == ["linux-node2"]
+    assert vars(login) == vars(Login("admin", SECRETS["identity_admin"], "admin", "Default"))
+    assert seconds > 0 and guests == [DONE]
+    run(FakeNetwork([READY, READY]))
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("scripts", [[READY, [document("failed", "nova", "no")]], [READY, READY]])
+def test_no_guest_boots_on_a_cluster_that_is_not_good(run: Run, called: list[Any], scripts: list[Any]) -> None:
+    with pytest.raises(boot.ClusterNotReady):
+        run(FakeNetwork(scripts), [Fault("cell cell1", "is listed 2 times, not once")], instance=True)
+    assert len(called) == 1
+
+
+def test_a_guest_that_failed_is_no_success(run: Run, called: list[Any], tmp_path: Path) -> None:
+    """Which compute and which step; journals are kept as for any other fault, and nothing runs on."""
+    called[0] = [DONE, FAILED]
+    network = FakeNetwork([READY, READY])
+    with pytest.raises(boot.ClusterNotReady, match=r"^linux-node2: metadata: no answer$") as raised:
+        run(network, instance=True)
+    assert [r.state for r in raised.value.nodes] == ["ready", "ready"]
+    assert network.log == ["enter", "close"] and (tmp_path / "boot/linux-node2/journal.log").exists()
+
+
+@pytest.mark.usefixtures("called")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"nodes": CLUSTER.nodes[:1]}, "none of these nodes is a compute"),
+        ({"cluster": replace(CLUSTER, services=replace(CLUSTER.services, network_endpoint=None))}, "have no network"),
+    ],
+)
+def test_what_no_guest_can_say_is_refused_at_once(run: Run, more: dict[str, Any], said: str) -> None:
+    """Before a machine is made."""
+    network = FakeNetwork([READY, READY])
+    with pytest.raises(BadUsage, match=said):
+        run(network, instance=True, **more)
+    assert network.log == []
 
 
 def test_nodes_without_their_controller_are_refused(run: Run) -> None:

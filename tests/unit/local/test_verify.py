@@ -27,7 +27,6 @@ NASTY = "p@ss/w:r%d\"$#{}\\'x|é"[:-1]
 SECRETS = Secrets({key: f"{NASTY}{number}" for number, key in enumerate(secret_kinds())})
 CLUSTER = load_cluster(None)
 CONTROLLER, COMPUTE = CLUSTER.nodes
-ORDER = ("nova", "placement", "glance", "neutron")
 EXPECTED = node_document(CLUSTER, CONTROLLER, SECRETS)
 
 
@@ -43,19 +42,14 @@ def make_facts() -> verify.Facts:
         }
         for cell in EXPECTED["cells"]
     ]
-    expected = sorted(EXPECTED["identity"]["services"], key=lambda service: ORDER.index(service["name"]))
-    services = [{"id": f"s{n}", **service} for n, service in enumerate(expected, 1)]
-    services.append({"id": "s9", "name": "keystone", "type": "identity"})
+    catalog = EXPECTED["identity"]["services"]
+    services = [{"id": f"s{n}", "name": one["name"], "type": one["type"]} for n, one in enumerate(catalog, 1)]
+    services.append({"id": "s0", "name": "keystone", "type": "identity"})
     endpoints = [
         {"service_id": f"s{n}", "interface": interface, "region": region, "url": service["url"], "enabled": True}
-        for n, service in enumerate(expected, 1)
+        for n, service in enumerate(catalog, 1)
         for interface in verify.INTERFACES
         for region in ("RegionOne", "RegionTwo")
-    ]
-    agents = [
-        {"agent_type": kind, "host": host, "alive": host == "linux-node2"}
-        for kind in verify.AGENTS
-        for host in ("linux-node2", "linux-node9")
     ]
     up = {"state": "up", "status": "enabled"}
     return verify.Facts(
@@ -70,7 +64,11 @@ def make_facts() -> verify.Facts:
             {"binary": "nova-compute", "host": "linux-node9", "state": "down", "status": "disabled"},
         ],
         hypervisors=[{"hypervisor_hostname": "linux-node2.example", "service": {"host": "linux-node2"}, **up}],
-        agents=agents,
+        agents=[
+            {"host": "linux-node2", "agent_type": "OVN Controller agent", "alive": True},
+            {"host": "linux-node2", "agent_type": "OVN Metadata agent", "alive": True},
+            {"host": "linux-node9", "agent_type": "OVN Metadata agent", "alive": False},
+        ],
     )
 
 
@@ -105,6 +103,16 @@ def test_a_controller_has_a_conductor_for_each_cell() -> None:
     assert isinstance(facts.compute_services, list)
     facts.compute_services.append(facts.compute_services[0])
     assert verify.check_facts(cluster, cluster.nodes, EXPECTED, facts) == []
+
+
+def service_of(facts: verify.Facts, name: str) -> Any:
+    return next(row for row in facts.services if row["name"] == name)
+
+
+def endpoint_of(facts: verify.Facts, name: str, interface: str) -> Any:
+    """That in the cluster's own region."""
+    wanted = (service_of(facts, name)["id"], interface, CLUSTER.region)
+    return next(row for row in facts.endpoints if (row["service_id"], row["interface"], row["region"]) == wanted)
 
 
 FAULTS: list[tuple[str, Plant, str]] = [
@@ -163,43 +171,39 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ),
     (
         "nova not registered",
-        lambda f: f.services.pop(0),
+        lambda f: f.services.remove(service_of(f, "nova")),
         "service nova: of type compute is registered 0 times, not once",
     ),
     (
         "an endpoint gone",
-        lambda f: f.endpoints.pop(0),
+        lambda f: f.endpoints.remove(endpoint_of(f, "nova", "admin")),
         "service nova: its admin endpoint in RegionOne is missing, not http://192.168.56.11:8774/v2.1 once",
     ),
     (
         "an endpoint twice",
-        lambda f: f.endpoints.append(f.endpoints[6]),
+        lambda f: f.endpoints.append(endpoint_of(f, "placement", "admin")),
         "service placement: its admin endpoint in RegionOne is http://192.168.56.11:8778, http://192.168.56.11:8778,",
     ),
     (
         "an endpoint disabled",
-        lambda f: f.endpoints[6].update(enabled=False),
+        lambda f: endpoint_of(f, "placement", "admin").update(enabled=False),
         "service placement: its admin endpoint in RegionOne is missing, not http://192.168.56.11:8778 once",
     ),
     (
         "an endpoint elsewhere",
-        lambda f: f.endpoints[4].update(url="http://10.0.0.1:8774/v2.1"),
+        lambda f: endpoint_of(f, "nova", "public").update(url="http://10.0.0.1:8774/v2.1"),
         "service nova: its public endpoint in RegionOne is http://10.0.0.1:8774/v2.1, not http",
     ),
     (
-        "a chassis that is dead",
-        lambda f: f.agents[0].update(alive=False),
-        "linux-node2: Neutron does not call its OVN Controller agent alive",
-    ),
-    (
-        "a metadata agent that never came",
-        lambda f: f.agents.pop(2),
-        "linux-node2: Neutron does not call its OVN Metadata agent alive",
-    ),
-    (
         "Glance registered twice",
-        lambda f: f.services.append(f.services[2]),
+        lambda f: f.services.append(service_of(f, "glance")),
         "service glance: of type image is registered 2 times, not once",
+    ),
+    ("no agent", lambda f: f.agents.pop(0), "linux-node2: Neutron does not call its OVN Controller agent alive"),
+    (
+        "an agent that is dead",
+        lambda f: f.agents[1].update(alive=False),
+        "linux-node2: Neutron does not call its OVN Metadata agent alive",
     ),
     ("something unreadable", lambda f: f.errors.append("no token"), "cluster: no token"),
 ]
@@ -221,6 +225,22 @@ def test_only_the_booted_nodes_are_looked_for() -> None:
     services = make_facts().compute_services[:2]
     facts = replace(make_facts(), hosts=[], hypervisors=[], agents=[], compute_services=services)
     assert verify.check_facts(CLUSTER, [CONTROLLER], EXPECTED, facts) == []
+
+
+def test_without_ovn_of_the_clusters_no_agent_is_looked_for() -> None:
+    """Somebody else's Neutron may have any agents; with somebody else's OVN, they are the computes' own."""
+    facts = replace(make_facts(), agents=[])
+    without = replace(CLUSTER, services=replace(CLUSTER.services, southbound=None))
+    assert verify.check_facts(without, CLUSTER.nodes, EXPECTED, facts) == []
+    theirs = replace(CLUSTER, services=replace(CLUSTER.services, southbound="tcp:10.0.0.5:6642"))
+    assert len(verify.check_facts(theirs, CLUSTER.nodes, EXPECTED, facts)) == len(verify.AGENTS)
+
+
+def test_without_a_controller_cells_are_nobodys_business() -> None:
+    """What only nova-manage knows is not checked, and all else is."""
+    facts = replace(make_facts(), cells=None, hosts=None)
+    assert check(facts) == []
+    assert check(replace(facts, agents=[], hypervisors=[]))
 
 
 def draw_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -279,9 +299,13 @@ class Node:
         return Completed(argv, answer[0], answer[1], b"Traceback: mysql://u:secret@h\nOperationalError: (2003)\n")
 
 
+def answered() -> dict[str, Any]:
+    """What the observer prints of a good cluster."""
+    return json.loads(answers_of(make_facts())["python3"][1])
+
+
 def answers_of(facts: verify.Facts) -> dict[str, Any]:
-    names = ("services", "endpoints", "compute_services", "hypervisors", "agents")
-    read = {name: getattr(facts, name) for name in names}
+    read = {k: getattr(facts, k) for k in ("services", "endpoints", "compute_services", "hypervisors", "agents")}
     return {
         "list_cells": (0, draw_table(facts.cells).encode()),
         "list_hosts": (0, draw_table(facts.hosts).encode()),
@@ -297,6 +321,15 @@ def test_a_cluster_is_asked_by_nova_manage_and_the_apis() -> None:
     assert not [word for word in words if NASTY[:6] in word]
     assert [argv[:3] for argv, _ in node.calls[:2]] == [["runuser", "-u", "nova"]] * 2
     assert repr(SECRETS["identity_nova"]).encode() in node.calls[2][1]
+
+
+def test_the_apis_are_asked_from_here_and_nova_manage_there() -> None:
+    """Who reaches the APIs need not be who knows the cells; without the latter the former is asked all the same."""
+    here, there = Node(answers_of(make_facts())), Node(answers_of(make_facts()))
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, here, 1, there) == []
+    assert [[argv[0] for argv, _ in node.calls] for node in (here, there)] == [["python3"], ["runuser", "runuser"]]
+    assert verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, here, 1, None) == []
+    assert len(here.calls) == 2 and len(there.calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -326,6 +359,9 @@ def test_the_apis_are_asked_as_nova() -> None:
     program = verify.observe_program(CLUSTER, SECRETS).decode()
     assert program.endswith(f"'nova', {SECRETS['identity_nova']!r}, 'service'))\n")
     assert repr(SECRETS["identity_admin"]) not in program
+    assert "'http://192.168.56.11:9292', 'http://192.168.56.11:9696', 'nova'" in program
+    outside = replace(CLUSTER, services=replace(CLUSTER.services, southbound=None))
+    assert "'http://192.168.56.11:9292', None, 'nova'" in verify.observe_program(outside, SECRETS).decode()
     compile(program, "program", "exec")
 
 
@@ -342,12 +378,14 @@ class FakeApis:
         return self.pages[url]
 
 
-def observe(pages: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], FakeApis]:
+def observe(
+    pages: dict[str, Any], capsys: pytest.CaptureFixture[str], network_url: str | None = "http://q"
+) -> tuple[dict[str, Any], FakeApis]:
     """Runs the script's main() against such pages."""
     apis = FakeApis(pages)
     main = runpy.run_path(str(ROOT / "imagegen/data/observe.py"))["main"]
     main.__globals__["fetch"] = apis
-    main("http://k/v3", "http://n/v2.1", "http://i", "http://q", "nova", NASTY, "service")
+    main("http://k/v3", "http://n/v2.1", "http://g", network_url, "nova", NASTY, "service")
     return json.loads(capsys.readouterr().out), apis
 
 
@@ -361,12 +399,12 @@ PAGES: dict[str, Any] = {
     "http://n/v2.1/os-services": ({}, {"services": [3]}),
     "http://n/v2.1/os-hypervisors/detail": ({}, {"hypervisors": [4]}),
     "http://q/v2.0/agents": ({}, {"agents": [5]}),
-    "http://i/v2/schemas/image": ({}, {"name": "image"}),
+    "http://g/v2/schemas/image": ({}, {"name": "image"}),
 }
 
 
 def test_the_observer_reads_five_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    """One token, five readings with it; the password is only in the first request."""
+    """One token, all readings with it; the password is only in the first request."""
     facts, apis = observe(PAGES, capsys)
     assert facts == {
         "services": [{key: service[key] for key in ("id", "name", "type")} for service in CATALOG],
@@ -376,7 +414,7 @@ def test_the_observer_reads_five_lists(capsys: pytest.CaptureFixture[str]) -> No
         "agents": [5],
         "errors": [],
     }
-    assert [token for _, token, _ in apis.asked] == ["", *["t"] * 5]
+    assert [token for _, token, _ in apis.asked] == ["", "t", "t", "t", "t", "t"]
     assert apis.asked[0][2]["auth"]["identity"]["password"]["user"]["password"] == NASTY
 
 
@@ -399,9 +437,30 @@ def test_the_observer_says_what_it_could_not_read(gone: str, capsys: pytest.Capt
     """Each page that does not answer is an error with its URL, and the others are read all the same."""
     facts, _ = observe({url: page for url, page in PAGES.items() if url != gone}, capsys)
     assert len(facts["errors"]) == 1
-    said = facts["errors"][0].replace("http://i does", "http://i/v2/schemas/image does")
-    assert gone in said.replace("http://k/v3:", "http://k/v3/auth/tokens:")
+    assert gone in facts["errors"][0].replace("http://k/v3:", "http://k/v3/auth/tokens:")
     assert NASTY not in facts["errors"][0]
+
+
+def test_the_observer_asks_nothing_without_a_token(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others would only say 401, each."""
+    _, apis = observe({"http://k/v3": ({}, {})}, capsys)
+    assert [url for url, _, _ in apis.asked] == ["http://k/v3/auth/tokens"]
+
+
+def test_the_observer_asks_no_neutron_without_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    facts, apis = observe(PAGES, capsys, None)
+    assert (facts["agents"], facts["errors"]) == ([], [])
+    assert [url for url, _, _ in apis.asked if "agents" in url or "None" in url] == []
+
+
+def test_a_glance_that_does_not_answer_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    """From the observer's word to the sentence that people read."""
+    facts, _ = observe({url: page for url, page in PAGES.items() if not url.startswith("http://g")}, capsys)
+    node = Node(
+        answers_of(make_facts()) | {"python3": (0, json.dumps(answered() | {"errors": facts["errors"]}).encode())}
+    )
+    found = [str(each) for each in verify.verify_cluster(CLUSTER, SECRETS, CLUSTER.nodes, node, 1, node)]
+    assert found == ["cluster: http://g does not answer: HTTP Error 404 for http://g/v2/schemas/image"]
 
 
 def test_the_observer_is_text_for_any_python_of_a_node() -> None:
