@@ -61,7 +61,7 @@ class Migration:
     @cached_property
     def tls_authority(self) -> str:
         """The authority's certificate, in PEM."""
-        key, name = self._key("tls"), common_name(f"imagegen {self.cluster.name}")
+        key, name = self._key("tls"), common_name(self.cluster.name)
         return _pem(
             certificate_builder(name, name, key.public_key(), self._serial("tls"))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -75,7 +75,7 @@ class Migration:
         key = self._key(f"tls/{self.node.name}")
         names = x509.SubjectAlternativeName([x509.DNSName(self.node.name), x509.IPAddress(self.node.address)])
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        issuer, serial = common_name(f"imagegen {self.cluster.name}"), self._serial(f"tls/{self.node.name}")
+        issuer, serial = common_name(self.cluster.name), self._serial(f"tls/{self.node.name}")
         return _pem(
             certificate_builder(common_name(self.node.name), issuer, key.public_key(), serial)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
