@@ -190,10 +190,7 @@ SICKNESSES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
     ),
     "a dead chassis": (
         bury_agent,
-        (
-            f"OVN Controller agent on {COMPUTE} is dead",
-            f"openstack network agent delete OVN Controller agent of {COMPUTE}",
-        ),
+        (f"OVN Controller agent on {COMPUTE} is dead", f"openstack network agent delete OVN Controller agent of {COMPUTE}"),
     ),
     "no chassis": (lose_chassis, (f"{COMPUTE} has no chassis in OVN", "see the step chassis")),
     "a port that is not bound": (

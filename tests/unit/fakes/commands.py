@@ -146,11 +146,7 @@ class Commands:
 
     def show_connection(self, *_: Any) -> Answer:
         if self._unit("ovn-controller.service").state != "active":
-            return (
-                1,
-                "",
-                'ovn-appctl: cannot read pidfile "/var/run/ovn/ovn-controller.pid" (No such file or directory)',
-            )
+            return 1, "", 'ovn-appctl: cannot read pidfile "/var/run/ovn/ovn-controller.pid" (No such file or directory)'
         return 0, "connected\n" if self.world.is_connected() else "not connected\n", ""
 
     # Nova

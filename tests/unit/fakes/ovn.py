@@ -23,11 +23,7 @@ class Database:
 
     def answer(self, words: Sequence[str], up: bool) -> Answer:
         if not up:
-            return (
-                1,
-                "",
-                f"{self.tool}: unix:/var/run/ovn/db.sock: database connection failed (No such file or directory)",
-            )
+            return 1, "", f"{self.tool}: unix:/var/run/ovn/db.sock: database connection failed (No such file or directory)"
         verb, *targets = words
         if verb == "get-connection":
             return 0, "".join(f"{self.before}{target}\n" for target in sorted(self.targets)), ""

@@ -107,9 +107,7 @@ class SlowCommands(Commands):
 
     def _check_start(self, argv: list[str]) -> None:
         """Raises Crash, and keeps the reason, when services of a controller start before schema-ready."""
-        own = {
-            word.partition("-")[0] for word in argv if word.startswith(("glance-", "neutron-")) and "ovn" not in word
-        }
+        own = {word.partition("-")[0] for word in argv if word.startswith(("glance-", "neutron-")) and "ovn" not in word}
         for schema in own if argv[1] in ("start", "restart") else ():
             if not self.world.site.is_at_head(schema, schema):
                 self.world.site.faults.append(Broken(f"{self.world.node_name} starts {argv} before schema {schema}"))

@@ -19,7 +19,8 @@ from imagegen.model.secret_keys import secret_kinds
 
 CONTRACT = """database_nova database_placement database_keystone database_imagegen messaging_openstack messaging_cookie
 identity_admin identity_nova identity_placement seed_key keystone_fernet_key keystone_credential_key"""
-OPTIONAL = ["database_glance", "database_neutron", "identity_glance", "identity_neutron", "identity_nova_compute", "messaging_compute_cell1", "messaging_neutron", "migration_ca", "neutron_metadata"]
+OPTIONAL = """database_glance database_neutron identity_glance identity_neutron identity_nova_compute
+messaging_compute_cell1 messaging_neutron migration_ca neutron_metadata""".split()
 CANARY = "Canary-7x!"
 
 

@@ -219,7 +219,9 @@ OWN = ("glance", "neutron")
     ],
     ids=str,
 )
-def test_what_is_typed_elsewhere_is_in_the_secrets_file(make: Make, services: dict[str, Any], keys: list[str]) -> None:
+def test_what_is_typed_elsewhere_is_in_the_secrets_file(
+    make: Make, services: dict[str, Any], keys: list[str]
+) -> None:
     """A derived password would be known to nobody there."""
     assert list(typed_secrets(make(**services))) == keys
 

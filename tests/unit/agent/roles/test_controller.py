@@ -406,7 +406,8 @@ def test_a_new_seed_with_other_passwords_converges(ready: World, rebooted: bool)
         reboot(ready)
     assert ready.run_controller()["state"] == "ready"
     assert {name: user["password"] for (name, _), user in ready.server.users.items()} == {
-        name: f"new database_{name} %$'" for name in ("glance", "imagegen", "keystone", "neutron", "nova", "placement")
+        name: f"new database_{name} %$'"
+        for name in ("glance", "imagegen", "keystone", "neutron", "nova", "placement")
     }
     assert ready.takes("openstack", "new messaging_openstack %$'")
     assert ready.takes("compute_cell1", ready.secrets["messaging_compute_cell1"]), "made from the new one"
