@@ -50,11 +50,13 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for each in formats
         ]
 
-    def boot_cluster(asked: Boot, report: Any) -> list[boot.NodeResult]:
+    def boot_cluster(asked: Boot, report: Any) -> boot.Booted:
         calls["boot"] = ([node.name for node in asked.nodes], asked.backend, asked.timeout, asked.keep)
         calls["network boot"] = asked.network
         report("linux-node1: databases")
-        return [boot.NodeResult(n.name, str(n.role), "ready", "serve", "", 61.4, "abc") for n in asked.nodes]
+        return boot.Booted(
+            [boot.NodeResult(n.name, str(n.role), "ready", "serve", "", 61.4, "abc") for n in asked.nodes]
+        )
 
     monkeypatch.setattr("imagegen.cli.build.build_images", build_images)
     monkeypatch.setattr("imagegen.cli.generate.image_content_id", lambda role, release, static: "0" * 64)

@@ -14,7 +14,7 @@ from imagegen.server.ledger import Ledger
 
 COMMANDS = (
     *("init", "validate", "generate", "build", "seed", "boot"),
-    *("pxe", "serve", "status", "baremetal", "schema", "help"),
+    *("verify", "credentials", "pxe", "serve", "status", "baremetal", "schema", "help"),
 )
 
 

@@ -640,10 +640,15 @@ def test_each_cell_has_its_own_console_proxy() -> None:
 
 
 def test_more_computes_change_no_other_seed() -> None:
-    """What grows with the fleet is in nobody's seed."""
-    grown = add_node(add_node(make_cluster(), find_role("compute"), 13), find_role("compute"), 14)
+    """What grows with the fleet is in nobody's seed; the second compute alone lets resizes stay off their own host."""
+    two = add_node(make_cluster(), find_role("compute"), 13)
+    more = add_node(add_node(two, find_role("compute"), 14), find_role("compute"), 15)
     for node in (CONTROLLER, COMPUTE):
-        assert make_tree(node, grown) == make_tree(node)
+        assert make_tree(node, more) == make_tree(node, two)
+    assert make_tree(COMPUTE, two) == make_tree(COMPUTE)
+    one, another = (make_tree(CONTROLLER, cluster)["user-data"].data.decode() for cluster in (make_cluster(), two))
+    option = "    # There is no other.\n    allow_resize_to_same_host = true\n"
+    assert option in one and option not in another
 
 
 def test_files_keys_are_each_nodes_own() -> None:
