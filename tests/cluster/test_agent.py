@@ -13,22 +13,23 @@ from imagegen.model.roles import find_role
 
 STEPS = {
     find_role("controller"): [
-        *("role", "files", "machine", "configure", "start", "database", "messaging", "cache", "wait-database"),
+        *("role", "files", "machine", "configure", "start", "database", "messaging", "cache", "ovn", "wait-database"),
+        *("wait-messaging", "identity", "wait-identity", "lease", "placement-schema", "nova-api-schema", "cells"),
         *(
-            "wait-messaging",
-            "identity",
-            "wait-identity",
-            "lease",
-            "placement-schema",
-            "nova-api-schema",
-            "cells",
             "nova-schema",
+            "flavors",
+            "service-users",
+            "wait-schemas",
+            "compute-versions",
+            "services",
+            "image",
+            "network",
         ),
-        *("service-users", "wait-schemas", "compute-versions", "services", "verify", "seed"),
+        *("verify", "seed"),
     ],
     find_role("compute"): [
         *("role", "files", "machine", "configure", "wait-messaging", "wait-identity", "compute-id", "libvirt"),
-        *("compute-service", "mapped", "seed"),
+        *("openvswitch", "chassis", "compute-service", "metadata-agent", "mapped", "network-agents", "seed"),
     ],
 }
 
@@ -97,4 +98,4 @@ def test_the_lease_is_given_back(deployment: Deployment) -> None:
     query = "SELECT COUNT(*) FROM imagegen.lease; SELECT name FROM imagegen.done ORDER BY name"
     said = deployment.controller.ask("mariadb", "--batch", "--skip-column-names", f"--execute={query}").splitlines()
     release = deployment.cluster.release.id
-    assert said == ["0", f"online_data_migrations of {release}", f"upgrade_check of {release}"]
+    assert said == ["0", "first flavors", f"online_data_migrations of {release}", f"upgrade_check of {release}"]

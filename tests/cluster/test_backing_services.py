@@ -14,6 +14,8 @@ SCHEMAS = {
     "keystone": {"keystone"},
     "placement": {"placement"},
     "nova": {"nova", "nova_api", "nova_cell0", "nova_oost"},
+    "glance": {"glance"},
+    "neutron": {"neutron"},
     "imagegen": {"imagegen"},
 }
 HOST = "10.73.8.100"  # the controller's address
@@ -75,20 +77,21 @@ def definitions(controller: RunningNode) -> Any:
 
 
 def test_rabbitmq_has_only_the_clusters_users(definitions: Any) -> None:
-    """The controllers' user and one for each cell's computes, without any tag; guest does not exist."""
-    users = ["compute_cell1", "compute_oost", "openstack"]
+    """The controllers' user, one for each cell's computes and Neutron's, without any tag; guest does not exist."""
+    users = ["compute_cell1", "compute_oost", "neutron", "openstack"]
     assert sorted((user["name"], user["tags"]) for user in definitions["users"]) == [(user, []) for user in users]
 
 
 def test_rabbitmq_has_only_the_clusters_vhosts(definitions: Any) -> None:
-    """A vhost for each cell, where openstack may do everything and the cell's computes less; / does not exist."""
-    vhosts = ["nova", "nova_oost"]
-    assert sorted(vhost["name"] for vhost in definitions["vhosts"]) == vhosts
+    """One for each cell, where openstack may do everything and the cell's computes less, and Neutron's; / is not there."""
+    vhosts, own = ["nova", "nova_oost"], "neutron"
+    assert sorted(vhost["name"] for vhost in definitions["vhosts"]) == [own, *vhosts]
     verbs = ("configure", "write", "read")
     may = {(one["user"], one["vhost"]): tuple(one[verb] for verb in verbs) for one in definitions["permissions"]}
     assert {place: rights for place, rights in may.items() if place[0] == "openstack"} == {
         ("openstack", vhost): (".*", ".*", ".*") for vhost in vhosts
     }
+    assert may.pop((own, own)) == (".*", ".*", ".*")
     others = {place: rights for place, rights in may.items() if place[0] != "openstack"}
     assert set(others) == {("compute_cell1", "nova"), ("compute_oost", "nova_oost")}
     assert not any(".*" in rights for rights in others.values())
