@@ -83,7 +83,7 @@ def test_rabbitmq_has_only_the_clusters_users(definitions: Any) -> None:
 
 
 def test_rabbitmq_has_only_the_clusters_vhosts(definitions: Any) -> None:
-    """One for each cell, where openstack may do everything and the cell's computes less, and Neutron's; / is not there."""
+    """Each cell's, where openstack may do everything and the cell's computes less, and Neutron's; / is not there."""
     vhosts, own = ["nova", "nova_oost"], "neutron"
     assert sorted(vhost["name"] for vhost in definitions["vhosts"]) == [own, *vhosts]
     verbs = ("configure", "write", "read")
