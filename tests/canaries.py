@@ -21,3 +21,5 @@ PLANTED = {
     "environment": ENVIRONMENT,
     "no_proxy": ENVIRONMENT_VARIABLES["no_proxy"],
 }
+# What must stay in closed files on nodes as well: a flavor's name is for everybody to see.
+CLOSED = {name: value for name, value in PLANTED.items() if name != "cluster file"}

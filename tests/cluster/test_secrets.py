@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from canaries import PLANTED
+from canaries import CLOSED
 from deployment import Deployment
 from secret_places import find_misplaced, name_secrets, secrets_of_compute
 from watch import spell_secret
@@ -24,7 +24,7 @@ def scans(deployment: Deployment) -> Iterator[dict[str, Any]]:
     """Node -> where spellings of the secrets and of the canary stand in it."""
     named = name_secrets(deployment.cluster, deployment.secrets)
     secrets = {name: sorted(spell_secret(value)) for name, value in named.items()}
-    secrets |= {name: sorted(spell_secret(value)) for name, value in {**PLANTED, "canary": CANARY}.items()}
+    secrets |= {name: sorted(spell_secret(value)) for name, value in {**CLOSED, "canary": CANARY}.items()}
     start = ["systemd-run", f"--unit={CANARY_UNIT}", f"--setenv=CANARY={CANARY}", "--quiet"]
     try:
         for node in deployment.nodes.values():
@@ -65,7 +65,7 @@ def test_a_compute_gets_only_what_it_needs(deployment: Deployment, scans: dict[s
     """Two passwords of its own: no controller's, no other cell's, no key reaches a compute, in whatever file."""
     for node in deployment.computes:
         names = {name for _, _, found in scans[node.name]["files"].values() for name in found}
-        assert names - {"canary", "cluster file", "comment of a key"} == secrets_of_compute(node.node), node.name
+        assert names - {"canary", "comment of a key"} == secrets_of_compute(node.node), node.name
 
 
 def test_the_callers_environment_reaches_no_node(scans: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def test_no_secret_is_logged(deployment: Deployment, scans: dict[str, Any]) -> N
         }
         assert hits(logs) == {}, node.name
         console = (deployment.out / "boot" / node.name / "console.log").read_bytes()
-        named = {**name_secrets(deployment.cluster, deployment.secrets), **PLANTED}
+        named = {**name_secrets(deployment.cluster, deployment.secrets), **CLOSED}
         spelled = {name: spell_secret(value) for name, value in named.items()}
         assert [name for name, spellings in spelled.items() if any(s.encode() in console for s in spellings)] == []
 
