@@ -252,7 +252,7 @@ def test_the_next_boot_starts_over_and_goes_on_to_first_boot(site: Path, passwor
     assert "an unfinished deployment of" in said
     assert f"table: /dev/vda holds {image}" in said
     assert said.count("Linux version") == 1
-    assert "3 files as the seed promised" in said
+    assert "18 files as the seed promised" in said
     assert count_claims(site) == 1
 
 
@@ -280,7 +280,7 @@ def test_a_newer_medium_beside_the_seed_partition_wins(site: Path, passwords: li
     assert told[-1] == "0"
     # By the disk's own GRUB, which finds root by its new UUID.
     assert "root=PARTUUID=" in said and "boot=imagegen" not in said
-    assert "3 files as the seed promised" in said
+    assert "18 files as the seed promised" in said
 
 
 def test_with_neither_medium_nor_seed_partition_the_node_works_on(site: Path, passwords: list[list[str]]) -> None:
@@ -296,7 +296,7 @@ def test_with_neither_medium_nor_seed_partition_the_node_works_on(site: Path, pa
     assert "status: disabled" in told and "no instance data" in told and "no seed" in told
     assert f" {ADDRESSES[NODE]}/24 " in told
     assert f"ID_NET_LINK_FILE=/etc/systemd/network/05-imagegen-{MACS[NODE].replace(':', '')}.link" in told
-    assert "3 files as the seed promised" in said
+    assert "18 files as the seed promised" in said
 
 
 def test_another_machine_with_that_disk_is_refused(site: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_new_medium_rotates_passwords(site: Path, passwords: list[list[str]]) 
         assert booted.execute("cloud-init query subplatform") == "config-disk (/dev/vda)\n"
         expect_newest(booted, passwords)
     assert len(passwords) == 3
-    assert "3 files as the seed promised" in said
+    assert "18 files as the seed promised" in said
 
 
 def test_a_live_node_leaves_disks_alone(site: Path) -> None:
@@ -328,5 +328,5 @@ def test_a_live_node_leaves_disks_alone(site: Path) -> None:
         said = booted.wait_for("waiting wait-messaging")
     assert "efi: EFI v2" in said
     assert "working root: in memory" in said
-    assert "3 files as the seed promised" in said
+    assert "18 files as the seed promised" in said
     assert (site / "disk.qcow2").read_bytes() == before
