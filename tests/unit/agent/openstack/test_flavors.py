@@ -72,6 +72,7 @@ def test_an_operators_flavors_are_enough(server: Server) -> None:
     """That is remembered, too: nothing is written when they go."""
     flavors(server).append({"name": "theirs"})
     assert write(TINY) == "there are 1"
+    assert flavors(server) == [{"name": "theirs"}]
     flavors(server).clear()
     assert write(TINY) == "done before"
     assert flavors(server) == []
