@@ -64,9 +64,10 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         found.add("nodes", f"{kinds} without a controller; give at least one node `role: controller`")
     _check_services(data.get("services", {}), nodes, found)
     _check_hosts(data, network, found)
-    _check_unique(
-        ((f"flavors[{i}].name", each and each.get("name")) for i, each in enumerate(data.get("flavors", []))), found
-    )
+    flavors = [each or {} for each in data.get("flavors", [])]
+    # Nova's database takes names that differ in case alone for the same.
+    names = [each["name"].lower() if isinstance(each.get("name"), str) else None for each in flavors]
+    _check_unique(((f"flavors[{i}].name", name) for i, name in enumerate(names)), found)
     for i, key in enumerate(data.get("ssh_authorized_keys", [])):
         if key and (fault := find_key_fault(key)):
             found.add(f"ssh_authorized_keys[{i}]", fault)

@@ -308,7 +308,8 @@ class Testbed:
 
     def find_wrong(self) -> list[str]:
         try:
-            found = verify_cluster(self.cluster, self.secrets, self.cluster.nodes, self.host, COMMAND_SECONDS)
+            nodes, host = self.cluster.nodes, self.host
+            found = verify_cluster(self.cluster, self.secrets, nodes, host, COMMAND_SECONDS, host)
             return [*map(str, found), *self.find_doubled(), *self.find_lost()]
         except (Broken, CommandFailed) as error:
             return [str(error)]

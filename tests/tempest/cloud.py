@@ -12,6 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from imagegen.base.templates import quote_oslo
+
 CHECKOUT = Path(__file__).parents[2]
 ENVIRONMENT = CHECKOUT / ".venv-tempest"
 FLAVORS = {"tempest-small": ("128", "1"), "tempest-large": ("192", "1")}  # MiB, GiB
@@ -95,7 +97,7 @@ def tempest_conf(found: Found, auth_url: str, region: str, password: str, microv
         "oslo_concurrency": {"lock_path": state / "locks"},
         "auth": {
             "admin_username": "admin",
-            "admin_password": password.replace("$", "$$"),
+            "admin_password": quote_oslo(password),
             "admin_project_name": "admin",
             "admin_domain_name": "Default",
             "use_dynamic_credentials": True,

@@ -18,7 +18,7 @@ from imagegen.base.errors import BadInput, Problem
 from imagegen.inputs.cluster_file import default_text, load_cluster, normalise_mac
 from imagegen.inputs.prerequisites import explain_external
 from imagegen.inputs.yaml_file import MAX_BYTES, Findings, Value, check_shape, load_document, parse_document
-from imagegen.model.cluster import Cluster, Place
+from imagegen.model.cluster import Cluster, Flavor, Place
 from imagegen.model.json_schemas import json_schema
 from imagegen.model.logins import OF_COMPUTES, database_schemas, typed_secrets
 from imagegen.model.roles import find_role, hosted_services
@@ -444,6 +444,15 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
         "the message queue is outside this cluster and needs a password for user compute_far: "
         "`imagegen validate --explain` prints how"
     )
+
+
+def test_flavors_have_defaults_and_may_be_none(tmp_path: Path) -> None:
+    """Said nothing, those that everybody knows; an empty list is an answer, and what is given is all there is."""
+    text = (CASES / "good/minimal.yaml").read_text()
+    assert [one.name for one in load_text(tmp_path, text).flavors] == ["m1.tiny", "m1.small", "m1.medium", "m1.large"]
+    assert load_text(tmp_path, text + "flavors: []\n").flavors == ()
+    given = load_cluster(CASES / "good/flavors.yaml").flavors
+    assert given == (Flavor("m1.tiny", 1, 1, 0), Flavor("GPU 4 x_big-one", 1024, 16777216, 1048576))
 
 
 def test_each_cell_has_a_database_of_its_own() -> None:

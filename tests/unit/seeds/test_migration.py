@@ -24,6 +24,7 @@ from fakes.world import make_secrets
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegen.base.commands import run
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.model.cluster import Cluster, Node
@@ -268,3 +269,25 @@ def test_the_files_are_those_that_ssh_and_qemu_read() -> None:
     marker, hosts, key = known.content.split(" ", 2)
     assert (marker, hosts) == ("@cert-authority", "*")
     assert load_ssh_public_key(key.strip().encode()) == load_ssh_public_key(migration.ssh_authority.encode())
+
+
+@pytest.mark.allow_process("ssh-keygen")
+@pytest.mark.parametrize("holder", ["host", "user"])
+def test_openssh_itself_reads_them(tmp_path: Path, holder: str) -> None:
+    """The key is that of its certificate, which is valid for ever and of the cluster's authority."""
+    key, certificate, authority = (tmp_path / name for name in ("key", "key-cert.pub", "ca.pub"))
+    for path, name in ((key, f"{holder}_key"), (certificate, f"{holder}_certificate"), (authority, "ssh_authority")):
+        path.touch(mode=0o600)
+        path.write_text(getattr(make(), name))
+
+    def ask(*words: str | Path) -> str:
+        return run(["ssh-keygen", *words]).stdout.decode()
+
+    said = ask("-L", "-f", certificate)
+    assert f"Type: ssh-ed25519-cert-v01@openssh.com {holder} certificate" in said and "Valid: forever" in said
+    fingerprints = {}
+    for path in (key, authority):
+        (tmp_path / "public").write_text(ask("-y", "-f", path) if path == key else path.read_text())
+        fingerprints[path] = ask("-l", "-f", tmp_path / "public").split()[1]
+    assert f"Public key: ED25519-CERT {fingerprints[key]}" in said
+    assert f"Signing CA: ED25519 {fingerprints[authority]} (using ssh-ed25519)" in said
