@@ -58,11 +58,11 @@ def ask_names(deployment: Deployment) -> dict[str, list[str]]:
         "OS_REGION_NAME": deployment.cluster.region,
         "OS_IDENTITY_API_VERSION": "3",
     }
-    script = "read -r OS_PASSWORD; export OS_PASSWORD; " + "".join(
+    script = "IFS= read -r OS_PASSWORD; export OS_PASSWORD; " + "".join(
         f"export {name}={value}; " for name, value in environment.items()
     )
     script += "".join(f"openstack {' '.join(command)} -f json; echo; " for command in words.values())
-    password = deployment.secrets["identity_admin"].replace("\\", "\\\\")
+    password = deployment.secrets["identity_admin"]
     text = deployment.controller.ask("bash", "-c", script, input=password + "\n", timeout=180)
     decoder, found, rest = json.JSONDecoder(), [], text.strip()
     while rest:
