@@ -13,7 +13,7 @@ from deployment import Deployment, wait_for
 from repository import ROOT
 
 SECONDS = 600.0
-SEEN = {"active", "address", "metadata", "console", "reach"}
+SEEN = {"request", "active", "address", "metadata", "console", "reach"}
 PROJECT = "imagegen-verify"
 
 

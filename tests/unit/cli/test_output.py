@@ -48,6 +48,8 @@ def _place(machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("imagegen.cli.inputs.DEFAULT_CLUSTER", Path("cluster.yaml"))
     monkeypatch.setattr(boot, "open_backend", lambda *_: FakeNetwork([READY, READY]))
     monkeypatch.setattr(boot, "verify_cluster", lambda *_: [])
+    monkeypatch.setattr("imagegen.cli.verify.verify_cluster", lambda *_: [])
+    monkeypatch.setattr("imagegen.cli.verify._find_controller", lambda _: (None, "nobody is there"))
     monkeypatch.setattr("imagegen.cli.serve.provision", serve_nothing)
 
 
