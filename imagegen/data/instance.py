@@ -23,7 +23,7 @@ POLL = 1.0  # seconds between two looks
 CONSOLE_LINES = 200
 # A proxy in the environment must not stand between this machine and the cluster.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# Host aggregates apart, the only way to choose a host is a request of this age or younger (Nova's API history, 2.74).
+# The first in which a request may name the host (Nova's API history, 2.74).
 MICROVERSION = "compute 2.74"
 
 

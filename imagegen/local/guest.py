@@ -16,23 +16,10 @@ from imagegen.base.resources import PACKAGE
 LIMIT = 4 << 20  # bytes of the initramfs
 MODULES = ("net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net")  # in the order of their loading
 PROGRAM = "usr/bin/busybox"
-APPLETS: tuple[str, ...] = (
-    "cat",
-    "chmod",
-    "cut",
-    "dmesg",
-    "grep",
-    "hostname",
-    "insmod",
-    "ip",
-    "mkdir",
-    "mount",
-    "ping",
-    "sh",
-    "sleep",
-    "tr",
+APPLETS = (
+    *("cat", "chmod", "cut", "dmesg", "grep", "hostname", "insmod", "ip"),
+    *("mkdir", "mount", "ping", "sh", "sleep", "tr", "udhcpc", "wget"),
 )
-APPLETS += ("udhcpc", "wget")
 LIBRARIES = ("ld-linux-x86-64.so.2", "libc.so.6", "libresolv.so.2")
 LIBRARY_PLACES = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib")
 MOST_LINKS = 8  # that lead to a file
