@@ -87,6 +87,7 @@ def check_cluster(document: Value, found: Findings, directory: Path) -> Cluster:
         cells=cells,
         nodes=built,
         flavors=tuple(Flavor(**one) for one in data["flavors"]) if "flavors" in data else DEFAULT_FLAVORS,
+        resume_guests=data.get("resume_guests", False),
         idle_cache="host" not in data.get("services", {}).get("cache", {"host": ""}),
     )
 

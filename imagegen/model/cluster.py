@@ -101,6 +101,7 @@ class Cluster:
     cells: tuple[str, ...]
     nodes: tuple[Node, ...]
     flavors: tuple[Flavor, ...]  # where Nova has none
+    resume_guests: bool = False  # a compute that boots starts the instances that ran on it
     idle_cache: bool = False  # the file gives the cache a place in the cluster, which is accepted but not needed
 
     @property

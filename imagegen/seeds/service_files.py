@@ -84,6 +84,7 @@ def _template_values(cluster: Cluster, node: Node, secrets: Secrets) -> dict[str
         "chassis": cluster.chassis(node),
         "metadata_host": str(first.address),
         "migration": Migration(cluster, node, secrets),
+        "resume_guests": cluster.resume_guests,
         "one_compute": sum(node.role.runs("nova-compute") for node in cluster.nodes) == 1,
         "block_storage": cluster.services.block_storage,
         "release": cluster.release,

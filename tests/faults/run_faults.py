@@ -20,7 +20,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from schedules import Outcome, crash_agents, fill_at_first_boot, list_bring_ups, trouble_ready_cluster
+from schedules import (
+    Outcome,
+    crash_agents,
+    fill_at_first_boot,
+    list_bring_ups,
+    trouble_guests,
+    trouble_ready_cluster,
+)
 from testbed import WORK, Broken, Testbed, make_secrets, unpack_trees, write_cluster
 
 from imagegen.base.errors import ImagegenError
@@ -170,6 +177,7 @@ def main(given: argparse.Namespace) -> int:
             *bring_ups.values(),
             fill_at_first_boot,
             trouble_ready_cluster,
+            trouble_guests,
         ]
     )
     with end_on_signals():

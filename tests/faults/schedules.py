@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from testbed import WORK, Broken, Event, Testbed, make_secrets
+from testbed import GUEST_SECONDS, WORK, Broken, Event, Testbed, make_secrets
 
 from imagegen.inputs.secrets_file import Secrets
 
@@ -181,13 +182,13 @@ def fill_at_first_boot(matrix: Matrix) -> None:
     if not matrix.wants(key):
         return
     with matrix.open_site(1, 1) as site:
-        site.shrink_var("ctl-1", 20)
+        site.shrink("ctl-1", 20)
         site.start(*site.names)
 
         def suffer() -> Outcome:
             site.wait("ctl-1 to suffer from a full /var", lambda: no_room(site, "ctl-1"), 300)
             said = f"{site.describe_all()}; {full_disk_finding(site, 'ctl-1')}"
-            site.grow_var("ctl-1")
+            site.grow("ctl-1")
             site.wait_ready()
             return 1, said
 
@@ -203,11 +204,11 @@ def no_room(site: Testbed, name: str) -> bool:
     return done.returncode == 0 and int(words[-1]) < 2 and len(site.status(name).get("steps", [])) > 5
 
 
-def full_disk_finding(site: Testbed, name: str) -> str:
+def full_disk_finding(site: Testbed, name: str, place: str = "/var") -> str:
     """What the doctor says of the full disk."""
     done = site.machines[name].execute(["imagegen-node", "doctor", "--json"], timeout=240)
     found = [finding["what"] for finding in json.loads(done.stdout)["findings"]]
-    full = [what for what in found if what.startswith("/var is nearly full")]
+    full = [what for what in found if what.startswith(f"{place} is nearly full")]
     if not full:
         raise Broken(f"the doctor does not name the full disk: {found}")
     return f"the doctor: {full[0]}"
@@ -259,11 +260,11 @@ def list_ready_faults(matrix: Matrix, site: Testbed) -> dict[str, Callable[[], s
 
     def fill(name: str) -> str:
         site.kill(name)
-        site.shrink_var(name, 0)
+        site.shrink(name, 0)
         site.start(name)
         site.wait(f"{name} to be past its first steps", lambda: len(site.status(name).get("steps", [])) > 5, 180)
         said = f"{site.describe(name)}; {full_disk_finding(site, name)}"
-        site.grow_var(name)
+        site.grow(name)
         site.wait_ready()
         return said
 
@@ -316,6 +317,112 @@ def trouble(matrix: Matrix, site: Testbed, keys: list[str]) -> list[str]:
         if matrix.wants(key) and not matrix.strike(key, site, partial(lambda do: (1, do()), faults[key])):
             return keys[number:]
     return []
+
+
+# faults under guests
+
+HICCUP = 10  # seconds of silence between guests that two busy cores explain; an outage lasts longer
+
+
+def list_guest_faults(site: Testbed) -> dict[str, Callable[[], str]]:
+    """Key -> what is done to the ready cluster while a guest on each compute hears another one."""
+
+    def through(do: Callable[[], str]) -> str:
+        """Does it, and says what the guests noticed: at the end each must hear its peer."""
+        before = {name: len(site.hear(name)) for name in site.guests}
+        said = do()
+        site.wait_ready()
+        site.wait("the guests to hear each other", site.heard, GUEST_SECONDS)
+        noticed = [f"{name}: {', '.join(more)}" for name in site.guests if (more := site.hear(name)[before[name] :])]
+        return "; ".join([said, *(noticed or ["no guest noticed"])])
+
+    def unnoticed(do: Callable[[], str]) -> str:
+        """Likewise, and no guest may miss its peer."""
+        said = through(do)
+        if any(int(seconds) > HICCUP for seconds in re.findall(r"heard \S+ after (\d+) s", said)):
+            raise Broken(f"the guests noticed it: {said}")
+        return said
+
+    def leave_southbound() -> str:
+        return "; ".join(site.pass_through(away(site, "southbound", "stopped", 1)))
+
+    def restart(name: str, *units: str) -> str:
+        site.ask(name, "systemctl", "restart", *units)
+        return f"{' and '.join(units)} restarted on {name}"
+
+    def kill_unit(name: str, unit: str) -> str:
+        started = "--property=ExecMainStartTimestampMonotonic"
+        before = site.ask(name, "systemctl", "show", unit, started)
+        site.ask(name, "systemctl", "kill", "--signal=KILL", unit)
+        site.wait(
+            f"{unit} to be started again",
+            lambda: (
+                site.ask(name, "systemctl", "show", unit, started) != before
+                and site.machines[name].execute(["systemctl", "is-active", "--quiet", unit]).returncode == 0
+            ),
+            120,
+        )
+        return f"{unit} killed on {name}"
+
+    def cut_power(name: str) -> str:
+        said = site.kill(name)
+        site.start(name)
+        site.wait_ready()
+        guest = site.guests[name]
+        site.wait("its guest to be ACTIVE", lambda: site.as_client("state").get(guest) == "ACTIVE", GUEST_SECONDS)
+        return f"{said}; ready again, its guest is ACTIVE"
+
+    def rebuild(name: str) -> str:
+        said = site.reinstall(name)
+        site.wait_ready()
+        site.start_guests()
+        return f"{said}; new guests on all computes"
+
+    def fill_images() -> str:
+        path = "var/lib/glance"
+        site.kill("ctl-1")
+        site.shrink("ctl-1", 1, path)
+        site.start("ctl-1")
+        site.wait_ready()
+        refused = site.as_client("upload", mib=8)
+        if not refused:
+            raise Broken("Glance took an image that has no room")
+        said = full_disk_finding(site, "ctl-1", f"/{path}")
+        site.grow("ctl-1", path)
+        if again := site.as_client("upload", mib=8):
+            raise Broken(f"with room again: {again}")
+        return f"{refused}; {said}; room again, image taken"
+
+    return {
+        "southbound database stopped for 30 s": partial(unnoticed, leave_southbound),
+        "Neutron restarted": partial(
+            unnoticed, partial(restart, "ctl-1", "neutron-api", "neutron-rpc-server", "ovn-northd")
+        ),
+        "Glance restarted": partial(unnoticed, partial(restart, "ctl-1", "glance-api")),
+        "ovn-controller killed under a guest": partial(unnoticed, partial(kill_unit, "cpt-1", "ovn-controller")),
+        "Open vSwitch killed under a guest": partial(through, partial(kill_unit, "cpt-1", "ovs-vswitchd")),
+        "compute with a guest killed": partial(through, partial(cut_power, "cpt-1")),
+        "/var/lib/glance full": partial(unnoticed, fill_images),
+        "compute with a guest built anew": partial(rebuild, "cpt-2"),
+    }
+
+
+def trouble_guests(matrix: Matrix) -> None:
+    """One cluster of a controller and two computes, and a guest on each, under each fault in turn."""
+    done: set[str] = set()
+    while True:
+        with matrix.open_site(1, 2) as site:
+            left = [key for key in list_guest_faults(site) if key not in done and matrix.wants(key)]
+            if not left:
+                return
+            site.start(*site.names)
+            site.wait_ready()
+            site.start_guests()
+            faults = list_guest_faults(site)
+            for key in left:
+                done.add(key)
+                if not matrix.strike(key, site, partial(lambda do: (1, do()), faults[key])):
+                    break  # a cluster that did not bear it is of no use to the next
 
 
 # the agent's own crash points

@@ -20,6 +20,7 @@ from imagegen.base.machine import MIB
 from imagegen.base.tree import write_tree
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.inputs.secrets_file import Secrets
+from imagegen.local.guest import DISK, make_guest
 from imagegen.local.nspawn import SEED, Nspawn, NspawnMachine
 from imagegen.local.request import find_image
 from imagegen.local.verify import verify_cluster
@@ -37,10 +38,16 @@ POLL = 0.5  # seconds
 COMMAND_SECONDS = 120.0
 READY_SECONDS = 900.0  # after the last fault; a step that failed is tried again every 30 seconds
 CHECK_SECONDS = 300.0  # until the cluster is right from outside: a service that reports late, an expired token
+GUEST_SECONDS = 180.0  # for each thing that a guest is to do
 WRITE_SECONDS = 120.0  # until Nova takes a write again, once all nodes are ready
 VAR_MIB = 1536
 FILLER = "filler"
-UNITS = {"database": "mariadb.service", "messaging": "rabbitmq-server.service", "identity": "keystone.service"}
+UNITS = {
+    "database": "mariadb.service",
+    "messaging": "rabbitmq-server.service",
+    "identity": "keystone.service",
+    "southbound": "ovn-ovsdb-server-sb.service",
+}
 
 # Each row is something that must be there once and is there more often.
 DOUBLED = """\
@@ -83,7 +90,7 @@ def make_secrets(dice: random.Random) -> Secrets:
 def write_cluster(place: Path, controllers: int, computes: int, cells: Sequence[str] = ("cell1",)) -> Cluster:
     """A cluster of so many nodes, ctl-1 and so on; the last compute belongs to the last cell."""
     network = "network: {cidr: 10.44.0.0/24, gateway: 10.44.0.1}"  # the gateway is where the tests ask from
-    lines = ["name: faults", network, f"cells: [{', '.join(cells)}]", "nodes:"]
+    lines = ["name: faults", network, f"cells: [{', '.join(cells)}]", "resume_guests: true", "nodes:"]
     for role, prefix, count, low in (
         (find_role("controller"), "ctl", controllers, 10),
         (find_role("compute"), "cpt", computes, 20),
@@ -122,6 +129,7 @@ class Testbed:
     trees: Mapping[Role, Path]
     machines: dict[str, NspawnMachine] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)  # names of flavors that Nova's API acknowledged
+    guests: dict[str, str] = field(default_factory=dict)  # compute -> the id of the guest on it
 
     def __enter__(self) -> Self:
         self.network = Nspawn(self.cluster, WORK / "boot").__enter__()
@@ -261,10 +269,10 @@ class Testbed:
         self.ask("ctl-1", "systemctl", "thaw", UNITS[service])
         return f"{service} thawed"
 
-    def shrink_var(self, name: str, free: int) -> None:
-        """Puts /var of a node that is down on a small file system with so many MiB free: a filler takes the rest."""
-        place, var = WORK / "boot" / name / "var.img", self.machines[name].tree / "var"
-        beside = place.with_name("var")
+    def shrink(self, name: str, free: int, path: str = "var") -> None:
+        """Puts a directory of a node that is down on a small file system with so many MiB free, beside a filler."""
+        place, var = WORK / "boot" / name / "small.img", self.machines[name].tree / path
+        beside = place.with_name("small")
         beside.mkdir()
         run(["truncate", f"--size={VAR_MIB}M", place])
         run(["mkfs.ext4", "-q", "-m", "0", place])
@@ -275,9 +283,49 @@ class Testbed:
         room = shutil.disk_usage(var).free // MIB - free
         run(["fallocate", f"--length={room}M", var / FILLER])
 
-    def grow_var(self, name: str) -> str:
-        (self.machines[name].tree / "var" / FILLER).unlink()
-        return f"room on /var of {name} ({self.describe_all()})"
+    def grow(self, name: str, path: str = "var") -> str:
+        (self.machines[name].tree / path / FILLER).unlink()
+        return f"room on /{path} of {name} ({self.describe_all()})"
+
+    # guests
+
+    def as_client(self, what: str, **more: object) -> Any:
+        """What guests.py answers; Broken with what it says when it fails."""
+        given = {
+            "run": "faults",
+            "auth_url": self.cluster.services.auth_url,
+            "region": self.cluster.region,
+            "user": "admin",
+            "password": self.secrets["identity_admin"],
+            "project": "admin",
+            "domain": "Default",
+            "timeout": GUEST_SECONDS,
+            "hosts": [],
+            **more,
+        }
+        argv = self.in_network([sys.executable, str(Path(__file__).parent / "guests.py"), what])
+        done = run(argv, input=json.dumps(given).encode(), ok=range(-64, 256), timeout=10 * GUEST_SECONDS)
+        if done.returncode:
+            raise Broken(f"guests.py {what}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        return json.loads(done.stdout)
+
+    def start_guests(self) -> None:
+        """A guest on every compute, which reaches the next one for ever."""
+        guest = make_guest(find_image(OUT, find_role("compute"), "nspawn"))
+        hosts = [node.name for node in self.cluster.nodes if node.role.runs("nova-compute")]
+        parts = {"kernel": guest.kernel, "ramdisk": guest.ramdisk, "disk": DISK}
+        encoded = {name: base64.b64encode(data).decode() for name, data in parts.items()}
+        self.guests = self.as_client("boot", hosts=hosts, **encoded)
+
+    def hear(self, name: str) -> list[str]:
+        """What the guest on that compute has said on its console, a line each."""
+        place = self.machines[name].tree / "var/lib/nova/instances" / self.guests[name] / "console.log"
+        text = place.read_text(errors="replace") if place.exists() else ""
+        return [line.partition("IMAGEGEN ")[2].strip() for line in text.splitlines() if "IMAGEGEN " in line]
+
+    def heard(self) -> bool:
+        """Whether every guest hears its peer now."""
+        return all((said := self.hear(name)) and said[-1].startswith(("heard", "done")) for name in self.guests)
 
     def reinstall(self, name: str, *kept: str) -> str:
         """A fresh tree from the image, over what the node had in the kept directories, which bear other owners."""

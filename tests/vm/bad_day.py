@@ -1,8 +1,8 @@
 """`imagegen boot`, the same command, on a bad day: power is cut, unflushed writes are lost, a clock is a year off, and
 the seed's medium is gone when the power comes back for good.
 
-usage: bad_day.py WORDS...                  as `imagegen WORDS...`
-       bad_day.py --full WORDS...           the same; the controller loses power, too, and its medium
+usage: bad_day.py WORDS...                  as `imagegen WORDS...`; the host is a container among virtual machines
+       bad_day.py --full WORDS...           the same; the host is a virtual machine, and loses power and its medium
        bad_day.py --power PLAN QEMU...      runs that QEMU; kills it, and starts it again, as the plan says
 
 What a cut loses: the guest's page cache, and the part of the disk image's own tables that QEMU has not written.
@@ -19,21 +19,30 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from imagegen.local import qemu
+from imagegen.base.commands import run
+from imagegen.base.tree import Tree
+from imagegen.local import boot, qemu
+from imagegen.local.bridge import BRIDGE
 from imagegen.local.hardware import Hardware
+from imagegen.local.network_boot import PxeQemu
+from imagegen.local.nspawn import Nspawn
+from imagegen.local.request import find_tar
 from imagegen.model.cluster import Node
 
-CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-c1", "attic-c2"  # the nodes of bringup.py
+# The nodes of bringup.py: the controller that hosts what all need, another one, a deployed compute and a live one.
+HOST, CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-k2", "attic-c1", "attic-c2"
 POLL = 0.2  # seconds
 CUTS = "power.log"
 
 # When power is cut: so many seconds after a file of the node's directory shows a text since the power came. All wait
 # for the controller, so it loses power on a full day only. A live node has nothing that a cut could spoil.
 OF_A_FULL_DAY: dict[str, list[tuple[str, str, float]]] = {
-    CONTROLLER: [("status.jsonl", '"step": "nova-api-schema"', 20.0)],  # the longest change of a schema
+    HOST: [("status.jsonl", '"step": "nova-api-schema"', 20.0)],  # a long change of a schema
 }
 PLANS: dict[str, list[tuple[str, str, float]]] = {
+    HOST: [],
     CONTROLLER: [],
     DEPLOYED: [
         ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
@@ -44,6 +53,35 @@ PLANS: dict[str, list[tuple[str, str, float]]] = {
 CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 
 node_command = qemu.node_command
+
+
+class Mixed(PxeQemu):
+    """The network boot with the host as a container, whose bridge is joined to the machines' LAN: emulated, it takes
+    half an hour for what the cluster tier proves anyway.
+    """
+
+    def __enter__(self) -> Mixed:
+        super().__enter__()
+        self.containers = self._stack.enter_context(Nspawn(self.cluster, self.directory))
+        return self
+
+    def add(self, node: Node, image: Path, seed: Tree) -> Any:
+        if node.name == HOST:
+            return self.containers.add(node, find_tar(self.directory.parent, node.role), seed)
+        return super().add(node, image, seed)
+
+    def connect(self) -> None:
+        connected = bool(self._processes)
+        super().connect()
+        if not connected:
+            hub = self.containers.bridge.name
+            run(["ip", "-n", hub, "address", "flush", "dev", BRIDGE])  # the LAN's bridge has the gateway's
+            self.lan.add_interface(hub, "lan")
+            run(["ip", "-n", hub, "link", "set", "lan", "master", BRIDGE, "up"])
+
+    def keep(self) -> None:
+        super().keep()
+        self.containers.keep()
 
 
 def spoil(name: str, node: Node, hardware: Hardware) -> list[str]:
@@ -76,7 +114,7 @@ def boot_from_disk(argv: Sequence[str]) -> list[str]:
 
 
 # How a node's machine differs once its power came back for the last time.
-CHANGES: dict[str, Callable[[Sequence[str]], list[str]]] = {CONTROLLER: detach_medium, DEPLOYED: boot_from_disk}
+CHANGES: dict[str, Callable[[Sequence[str]], list[str]]] = {HOST: detach_medium, DEPLOYED: boot_from_disk}
 
 
 def shows(place: Path, start: int, text: str) -> bool:
@@ -129,5 +167,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "--full":
         PLANS.update(OF_A_FULL_DAY)
         del sys.argv[1]
+    else:
+        boot.PxeQemu = Mixed  # type: ignore[misc]
     qemu.node_command = spoil
     main()

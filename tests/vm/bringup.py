@@ -14,7 +14,7 @@ from watch import spell_secret
 
 from imagegen.base.commands import run
 from imagegen.images.current import find_current
-from imagegen.model.cluster import Cluster
+from imagegen.model.cluster import Cluster, Node
 from imagegen.model.roles import find_role
 
 CHECKOUT = Path(__file__).parents[2]
@@ -33,6 +33,9 @@ nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}}
   - {{name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}}
 """
+SECOND_CONTROLLER = """\
+  - {name: attic-k2, role: controller, mac: 5254.00aa.0004, address: 10.20.30.4}
+"""
 LIVE_NODE = """\
   - name: attic-c2
     role: compute
@@ -48,6 +51,8 @@ class BootedCluster:
     """What `imagegen boot --keep` left running: its return code and output, and a way into each node."""
 
     cluster: Cluster
+    machines: Sequence[Node]  # the nodes that are virtual machines
+    from_disk: str  # the one of them that booted from disk image and seed ISO
     directory: Path
     rc: int
     stdout: str
@@ -67,18 +72,15 @@ def execute(node: str, login: Sequence[str], command: str, input: str = "") -> s
     return done.stdout
 
 
-def write_inputs(directory: Path, live: bool = False) -> Path:
-    """Puts a cluster file unlike the default one, its secrets and its CA there, with canaries in them.
-
-    With `live` one node more, which runs from memory.
-    """
+def write_inputs(directory: Path, more_nodes: str = "") -> Path:
+    """Puts a cluster file unlike the default one, its secrets and its CA there, with canaries in them."""
     run_imagegen(["init", str(directory / "init")])
     for name in ("secrets.yaml", "ca.pem", "ca.key"):
         (directory / "init" / name).rename(directory / name)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", directory / "id"])
     key = (directory / "id.pub").read_text().strip()
     document = CLUSTER.format(ssh_key=key, canary=CLUSTER_FILE)
-    (directory / "cluster.yaml").write_text(document + LIVE_NODE if live else document)
+    (directory / "cluster.yaml").write_text(document + more_nodes)
     return directory
 
 

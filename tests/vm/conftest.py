@@ -1,5 +1,6 @@
 """One bring-up for the whole tier: a controller from disk image and seed ISO under BIOS, and over the network, under
-UEFI, a compute that is deployed to a blank disk; with --full one more that runs live.
+UEFI, a compute that is deployed to a blank disk. What the controller shares with the first one is in a container; with
+--full there is no container and no second controller, but a compute that runs live.
 
 On a bad day: see bad_day.py.
 """
@@ -13,20 +14,29 @@ from pathlib import Path
 
 import bad_day
 import pytest
-from bad_day import CONTROLLER
-from bringup import BOOT_MINUTES, IMAGES, BootedCluster, run_imagegen, write_inputs
+from bad_day import CONTROLLER, HOST
+from bringup import (
+    BOOT_MINUTES,
+    IMAGES,
+    LIVE_NODE,
+    SECOND_CONTROLLER,
+    BootedCluster,
+    run_imagegen,
+    write_inputs,
+)
 from netboot_images import share_images
 
+from imagegen.base.signals import end_on_signals
 from imagegen.inputs.cluster_file import load_cluster
-from imagegen.local import qemu
+from imagegen.local.boot import remove_leftovers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="a live compute, and power cut on the controller, too")
+    parser.addoption("--full", action="store_true", help="a live compute, and a host that loses power, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: of a live compute, or a controller that lost power: with --full")
+    config.addinivalue_line("markers", "full: of a live compute, or a host that lost power: with --full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,7 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tier's cluster file and secrets, and the images that the build left in out/."""
-    directory = write_inputs(tmp_path_factory.mktemp("vm"), live=request.config.getoption("full"))
+    more_nodes = LIVE_NODE if request.config.getoption("full") else SECOND_CONTROLLER
+    directory = write_inputs(tmp_path_factory.mktemp("vm"), more_nodes)
     share_images(IMAGES, directory / "out")
     return directory
 
@@ -47,22 +58,26 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.
 @pytest.fixture(scope="session")
 def booted(cluster_directory: Path, request: pytest.FixtureRequest) -> Generator[BootedCluster]:
     """The cluster as `imagegen boot --keep` leaves it after a bad day; its machines end with the tier."""
-    out = cluster_directory / "out"
+    out, full = cluster_directory / "out", request.config.getoption("full")
+    from_disk = HOST if full else CONTROLLER
     options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
-    run_imagegen([*options, "pxe"])
-    try:
-        done = run_imagegen(
-            [*options, "boot", "--pxe", "--from-disk", CONTROLLER, "--keep", "--timeout", str(BOOT_MINUTES)],
-            check=False,
-            program=[bad_day.__file__, *(["--full"] if request.config.getoption("full") else [])],
-            each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),
-        )
-        logins = {
-            words[0]: words[3:]
-            for words in map(shlex.split, done.stderr.splitlines())
-            if words[1:3] == ["login", "kept"]
-        }
-        cluster = load_cluster(cluster_directory / "cluster.yaml")
-        yield BootedCluster(cluster, out / "boot", done.returncode, done.stdout, done.stderr, logins)
-    finally:
-        qemu.remove_leftovers(out / "boot")
+    with end_on_signals():
+        run_imagegen([*options, "pxe"])
+        try:
+            done = run_imagegen(
+                [*options, "boot", "--pxe", "--from-disk", from_disk, "--keep", "--timeout", str(BOOT_MINUTES)],
+                check=False,
+                program=[bad_day.__file__, *(["--full"] if full else [])],
+                each_line=lambda line: print(line, end="", file=sys.stderr, flush=True),
+            )
+            logins = {
+                words[0]: words[3:]
+                for words in map(shlex.split, done.stderr.splitlines())
+                if words[1:3] == ["login", "kept"]
+            }
+            cluster = load_cluster(cluster_directory / "cluster.yaml")
+            machines = [node for node in cluster.nodes if full or node.name != HOST]
+            said = (done.returncode, done.stdout, done.stderr)
+            yield BootedCluster(cluster, machines, from_disk, out / "boot", *said, logins)
+        finally:
+            remove_leftovers(out / "boot")

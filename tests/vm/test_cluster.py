@@ -1,6 +1,6 @@
 """A controller from qcow2 and seed ISO under BIOS; over the network, under UEFI, a deployed compute.
 
-With --full a live one besides, and power cut on the controller.
+With --full a live one besides, and the controller is the one that hosts all and loses power.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import uuid5
 
 import bad_day
 import pytest
-from bad_day import CONTROLLER, DEPLOYED, LIVE
+from bad_day import DEPLOYED, HOST, LIVE
 from bringup import BOOT_MINUTES, BootedCluster, current_image, find_secrets
 from canaries import CLOSED
 from repository import ROOT
@@ -35,7 +35,7 @@ def test_all_nodes_become_ready_with_nobody_typing(booted: BootedCluster) -> Non
     assert booted.rc == 0, booted.stderr[-5000:]
     nodes = json.loads(booted.stdout)["nodes"]
     names = {node.name for node in booted.cluster.nodes}
-    assert names >= {CONTROLLER, DEPLOYED}
+    assert names >= {HOST, DEPLOYED, booted.from_disk}
     assert {node["name"]: node["state"] for node in nodes} == dict.fromkeys(names, "ready")
     assert all(node["seconds"] < BOOT_MINUTES * 60 for node in nodes)
     assert set(booted.logins) == names
@@ -44,7 +44,7 @@ def test_all_nodes_become_ready_with_nobody_typing(booted: BootedCluster) -> Non
 def test_power_was_cut_where_it_was_planned(booted: BootedCluster, request: pytest.FixtureRequest) -> None:
     """Each cut fell while the node was at work on its first boot."""
     plans = bad_day.PLANS | (bad_day.OF_A_FULL_DAY if request.config.getoption("full") else {})
-    for node in booted.cluster.nodes:
+    for node in booted.machines:
         log = booted.directory / node.name / bad_day.CUTS
         cuts = log.read_text().splitlines() if log.exists() else []
         assert cuts == [text for _, text, _ in plans[node.name]], node.name
@@ -73,7 +73,7 @@ def test_seeds_were_given_once(booted: BootedCluster) -> None:
     ledger = Ledger(booted.directory / ".serve/ledger.sqlite")
     told = ledger.read()
     ledger.close()
-    claims = {node.name: int(node.name != CONTROLLER) for node in booted.cluster.nodes}
+    claims = {node.name: int(node.name in (DEPLOYED, LIVE)) for node in booted.cluster.nodes}
     assert {node["name"]: node["seed"]["used"] for node in told["nodes"]} == claims
     assert told["reports"] == []
     steps = {node["name"]: [event["step"] for event in node["timeline"]] for node in told["nodes"]}
@@ -109,7 +109,7 @@ def test_a_clock_that_is_a_year_off_is_set(booted: BootedCluster) -> None:
 
 def test_disks_are_stamped_with_their_machine(booted: BootedCluster) -> None:
     """By the UUID of the firmware, which QEMU has from the node's MAC."""
-    for node in booted.cluster.nodes:
+    for node in booted.machines:
         stamp = json.loads(booted.execute(node.name, "cat /var/lib/imagegen/machine.json"))
         assert stamp == {"node": node.name, "dmi_uuid": str(uuid5(NAMESPACE, f"machine/{node.mac}"))}
 
@@ -121,7 +121,7 @@ def test_the_seed_came_from_where_it_belongs(booted: BootedCluster) -> None:
         place = places[name]
         facts = booted.execute(name, "cat /run/cloud-init/result.json")
         assert f"DataSourceNoCloud [seed={place}]" in facts or f"seed={place}," in facts, facts
-    for node in booted.cluster.nodes:
+    for node in booted.machines:
         facts = booted.execute(node.name, "cat /sys/class/net/net0/address; ls /sys/class/net")
         made = {"br-int", "genev_sys_6081", "ovs-system"}  # by Open vSwitch
         assert [line for line in facts.splitlines() if line not in made] == [node.mac, "lo", "net0"]
@@ -132,7 +132,7 @@ def test_a_node_without_its_medium_is_ready(booted: BootedCluster) -> None:
     """The controller's went with the last cut: cloud-init is off, udev gives the interface its name, networkd the
     address, and the agent works from its own copy."""
     said = booted.execute(
-        CONTROLLER,
+        HOST,
         "cloud-init status; test -e /run/cloud-init/instance-data.json && echo found; ls /dev/disk/by-label; "
         "udevadm info --query=property /sys/class/net/net0; stat -c '%U %a' /var/lib/imagegen/seed.json",
     )
@@ -154,7 +154,7 @@ def test_the_seed_on_a_deployed_disk_is_erased(booted: BootedCluster) -> None:
 
 def test_the_root_file_system_took_the_whole_disk(booted: BootedCluster) -> None:
     """The last partition and its file system grew at first boot to what the disk has."""
-    for name in (CONTROLLER, DEPLOYED):
+    for name in (booted.from_disk, DEPLOYED):
         sizes = booted.execute(
             name, "blockdev --getsize64 /dev/vda; findmnt -no SIZE --bytes /; findmnt -no SOURCE /"
         ).split()
@@ -165,7 +165,7 @@ def test_the_root_file_system_took_the_whole_disk(booted: BootedCluster) -> None
 
 def test_no_unit_failed(booted: BootedCluster) -> None:
     """systemd knows of no failed unit, and no start job waits for ever."""
-    for node in booted.cluster.nodes:
+    for node in booted.machines:
         assert booted.execute(node.name, "systemctl list-units --failed --no-legend") == ""
         assert booted.execute(node.name, "systemctl list-jobs --no-legend") == ""
 
@@ -187,7 +187,7 @@ def test_secrets_stand_only_in_closed_files(booted: BootedCluster) -> None:
     secrets = {**name_secrets(booted.cluster, load_secrets(booted.cluster.secrets_path)), **CLOSED}
     spelled = {name: sorted(spell_secret(value)) for name, value in secrets.items()}
     program = f"{SCAN}\n\nmain({spelled!r})\n"
-    nodes = booted.cluster.nodes
+    nodes = booted.machines
     with ThreadPoolExecutor() as pool:  # each takes a minute
         said = list(pool.map(lambda node: booted.execute(node.name, "python3 -", input=program), nodes))
     for node, scan in zip(nodes, map(json.loads, said), strict=True):

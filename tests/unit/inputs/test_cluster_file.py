@@ -446,6 +446,15 @@ def test_passwords_that_an_administrator_types_are_named(tmp_path: Path) -> None
     )
 
 
+def test_guests_stay_shut_off_by_default(tmp_path: Path) -> None:
+    """Nova's own default; the key takes a boolean and nothing else."""
+    text = (CASES / "good/flavors.yaml").read_text()
+    assert not load_text(tmp_path, text).resume_guests
+    assert load_text(tmp_path, text + "resume_guests: true\n").resume_guests
+    with pytest.raises(BadInput):
+        load_text(tmp_path, text + "resume_guests: 1\n")
+
+
 def test_flavors_have_defaults_and_may_be_none(tmp_path: Path) -> None:
     """Said nothing, those that everybody knows; an empty list is an answer, and what is given is all there is."""
     text = (CASES / "good/minimal.yaml").read_text()

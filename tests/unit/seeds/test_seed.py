@@ -651,6 +651,15 @@ def test_more_computes_change_no_other_seed() -> None:
     assert option in one and option not in another
 
 
+def test_guests_resume_where_the_file_says_so() -> None:
+    """Nova leaves them shut off by default, and so does every seed."""
+    option = "resume_guests_state_on_host_boot = true"
+    asked = replace(make_cluster(), resume_guests=True)
+    texts = [make_tree(COMPUTE, cluster)["user-data"].data.decode() for cluster in (make_cluster(), asked)]
+    assert [option in one for one in texts] == [False, True]
+    assert make_tree(CONTROLLER, asked) == make_tree(CONTROLLER)
+
+
 def test_files_keys_are_each_nodes_own() -> None:
     """A node cannot make digests for another one."""
     keys = {node_document(make_tree(node))["files_key"] for node in (CONTROLLER, COMPUTE)}
