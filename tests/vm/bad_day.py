@@ -31,8 +31,8 @@ from imagegen.local.nspawn import Nspawn
 from imagegen.local.request import find_tar
 from imagegen.model.cluster import Node
 
-# The nodes of bringup.py: the controller that hosts what all need, another one, a deployed compute and a live one.
-HOST, CONTROLLER, DEPLOYED, LIVE = "rabbitmq", "attic-k2", "attic-c1", "attic-c2"
+# The nodes of bringup.py: the controller, and computes deployed, live, and booted from disk image and seed ISO.
+HOST, DEPLOYED, LIVE, BOOTED = "rabbitmq", "attic-c1", "attic-c2", "attic-c3"
 POLL = 0.2  # seconds
 CUTS = "power.log"
 
@@ -43,12 +43,12 @@ OF_A_FULL_DAY: dict[str, list[tuple[str, str, float]]] = {
 }
 PLANS: dict[str, list[tuple[str, str, float]]] = {
     HOST: [],
-    CONTROLLER: [],
     DEPLOYED: [
         ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
         ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
     ],
     LIVE: [],
+    BOOTED: [],
 }
 CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 

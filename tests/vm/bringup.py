@@ -19,7 +19,7 @@ from imagegen.model.roles import find_role
 
 CHECKOUT = Path(__file__).parents[2]
 IMAGES = CHECKOUT / "out/images"
-BOOT_MINUTES = 40
+BOOT_MINUTES = 60
 COMMAND_SECONDS = 300  # for one command inside, under TCG
 
 CLUSTER = """\
@@ -33,8 +33,8 @@ nodes:
   - {{name: rabbitmq, role: controller, mac: 52-54-00-AA-00-01, address: 10.20.30.1}}
   - {{name: attic-c1, role: compute, mac: 5254.00aa.0002, address: 10.20.30.2}}
 """
-SECOND_CONTROLLER = """\
-  - {name: attic-k2, role: controller, mac: 5254.00aa.0004, address: 10.20.30.4}
+SECOND_COMPUTE = """\
+  - {name: attic-c3, role: compute, mac: "52:54:00:aa:00:04", address: 10.20.30.4}
 """
 LIVE_NODE = """\
   - name: attic-c2
@@ -98,10 +98,14 @@ def run_imagegen(
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None and process.stderr is not None
         said = []
-        for line in process.stderr:
-            said.append(line)
-            each_line(line)
-        output = process.stdout.read()
+        try:
+            for line in process.stderr:
+                said.append(line)
+                each_line(line)
+            output = process.stdout.read()
+        except BaseException:
+            process.terminate()  # which ends what it has booted
+            raise
     done = subprocess.CompletedProcess(argv, process.returncode, output, "".join(said))
     if check:
         assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
-"""One bring-up for the whole tier: a controller from disk image and seed ISO under BIOS, and over the network, under
-UEFI, a compute that is deployed to a blank disk. What the controller shares with the first one is in a container; with
---full there is no container and no second controller, but a compute that runs live.
+"""One bring-up for the whole tier: a compute from disk image and seed ISO under BIOS, and over the network, under UEFI,
+one that is deployed to a blank disk; their controller is a container. With --full the controller is the machine from
+disk image and seed ISO, and a compute runs live.
 
 On a bad day: see bad_day.py.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import bad_day
 import pytest
-from bad_day import CONTROLLER, HOST
+from bad_day import BOOTED, HOST
 from bringup import (
     BOOT_MINUTES,
     IMAGES,
     LIVE_NODE,
-    SECOND_CONTROLLER,
+    SECOND_COMPUTE,
     BootedCluster,
     run_imagegen,
     write_inputs,
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tier's cluster file and secrets, and the images that the build left in out/."""
-    more_nodes = LIVE_NODE if request.config.getoption("full") else SECOND_CONTROLLER
+    more_nodes = LIVE_NODE if request.config.getoption("full") else SECOND_COMPUTE
     directory = write_inputs(tmp_path_factory.mktemp("vm"), more_nodes)
     share_images(IMAGES, directory / "out")
     return directory
@@ -59,7 +59,7 @@ def cluster_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.
 def booted(cluster_directory: Path, request: pytest.FixtureRequest) -> Generator[BootedCluster]:
     """The cluster as `imagegen boot --keep` leaves it after a bad day; its machines end with the tier."""
     out, full = cluster_directory / "out", request.config.getoption("full")
-    from_disk = HOST if full else CONTROLLER
+    from_disk = HOST if full else BOOTED
     options = ["-c", str(cluster_directory / "cluster.yaml"), "-o", str(out), "--output", "json"]
     with end_on_signals():
         run_imagegen([*options, "pxe"])

@@ -1,6 +1,6 @@
-"""A controller from qcow2 and seed ISO under BIOS; over the network, under UEFI, a deployed compute.
+"""A node from qcow2 and seed ISO under BIOS; over the network, under UEFI, a deployed compute.
 
-With --full a live one besides, and the controller is the one that hosts all and loses power.
+With --full a live one besides, and the node from qcow2 is a controller that loses power.
 """
 
 from __future__ import annotations
