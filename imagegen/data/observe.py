@@ -73,33 +73,35 @@ def read_catalog(catalog: list[Any]) -> tuple[list[Any], list[Any]]:
 def main(
     auth_url: str, compute_url: str, image_url: str, network_url: str | None, user: str, password: str, project: str
 ) -> None:
-    """Prints {services, endpoints, compute_services, hypervisors, agents, errors}; what cannot be read is empty.
+    """Prints {services, endpoints, compute_services, hypervisors, agents, errors}; what cannot be read is null.
 
     `network_url` is where Neutron's agents are listed; None: nowhere.
     """
-    facts: dict[str, list[Any]] = {"errors": [], "services": [], "endpoints": []}
+    errors: list[str] = []
+    facts: dict[str, Any] = {"errors": errors, "services": None, "endpoints": None}
     token = ""
     try:
         token = get_token(auth_url, user, password, project)
     except (OSError, ValueError) as error:
-        facts["errors"].append(f"no token for the user {user} from {auth_url}: {error}")
+        errors.append(f"no token for the user {user} from {auth_url}: {error}")
     for name, url, key in (
         ("catalog", f"{auth_url}/auth/catalog", "catalog"),
         ("compute_services", f"{compute_url}/os-services", "services"),
         ("hypervisors", f"{compute_url}/os-hypervisors/detail", "hypervisors"),
         ("agents", f"{network_url}/v2.0/agents" if network_url else "", "agents"),
     ):
-        facts[name] = []
-        if not url:
+        facts[name] = None
+        if not url or not token:
             continue
         try:
-            facts[name] = fetch_list(url, key, token) if token else []
+            facts[name] = fetch_list(url, key, token)
         except (OSError, ValueError, KeyError) as error:
-            facts["errors"].append(f"{url} cannot be read: {error}")
+            errors.append(f"{url} cannot be read: {error}")
     try:
         if token:
             fetch(f"{image_url}/v2/schemas/image", token)
     except (OSError, ValueError) as error:
-        facts["errors"].append(f"{image_url} does not answer: {error}")
-    facts["services"], facts["endpoints"] = read_catalog(facts.pop("catalog"))
+        errors.append(f"{image_url} does not answer: {error}")
+    if catalog := facts.pop("catalog"):
+        facts["services"], facts["endpoints"] = read_catalog(catalog)
     print(json.dumps(facts))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import chain
 from typing import Any, Protocol
@@ -39,15 +40,18 @@ class Fault:
 
 @dataclass(frozen=True)
 class Facts:
-    """What nova-manage and the APIs say. Rows of `cells` and `hosts` have nova-manage's column titles as keys."""
+    """What nova-manage and the APIs say. Rows of `cells` and `hosts` have nova-manage's column titles as keys.
 
-    cells: Sequence[Row] | None  # None: nobody asked nova-manage
+    None: nobody asked, or the answer could not be read, which is in `errors`.
+    """
+
+    cells: Sequence[Row] | None
     hosts: Sequence[Row] | None
-    services: Sequence[Row]
-    endpoints: Sequence[Row]
-    compute_services: Sequence[Row]
-    hypervisors: Sequence[Row]
-    agents: Sequence[Row] = ()
+    services: Sequence[Row] | None
+    endpoints: Sequence[Row] | None
+    compute_services: Sequence[Row] | None
+    hypervisors: Sequence[Row] | None
+    agents: Sequence[Row] | None = None
     errors: Sequence[str] = ()
 
 
@@ -79,24 +83,25 @@ def gather_facts(
     """Asks the APIs and, on a controller, nova-manage. What cannot be read is in `errors`."""
     errors: list[str] = []
 
-    def ask(where: Executor, what: str, argv: Sequence[str], input: bytes | None = None) -> str:
+    def ask(where: Executor, what: str, argv: Sequence[str], input: bytes | None = None) -> str | None:
         try:
             done = where.execute(argv, input=input, timeout=timeout)
         except CommandFailed as error:
             errors.append(f"{what} failed: {error.message}")
-            return ""
+            return None
         if done.returncode:
             # The last line only: a traceback's other lines are long and may show a URL.
             reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             errors.append(" ".join([f"{what} ended with {done.returncode}:", *reason]))
-            return ""
+            return None
         return done.stdout.decode(errors="replace")
 
     def manage(*words: str) -> list[Row] | None:
         if controller is None:
             return None
         argv = ["runuser", "-u", "nova", "--", "nova-manage", "cell_v2", *words]
-        return parse_table(ask(controller, f"nova-manage cell_v2 {words[0]}", argv))
+        said = ask(controller, f"nova-manage cell_v2 {words[0]}", argv)
+        return None if said is None else parse_table(said)
 
     cells, hosts = manage("list_cells", "--verbose"), manage("list_hosts")
     said = ask(reach, "reading the APIs", ["python3", "-"], observe_program(cluster, secrets))
@@ -104,9 +109,14 @@ def gather_facts(
         document = json.loads(said) if said else {}
     except ValueError:
         document = {"errors": ["the answer about the APIs is not JSON"]}
-    names = ("services", "endpoints", "compute_services", "hypervisors", "agents")
-    read = {name: document.get(name, []) for name in names}
-    return Facts(cells, hosts, **read, errors=[*errors, *document.get("errors", [])])
+    names = ["services", "endpoints", "compute_services", "hypervisors"]
+    if cluster.services.southbound:  # else somebody's own agents are in the list, or none
+        names.append("agents")
+    read = {name: document.get(name) for name in names}
+    errors += document.get("errors", [])
+    if None in read.values() and not errors:
+        errors.append("the answer about the APIs is incomplete")
+    return Facts(cells, hosts, **read, errors=errors)
 
 
 def observe_program(cluster: Cluster, secrets: Secrets) -> bytes:
@@ -138,14 +148,23 @@ def check_facts(cluster: Cluster, nodes: Sequence[Node], expected: dict[str, Any
     return sorted(
         {
             *(Fault("cluster", error) for error in facts.errors),
-            *([] if facts.cells is None else _check_cells(expected["cells"], facts.cells)),
-            *_check_compute_services(nodes, len(cluster.cells), facts.compute_services),
-            *([] if facts.hosts is None else _check_hosts(computes, facts.hosts)),
-            *_check_hypervisors(computes, facts.hypervisors),
-            *(_check_agents(computes, facts.agents) if cluster.services.southbound else []),
-            *_check_endpoints(cluster.region, expected["identity"]["services"], facts),
+            *_if_read(partial(_check_cells, expected["cells"]), facts.cells),
+            *_if_read(partial(_check_compute_services, nodes, len(cluster.cells)), facts.compute_services),
+            *_if_read(partial(_check_hosts, computes), facts.hosts),
+            *_if_read(partial(_check_hypervisors, computes), facts.hypervisors),
+            *_if_read(partial(_check_agents, computes), facts.agents),
+            *_if_read(
+                partial(_check_endpoints, cluster.region, expected["identity"]["services"]),
+                facts.services,
+                facts.endpoints,
+            ),
         }
     )
+
+
+def _if_read(check: Callable[..., list[Fault]], *rows: Sequence[Row] | None) -> list[Fault]:
+    """What the check finds in the rows; nothing where they could not be read, for that is a fault of its own."""
+    return [] if None in rows else check(*rows)
 
 
 def _check_cells(expected: Sequence[Row], rows: Sequence[Row]) -> list[Fault]:
@@ -246,21 +265,21 @@ def _check_agents(computes: Sequence[Node], rows: Sequence[Row]) -> list[Fault]:
     ]
 
 
-def _check_endpoints(region: str, expected: Sequence[Row], facts: Facts) -> list[Fault]:
+def _check_endpoints(
+    region: str, expected: Sequence[Row], services: Sequence[Row], endpoints: Sequence[Row]
+) -> list[Fault]:
     """Each service registered once, with one enabled endpoint per interface in the region, at the right URL."""
     found = []
     for service in expected:
         subject = f"service {service['name']}"
-        mine = [
-            row["id"] for row in facts.services if row["type"] == service["type"] and row["name"] == service["name"]
-        ]
+        mine = [row["id"] for row in services if row["type"] == service["type"] and row["name"] == service["name"]]
         if len(mine) != 1:
             found.append(Fault(subject, f"of type {service['type']} is registered {len(mine)} times, not once"))
             continue
         for interface in INTERFACES:
             urls = [
                 row["url"]
-                for row in facts.endpoints
+                for row in endpoints
                 if (row["service_id"], row["interface"], row["region"], row["enabled"])
                 == (mine[0], interface, region, True)
             ]

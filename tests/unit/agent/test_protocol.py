@@ -24,7 +24,7 @@ from imagegen.model.roles import hosted_services
 
 SERVICES = tuple(service for service in hosted_services() if service != "cache")
 PATIENCE = 3000.0  # seconds of the site's clock, from the last fault until every node is ready
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "30"))
 
 
 def write_cluster(path: Path, controllers: int, computes: int, cells: int) -> Path:
