@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from imagegen.base.errors import BadUsage, CommandFailed, ExitCode, MachineLacks, Problem
+from imagegen.base.errors import CommandFailed, ExitCode, MachineLacks, Problem
 from imagegen.base.signals import end_on_signals
 from imagegen.cli.inputs import NodeName, choose_nodes, load_inputs
 from imagegen.cli.options import Settings, common_options
@@ -15,7 +15,7 @@ from imagegen.cli.output import Outcome, complain, table, warn
 from imagegen.cli.progress import progress
 from imagegen.inputs.secrets_file import Secrets
 from imagegen.local.guest import make_guest
-from imagegen.local.instance import STEP_COLUMNS, Step, check_testable, explain_steps, find_administrator, run_guests
+from imagegen.local.instance import STEP_COLUMNS, Step, explain_steps, find_administrator, find_hosts, run_guests
 from imagegen.local.reach import Here, Login
 from imagegen.local.request import find_tar
 from imagegen.local.verify import verify_cluster
@@ -52,15 +52,10 @@ def verify(settings: Settings, names: tuple[str, ...], instance: bool, timeout: 
     """
     cluster, secrets = load_inputs(settings)
     chosen = choose_nodes(settings, cluster, names)
-    computes = [node for node in chosen if node.role.runs("nova-compute")]
-    if instance:
-        check_testable(cluster)
-        if not computes:
-            raise BadUsage("none of these nodes is a compute, so no guest can boot on them", "name a compute, or none")
-        find_administrator(cluster, secrets)
+    computes = find_hosts(cluster, secrets, chosen) if instance else []
     faults = [str(fault) for fault in _check(settings, cluster, secrets, chosen, timeout)]
     steps: list[Step] = []
-    if instance and not faults:
+    if computes and not faults:
         steps = _boot_guests(settings, cluster, secrets, computes, timeout)
         faults = explain_steps(steps)
     for fault in faults:

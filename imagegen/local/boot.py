@@ -21,7 +21,7 @@ from imagegen.base.streams import Say
 from imagegen.base.tree import File, Tree, write_file
 from imagegen.local import nspawn, qemu
 from imagegen.local.guest import Guest, make_guest
-from imagegen.local.instance import Step, check_testable, explain_steps, find_administrator, run_guests
+from imagegen.local.instance import Step, explain_steps, find_administrator, find_hosts, run_guests
 from imagegen.local.network_boot import PxeQemu
 from imagegen.local.request import IMAGE_SUFFIX, Boot, find_tar
 from imagegen.local.verify import Fault, verify_cluster
@@ -127,7 +127,7 @@ def boot_cluster(boot: Boot, report: Say) -> Booted:
             )
             faults = [f"every node says that it is ready, but {finding}" for finding in found]
             if guest and not faults:
-                login, computes = find_administrator(cluster, secrets), find_computes(boot.nodes)
+                login, computes = find_administrator(cluster, secrets), find_hosts(cluster, secrets, boot.nodes)
                 steps = run_guests(cluster, login, computes, guest, controller, GUEST_SHARE * limit, report)
                 faults = explain_steps(steps)
         if faults:
@@ -149,17 +149,9 @@ def find_guest(boot: Boot, report: Say) -> Guest | None:
     """What boots on the computes at the end; None: nothing. Raises BadUsage, MachineLacks."""
     if not boot.instance:
         return None
-    check_testable(boot.cluster)
-    computes = find_computes(boot.nodes)
-    if not computes:
-        raise BadUsage("none of these nodes is a compute, so no guest can boot on them", "leave --instance out")
-    find_administrator(boot.cluster, boot.secrets)
+    computes = find_hosts(boot.cluster, boot.secrets, boot.nodes)
     report(progress_line("guest", "make", "working", f"of the image of the role {computes[0].role}"))
     return make_guest(find_tar(boot.out, computes[0].role))
-
-
-def find_computes(nodes: Sequence[Node]) -> list[Node]:
-    return [node for node in nodes if node.role.runs("nova-compute")]
 
 
 def choose_backend(boot: Boot, report: Say) -> Backend:

@@ -74,13 +74,20 @@ def find_administrator(cluster: Cluster, secrets: Secrets, environment: Mapping[
     return Login(user, password, project, domain)
 
 
-def check_testable(cluster: Cluster) -> None:
-    """Raises BadUsage for a cluster whose guests could not say anything."""
+def find_hosts(cluster: Cluster, secrets: Secrets, nodes: Sequence[Node]) -> list[Node]:
+    """The computes among the nodes. Raises BadUsage when guests could not boot there, or not say anything."""
     if cluster.services.network_endpoint is None:
         raise BadUsage(
             "guests of this cluster have no network, so they cannot be tested",
             "give services.network, or leave --instance out",
         )
+    computes = [node for node in nodes if node.role.runs("nova-compute")]
+    if not computes:
+        raise BadUsage(
+            "none of these nodes is a compute, so no guest can boot on them", "name a compute, or leave --instance out"
+        )
+    find_administrator(cluster, secrets)
+    return computes
 
 
 def run_guests(

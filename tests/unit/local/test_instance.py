@@ -18,7 +18,7 @@ from imagegen.base.errors import BadUsage, CommandFailed
 from imagegen.inputs.cluster_file import load_cluster
 from imagegen.local import instance
 from imagegen.local.guest import DISK, Guest
-from imagegen.local.instance import Login, Step, check_testable, explain_steps, find_administrator, run_guests
+from imagegen.local.instance import Login, Step, explain_steps, find_administrator, find_hosts, run_guests
 from imagegen.model.cluster import Place
 
 CLUSTER = load_cluster(None)
@@ -58,9 +58,12 @@ def test_what_the_environment_lacks_is_named(environment: dict[str, str], said: 
 
 
 def test_guests_without_a_network_are_not_tested() -> None:
-    check_testable(CLUSTER)
+    assert find_hosts(CLUSTER, SECRETS, CLUSTER.nodes) == [node for node in CLUSTER.nodes if not node.role.controls]
+    with pytest.raises(BadUsage, match="none of these nodes is a compute"):
+        find_hosts(CLUSTER, SECRETS, CLUSTER.controllers)
     with pytest.raises(BadUsage, match="have no network") as raised:
-        check_testable(replace(CLUSTER, services=replace(CLUSTER.services, network_endpoint=None)))
+        without = replace(CLUSTER, services=replace(CLUSTER.services, network_endpoint=None))
+        find_hosts(without, SECRETS, CLUSTER.nodes)
     assert "--instance" in raised.value.hint
 
 
