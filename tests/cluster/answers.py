@@ -13,6 +13,11 @@ from deployment import Deployment, RunningNode
 
 from imagegen.local.verify import parse_table
 
+PLACEMENT = {
+    "versions": ("placement", "/"),
+    "providers": ("placement", "/resource_providers"),
+    "candidates": ("placement", "/allocation_candidates?resources=VCPU:1"),
+}
 CONTROLLER_DAEMONS = ["nova-api", "nova-api-metadata", "nova-conductor", "nova-scheduler", "nova-novncproxy"]
 
 # Starts a program with the environment that stdin names: a password is in no argument, not even of env(1).
@@ -47,7 +52,7 @@ def ask_openstack(deployment: Deployment, *words: str) -> Any:
 
 def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
     """Every question by its name."""
-    control, cluster = deployment.controller, deployment.cluster
+    control = deployment.controller
 
     def manage(*words: str) -> Callable[[], str]:
         return lambda: control.ask_as("nova", "nova-manage", *words)
@@ -70,9 +75,7 @@ def list_questions(deployment: Deployment) -> dict[str, Callable[[], Any]]:
         "hypervisors": client("hypervisor", "list", "--long"),
         "services": client("service", "list"),
         "endpoints": client("endpoint", "list"),
-        "placement": lambda: control.probe(
-            "placement", cluster.services.auth_url, deployment.secrets["identity_admin"]
-        ),
+        "placement": lambda: deployment.ask_apis(PLACEMENT),
         "database": lambda: control.probe("database"),
         "schemas": lambda: control.probe("schemas", user="nova"),
         "options of nova": options(control, "nova", CONTROLLER_DAEMONS),

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -189,6 +189,10 @@ class Deployment:
     @property
     def controller(self) -> RunningNode:
         return next(node for node in self.nodes.values() if node.node.role.controls)
+
+    def ask_apis(self, paths: Mapping[str, tuple[str, str]]) -> Any:
+        """What the APIs answer the administrator; `paths`: name -> (service type, path)."""
+        return self.controller.probe("api", self.cluster.services.auth_url, self.secrets["identity_admin"], paths)
 
     @property
     def computes(self) -> list[RunningNode]:

@@ -144,9 +144,9 @@ def test_nova_reaches_placement(deployment: Deployment, answers: Answers) -> Non
 def test_placement_is_served(deployment: Deployment, answers: Answers) -> None:
     """The API on 8778 lists its versions, and to the administrator a provider for every compute."""
     said = answers["placement"]
-    assert [version["id"] for version in said["versions"]] == ["v1.0"]
+    assert [version["id"] for version in said["versions"]["versions"]] == ["v1.0"]
     wanted = {(str(deployment.cluster.compute_id(node.node)), node.name) for node in deployment.computes}
-    assert {(provider["uuid"], provider["name"]) for provider in said["providers"]} == wanted
+    assert {(provider["uuid"], provider["name"]) for provider in said["providers"]["resource_providers"]} == wanted
 
 
 def started_as(deployment: Deployment, *words: str) -> set[str]:
@@ -352,6 +352,6 @@ def test_the_computes_are_discovered_and_schedulable(
     assert hosts == sorted((name, cell, str(deployment.cluster.cell_uuid(cell))) for name, cell in cells.items())
     hypervisors = sorted((row["Hypervisor Hostname"], row["Host IP"], row["State"]) for row in answers["hypervisors"])
     assert hypervisors == sorted((node.name, str(node.node.address), "up") for node in computes)
-    assert answers["placement"]["candidates"] == sorted(
+    assert sorted(answers["placement"]["candidates"]["provider_summaries"]) == sorted(
         str(deployment.cluster.compute_id(node.node)) for node in computes
     )

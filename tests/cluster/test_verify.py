@@ -15,6 +15,14 @@ from repository import ROOT
 SECONDS = 600.0
 SEEN = {"request", "active", "address", "metadata", "console", "reach"}
 PROJECT = "imagegen-verify"
+PLACES = {
+    "projects": ("identity", "/projects"),
+    "servers": ("compute", "/servers?all_tenants=1"),
+    "networks": ("network", "/v2.0/networks"),
+    "ports": ("network", "/v2.0/ports"),
+    "images": ("image", "/v2/images"),
+    "flavors": ("compute", "/flavors?is_public=None"),
+}
 
 
 def start(deployment: Deployment, *words: str) -> subprocess.Popen[bytes]:
@@ -41,37 +49,9 @@ def list_remains(deployment: Deployment) -> dict[str, list[str]]:
 
 
 def ask_names(deployment: Deployment) -> dict[str, list[str]]:
-    words = {
-        "projects": ("project", "list"),
-        "servers": ("server", "list", "--all-projects"),
-        "networks": ("network", "list"),
-        "ports": ("port", "list"),
-        "images": ("image", "list"),
-        "flavors": ("flavor", "list", "--all"),
-    }
-    environment = {
-        "OS_AUTH_URL": deployment.cluster.services.auth_url,
-        "OS_USERNAME": "admin",
-        "OS_PROJECT_NAME": "admin",
-        "OS_USER_DOMAIN_NAME": "Default",
-        "OS_PROJECT_DOMAIN_NAME": "Default",
-        "OS_REGION_NAME": deployment.cluster.region,
-        "OS_IDENTITY_API_VERSION": "3",
-    }
-    script = "IFS= read -r OS_PASSWORD; export OS_PASSWORD; " + "".join(
-        f"export {name}={value}; " for name, value in environment.items()
-    )
-    script += "".join(f"openstack {' '.join(command)} -f json; echo; " for command in words.values())
-    password = deployment.secrets["identity_admin"]
-    text = deployment.controller.ask("bash", "-c", script, input=password + "\n", timeout=180)
-    decoder, found, rest = json.JSONDecoder(), [], text.strip()
-    while rest:
-        value, end = decoder.raw_decode(rest)
-        found.append(value)
-        rest = rest[end:].strip()
     return {
-        kind: [row["Name"] for row in rows if row["Name"].startswith(PROJECT)]
-        for kind, rows in zip(words, found, strict=True)
+        kind: [row["name"] for row in answer[kind] if row["name"].startswith(PROJECT)]
+        for kind, answer in deployment.ask_apis(PLACES).items()
     }
 
 

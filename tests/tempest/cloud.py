@@ -36,6 +36,7 @@ class Found:
     flavor: str
     flavor_alt: str
     network: str
+    extensions: list[str]  # of Neutron's API
 
 
 def read_network(boot: Path) -> str:
@@ -87,7 +88,8 @@ def prepare(client: Client, kernel: Path, ramdisk: Path, disk: Path) -> Found:
     flat = ("--provider-network-type", "flat", "--provider-physical-network", "public")
     network = client.make("network", "--external", *flat, "public")
     client.make("subnet", "--network", network, "--subnet-range", "172.24.4.0/24", "--no-dhcp", "public")
-    return Found(images[0], images[1], flavors[0], flavors[1], network)
+    extensions = [row["Alias"] for row in client.ask("extension", "list", "--network", "-f", "json")]
+    return Found(images[0], images[1], flavors[0], flavors[1], network, extensions)
 
 
 def tempest_conf(found: Found, auth_url: str, region: str, password: str, microversion: str, state: Path) -> str:
@@ -136,7 +138,7 @@ def tempest_conf(found: Found, auth_url: str, region: str, password: str, microv
             "project_network_cidr": "10.100.0.0/16",
             "region": region,
         },
-        "network-feature-enabled": {"ipv6": True},
+        "network-feature-enabled": {"ipv6": True, "api_extensions": ",".join(found.extensions)},
         "image": {"region": region},
         "validation": {"run_validation": False},
         "service_available": {

@@ -42,7 +42,7 @@ def import_tempest(name: str) -> ModuleType:
 
 
 def write_conf(cloud: ModuleType, password: str) -> str:
-    found = cloud.Found("image-1", "image-2", "flavor-1", "flavor-2", "network-1")
+    found = cloud.Found("image-1", "image-2", "flavor-1", "flavor-2", "network-1", ["router", "qos"])
     text = cloud.tempest_conf(found, "http://10.45.0.11:5000/v3", "RegionOne", password, "2.100", STATE)
     assert isinstance(text, str)
     return text

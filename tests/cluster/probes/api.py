@@ -1,4 +1,4 @@
-"""What Placement's API answers the administrator. Prints JSON: {versions, providers, candidates}."""
+"""What APIs answer the administrator. `paths`: name -> (service type, path). Prints JSON: {name: answer}."""
 
 import json
 import urllib.request
@@ -13,22 +13,15 @@ def fetch(url, headers, body=None):
         return answer.headers, json.load(answer)
 
 
-def main(auth_url, password):
+def main(auth_url, password, paths):
     domain = {"id": "default"}
     user = {"name": "admin", "domain": domain, "password": password}
     identity = {"methods": ["password"], "password": {"user": user}}
     scope = {"project": {"name": "admin", "domain": domain}}
     headers, token = fetch(f"{auth_url}/auth/tokens", {}, {"auth": {"identity": identity, "scope": scope}})
     login = {"X-Auth-Token": headers["X-Subject-Token"]}
-    catalog = {service["type"]: service["endpoints"] for service in token["token"]["catalog"]}
-    url = next(entry["url"] for entry in catalog["placement"] if entry["interface"] == "public")
-    candidates = fetch(f"{url}/allocation_candidates?resources=VCPU:1", login)[1]
-    print(
-        json.dumps(
-            {
-                "versions": fetch(f"{url}/", {})[1]["versions"],
-                "providers": fetch(f"{url}/resource_providers", login)[1]["resource_providers"],
-                "candidates": sorted(candidates["provider_summaries"]),
-            }
-        )
-    )
+    urls = {
+        service["type"]: next(one["url"] for one in service["endpoints"] if one["interface"] == "public")
+        for service in token["token"]["catalog"]
+    }
+    print(json.dumps({name: fetch(urls[service] + path, login)[1] for name, (service, path) in paths.items()}))
