@@ -22,7 +22,7 @@ image: set-up ## set-up, then a bootable image of the controller
 test: set-up-test ## set-up, lint, unit, serve and cluster tiers; needs root, builds images that are missing
 	.ci/test
 
-test-vm: set-up-test images ## controller and compute as virtual machines, from disk images and seed ISOs
+test-vm: set-up-test images ## computes as virtual machines, from disk image and seed ISO and over the network
 	$(TIER) vm $(PYTEST) tests/vm
 
 set-up: ## install what building images needs: Debian packages, .venv with pinned Python packages
@@ -71,7 +71,7 @@ tempest: set-up-test images ## have Tempest test a cloud of two computes: all of
 	$(TIER) set-up .ci/set-up tempest
 	$(TIER) tempest .venv/bin/python tests/tempest/run_tempest.py --document
 
-vm-full: set-up-test images ## test-vm with a live compute besides, and a controller that loses power and its medium
+vm-full: set-up-test images ## test-vm with a live compute besides, and a controller that loses power and its medium; an hour without KVM
 	$(TIER) vm-full $(PYTEST) tests/vm --full
 
 pxe-full: set-up-test images ## network boots of all kinds: controllers too, BIOS and UEFI, full and proxy DHCP; an hour without KVM

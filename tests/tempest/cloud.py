@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from imagegen.base.templates import quote_oslo
 
@@ -90,6 +93,24 @@ def prepare(client: Client, kernel: Path, ramdisk: Path, disk: Path) -> Found:
     client.make("subnet", "--network", network, "--subnet-range", "172.24.4.0/24", "--no-dhcp", "public")
     extensions = [row["Alias"] for row in client.ask("extension", "list", "--network", "-f", "json")]
     return Found(images[0], images[1], flavors[0], flavors[1], network, extensions)
+
+
+def make_users(client: Client, clouds: str) -> str:
+    """clouds.yaml with the names that openstacksdk's functional tests use (DevStack's), for users that this makes."""
+    document = yaml.safe_load(clouds)
+    admin = document["clouds"][client.cloud]
+    named = {"devstack-admin": admin, "devstack-system-admin": {**admin, "auth": {**admin["auth"]}}}
+    system = named["devstack-system-admin"]["auth"]
+    del system["project_name"], system["project_domain_name"]
+    system["system_scope"] = "all"
+    for cloud, name in (("devstack", "demo"), ("devstack-alt", "alt_demo")):
+        password = secrets.token_hex(12)  # of a user who lives as long as these containers
+        client.make("project", name)
+        client.make("user", "--project", name, "--password", password, name)
+        client.ask("role", "add", "--project", name, "--user", name, "member")
+        auth = {**admin["auth"], "username": name, "project_name": name, "password": password}
+        named[cloud] = {**admin, "auth": auth}
+    return yaml.safe_dump({"clouds": document["clouds"] | named})
 
 
 def tempest_conf(found: Found, auth_url: str, region: str, password: str, microversion: str, state: Path) -> str:

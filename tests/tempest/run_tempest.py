@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from cloud import CHECKOUT, CLUSTER, ENVIRONMENT, Client, prepare, read_network, tempest_conf
+from cloud import (
+    CHECKOUT,
+    CLUSTER,
+    ENVIRONMENT,
+    FLAVORS,
+    Client,
+    make_users,
+    prepare,
+    read_network,
+    tempest_conf,
+)
 
 from imagegen.base.tree import write_file
 from imagegen.cli.credentials import ADMINISTRATOR
@@ -46,6 +56,7 @@ FIXED = "|".join(
         r"admin\.test_migrations\.MigrationsAdminTest\.test_cold_migration\[",
     )
 )
+SDK = r"^openstack\.tests\.functional\.compute\."
 MICROVERSION = "2.100"  # Nova's newest in 2025.1 (nova/api/openstack/api_version_request.py)
 
 
@@ -95,21 +106,23 @@ def running_cloud(work: Path) -> Iterator[tuple[Client, str]]:
             pass  # it ends what was kept
 
 
-def run_tests(client: Client, workspace: Path, pattern: str, workers: int) -> list[Result]:
-    """Runs the tests whose names match; the results, also of those that were skipped."""
+def run_tests(
+    client: Client, workspace: Path, package: str, discover: str, pattern: str, workers: int, **environment: str
+) -> list[Result]:
+    """Runs a package's tests whose names match; the results, also of those that were skipped."""
     stestr = str(ENVIRONMENT / "bin/stestr")
+    workspace.mkdir(parents=True, exist_ok=True)
     (workspace / ".stestr.conf").write_text(
-        "[DEFAULT]\ntest_path=./tempest/test_discover\ntop_dir=.\ngroup_regex=([^\\.]*\\.)*\n"
+        f"[DEFAULT]\ntest_path=./{discover}\ntop_dir=.\ngroup_regex=([^\\.]*\\.)*\n"
     )
-    packages = next((ENVIRONMENT / "lib").glob("python3*/site-packages/tempest"))
-    link = workspace / "tempest"
+    link = workspace / package
     if not link.is_symlink():
-        link.symlink_to(packages)
+        link.symlink_to(next((ENVIRONMENT / "lib").glob(f"python3*/site-packages/{package}")))
     environment = {
         "PATH": f"{ENVIRONMENT}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(workspace),
-        "TEMPEST_CONFIG_DIR": str(workspace / "etc"),
         "LANG": "C.UTF-8",
+        **environment,
     }
     argv = client.command([stestr, "run", "--concurrency", str(workers), pattern])
     subprocess.run(argv, cwd=workspace, env=environment, check=False)
@@ -118,6 +131,29 @@ def run_tests(client: Client, workspace: Path, pattern: str, workers: int) -> li
     junit = [str(ENVIRONMENT / "bin/subunit2junitxml")]
     xml = subprocess.run(junit, input=last.stdout, capture_output=True, check=False, env=environment)
     return list(read_results(xml.stdout))
+
+
+def run_tempest(client: Client, pattern: str, workers: int) -> list[Result]:
+    workspace = WORK / "workspace"
+    conf = {"TEMPEST_CONFIG_DIR": str(workspace / "etc")}
+    return run_tests(client, workspace, "tempest", "tempest/test_discover", pattern, workers, **conf)
+
+
+def run_sdk(client: Client, workers: int) -> list[Result]:
+    """openstacksdk's own tests of the compute API, as users of DevStack's names."""
+    workspace = WORK / "sdk"
+    workspace.mkdir(exist_ok=True)
+    place = workspace / "clouds.yaml"
+    place.touch(mode=0o600)
+    place.write_text(make_users(client, client.clouds.read_text()))
+    conf = {
+        "OS_CLIENT_CONFIG_FILE": str(place),
+        "OS_CLOUD": "devstack-admin",
+        "OPENSTACKSDK_FLAVOR": next(iter(FLAVORS)),
+        "OPENSTACKSDK_IMAGE": "guest",
+    }
+    discover = "openstack/tests/functional/compute"
+    return run_tests(client, workspace, "openstack", discover, SDK, workers, **conf)
 
 
 def read_results(document: bytes) -> Iterator[Result]:
@@ -134,11 +170,13 @@ def read_results(document: bytes) -> Iterator[Result]:
             yield Result(name, "passed", "", seconds)
 
 
-def describe(results: list[Result], seconds: float, version: str) -> str:
-    """docs/tempest.md, but for its head: counts, seconds, and each skip with its reason."""
+def describe(suite: str, results: list[Result], seconds: float, version: str) -> str:
+    """What docs/tempest.md says of one suite: counts, seconds, and each skip with its reason."""
     counts = Counter(result.outcome for result in results)
     lines = [
-        f"Tempest {version}, {time.strftime('%Y-%m-%d')}: {counts['passed']} passed, {counts['failed']} failed,"
+        f"## {suite} {version}",
+        "",
+        f"{time.strftime('%Y-%m-%d')}: {counts['passed']} passed, {counts['failed']} failed,"
         f" {counts['skipped']} skipped, {seconds:.0f} seconds.",
         "",
         "| skipped | why |",
@@ -153,7 +191,7 @@ def describe(results: list[Result], seconds: float, version: str) -> str:
 
 def short(name: str) -> str:
     """A test's name without its ids and what all names begin with."""
-    return re.sub(r"\[.*\]", "", name).removeprefix("tempest.api.")
+    return re.sub(r"\[.*\]", "", name).removeprefix("tempest.api.").removeprefix("openstack.tests.functional.")
 
 
 def main() -> int:
@@ -164,27 +202,33 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     pattern = FIXED if given.fixed else given.part or WHOLE
+    suites = {"Tempest": lambda client: run_tempest(client, pattern, given.workers)}
+    if pattern == WHOLE:
+        suites["openstacksdk"] = lambda client: run_sdk(client, given.workers)
+    texts, failed = [], False
     with running_cloud(WORK) as (client, _):
-        begun = time.monotonic()
-        results = run_tests(client, WORK / "workspace", pattern, given.workers)
-        seconds = time.monotonic() - begun
-    version = subprocess.run(
-        [str(ENVIRONMENT / "bin/python"), "-c", "import importlib.metadata as m; print(m.version('tempest'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    text = describe(results, seconds, version)
-    print(text)
-    for result in results:
-        if result.outcome == "failed":
-            print(f"FAILED {result.name}\n{result.why[-2000:]}\n")
+        for suite, run in suites.items():
+            begun = time.monotonic()
+            results = run(client)
+            texts.append(describe(suite, results, time.monotonic() - begun, find_version(suite.lower())))
+            print(texts[-1])
+            for result in results:
+                if result.outcome == "failed":
+                    print(f"FAILED {result.name}\n{result.why[-2000:]}\n")
+            outcomes = {result.outcome for result in results}
+            failed = failed or "failed" in outcomes or "passed" not in outcomes
     if given.document:
         page = CHECKOUT / "docs/tempest.md"
         head = page.read_text().partition("<!-- results -->")[0]
-        page.write_text(f"{head}<!-- results -->\n\n{text}")
-    passed = any(result.outcome == "passed" for result in results)
-    return 0 if passed and not any(result.outcome == "failed" for result in results) else 1
+        page.write_text("\n".join([f"{head}<!-- results -->\n", *texts]))
+    return int(failed)
+
+
+def find_version(package: str) -> str:
+    """What is installed of it."""
+    program = f"import importlib.metadata as m; print(m.version({package!r}))"
+    argv = [str(ENVIRONMENT / "bin/python"), "-c", program]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

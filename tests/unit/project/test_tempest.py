@@ -158,11 +158,11 @@ def test_the_page_counts_and_gives_reasons(running: ModuleType) -> None:
         running.Result("tempest.api.compute.test_y[id-2]", "passed", "", 0.1),
         running.Result("tempest.api.compute.test_z[id-3]", "failed", "boom", 0.1),
     ]
-    text = running.describe(results, 61.6, "43.0.0")
+    text = running.describe("Tempest", results, 61.6, "43.0.0")
     lines = text.splitlines()
-    assert lines[0].startswith("Tempest 43.0.0, 20")
-    assert lines[0].endswith(": 1 passed, 1 failed, 2 skipped, 62 seconds.")
-    assert lines[4:] == [
+    assert lines[0] == "## Tempest 43.0.0"
+    assert lines[2].endswith(": 1 passed, 1 failed, 2 skipped, 62 seconds.")
+    assert lines[6:] == [
         "| `compute.admin.test_x` |  |",
         "| `compute.servers.test_servers.ServersTestJSON.test_list` | needs a \\| b and more |",
     ]
