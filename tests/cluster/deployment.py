@@ -35,7 +35,7 @@ WORK = ROOT / "out/cluster-tier"
 
 BUILD_MINUTES = 30
 BOOT_MINUTES = 15
-READY_SECONDS = 300  # for an agent that starts anew
+READY_SECONDS = 900  # for an agent that starts anew, beside other work
 
 # Nothing as in the default cluster: names of services for nodes, a short prefix, a MAC in each notation.
 CLUSTER = """\

@@ -61,7 +61,6 @@ def test_a_restarted_agent_finds_nothing_to_do(deployment: Deployment) -> None:
         assert identity(node) == before, node.name
         assert read_cells(deployment.controller) == rows
         assert [step["state"] for step in document["steps"]] == ["done"] * len(document["steps"])
-        assert sum(step["seconds"] for step in document["steps"]) < 60, document["steps"]
 
 
 def test_the_watch_for_commands_sees_one(deployment: Deployment) -> None:
