@@ -114,7 +114,7 @@ def test_the_status_is_posted_to_whoever_listens(deployment: Deployment, tmp_pat
             ready = {document["node"] for document in documents if document["state"] == "ready"}
             return ready == set(deployment.nodes)
 
-        wait_for("every node's status to arrive", all_posted, 60)
+        wait_for("every node's status to arrive", all_posted, READY_SECONDS)
     finally:
         listener.terminate()
         listener.wait(timeout=30)
@@ -135,7 +135,7 @@ def reboot(node: RunningNode) -> int:
         leader = node.leader()
         return leader if leader not in (None, before) else None
 
-    return wait_for(f"{node.name} to reboot", restarted, 120)
+    return wait_for(f"{node.name} to reboot", restarted, READY_SECONDS)
 
 
 @pytest.mark.item(18, 25)
@@ -209,7 +209,7 @@ def test_another_machines_disk_is_refused(deployment: Deployment) -> None:
             and "was for another machine: that machine had a network" in document["detail"]
         )
 
-    wait_for(f"{node.name} to refuse its disk", refused, 60)
+    wait_for(f"{node.name} to refuse its disk", refused, READY_SECONDS)
     node.ask("sh", "-c", "cat >/var/lib/imagegen/seed.json", input=kept)
     wait_ready(node)
 
