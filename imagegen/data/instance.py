@@ -271,6 +271,11 @@ class Test:
             raise Failed("the guest is in ERROR: {}".format(found.get("fault", {}).get("message", "no reason given")))
         return found if found["status"] == "ACTIVE" else None
 
+    def see_address(self, server: str, address: str) -> bool:
+        """Whether Nova knows it, and so all who ask for the server."""
+        answer = self.own.ask("GET", "compute", f"/servers/{server}/ips") or {"addresses": {}}
+        return address in [one["addr"] for network in answer["addresses"].values() for one in network]
+
     def read_console(self, server: str) -> list[str]:
         body = {"os-getConsoleOutput": {"length": CONSOLE_LINES}}
         answer = self.own.ask("POST", "compute", f"/servers/{server}/action", body)
@@ -319,6 +324,7 @@ class Test:
                 detail[0] = self.hear(server, "address")
                 if detail[0] != address:
                     raise Failed(f"DHCP gave {detail[0]}, but the port has {address}")
+                self.wait(f"{address} among the guest's addresses in Nova", partial(self.see_address, server, address))
             with self.step(host, "metadata") as detail:
                 detail[0] = self.hear(server, "metadata")
                 if detail[0] != server:

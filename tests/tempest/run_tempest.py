@@ -29,6 +29,7 @@ from cloud import (
     tempest_conf,
 )
 
+from imagegen.base.signals import end_on_signals
 from imagegen.base.tree import write_file
 from imagegen.cli.credentials import ADMINISTRATOR
 from imagegen.inputs.cluster_file import load_cluster
@@ -206,7 +207,7 @@ def main() -> int:
     if pattern == WHOLE:
         suites["openstacksdk"] = lambda client: run_sdk(client, given.workers)
     texts, failed = [], False
-    with running_cloud(WORK) as (client, _):
+    with end_on_signals(), running_cloud(WORK) as (client, _):
         for suite, run in suites.items():
             begun = time.monotonic()
             results = run(client)

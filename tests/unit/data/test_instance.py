@@ -159,6 +159,16 @@ def test_what_a_guest_says_is_checked(cloud: Cloud, run: Run, says: dict[str, st
     assert rows[-1]["step"] == "removed" and cloud.left() == []
 
 
+def test_an_address_that_nova_does_not_tell_is_a_fault(cloud: Cloud, run: Run) -> None:
+    """The guest has it and Neutron gave it, but who asks for the server is told of none."""
+    cloud.without_addresses.add(HOSTS[1])
+    code, rows = run(*HOSTS)
+    assert code == 1
+    ((failed, said),) = failures(rows)
+    assert failed == "address" and " among the guest's addresses in Nova did not come within" in said
+    assert cloud.left() == []
+
+
 def test_a_guest_in_error_says_why(cloud: Cloud, run: Run) -> None:
     cloud.faults[HOSTS[0]] = "No valid host was found."
     code, rows = run(*HOSTS)

@@ -80,6 +80,7 @@ class Cloud:
         self.add("flavors", "p-admin", name="m1.tiny")
         self.wrong: dict[str, Row] = {}  # host -> what its guest says instead, by the word before it
         self.faults: dict[str, str] = {}  # host -> why its guest is in ERROR
+        self.without_addresses: set[str] = set()  # hosts whose guests Nova calls without one
         self.console_error: Exception | None = None
         self.asked: list[str] = []  # of the APIs
         self.pages: list[str] = []  # that were looked at without a token
@@ -278,6 +279,13 @@ class Cloud:
             return {"server": {"status": "ERROR", "fault": {"message": fault}}}
         return {"server": {"status": "ACTIVE" if self.clock.now >= row["begun"] + 2 else "BUILD"}}
 
+    def list_addresses(self, project: str, body: Any, query: Row, server: str) -> Any:
+        """What Nova finds of the port's addresses, a second after the guest is ACTIVE."""
+        row = self._own(project, server)
+        shown = row["host"] not in self.without_addresses and self.clock.now >= row["begun"] + 3
+        found = self.things["ports"][row["port"]]["fixed_ips"] if shown else []
+        return {"addresses": {"imagegen-verify": [{"addr": one["ip_address"], "version": 4} for one in found]}}
+
     def list_servers(self, project: str, body: Any, query: Row) -> Any:
         return {"servers": self._rows("servers", project)}
 
@@ -357,6 +365,7 @@ ROUTES = (
     (r"DELETE 8774/v2.1/flavors/([^/]+)", "delete_flavor"),
     (r"POST 8774/v2.1/servers", "make_server"),
     (r"GET 8774/v2.1/servers/([^/]+)", "show_server"),
+    (r"GET 8774/v2.1/servers/([^/]+)/ips", "list_addresses"),
     (r"GET 8774/v2.1/servers", "list_servers"),
     (r"DELETE 8774/v2.1/servers/([^/]+)", "delete_server"),
     (r"POST 8774/v2.1/servers/([^/]+)/action", "act"),
