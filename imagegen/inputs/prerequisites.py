@@ -93,7 +93,7 @@ def _network_lines(cluster: Cluster) -> list[str]:
         f"# users nova and {COMPUTE_USER} must be able to bind ports with the role service; a Neutron older than its",
         "#   release note service-role-port-device-id needs policies create_port:device_id and update_port:device_id",
         "#   for that role, or the users need the role admin",
-        "# its policies get_subnet and get_floatingip must allow the role service, or Nova shows no addresses of servers",
+        "# its policies get_subnet and get_floatingip must allow the role service, or Nova shows no addresses",
         f"# its metadata agents need metadata_proxy_shared_secret: {METADATA_SECRET} of secrets.yaml",
         f"#   and nova_metadata_host: {cluster.controllers[0].address}",
         "# the user in section [nova] of its configuration must be an administrator: Nova hears of ports from no other",
