@@ -112,7 +112,7 @@ class Matrix:
 
 
 def keep_evidence(site: Testbed, key: str) -> None:
-    """Journals and consoles of every node, for a row that is wrong."""
+    """Journals and consoles of every node, and what guests said, for a row that is wrong."""
     place = WORK / "evidence" / "".join(c if c.isalnum() else "-" for c in key)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True, mode=0o700)
@@ -123,6 +123,8 @@ def keep_evidence(site: Testbed, key: str) -> None:
         except ImagegenError:
             pass
         (place / f"{name}.console").write_text("\n".join(machine.console(200)))
+        if name in site.guests:
+            (place / f"{name}.guest").write_text("\n".join(site.hear(name)))
     print(f"evidence is in {place}", flush=True)
 
 

@@ -394,16 +394,16 @@ def list_guest_faults(site: Testbed) -> dict[str, Callable[[], str]]:
         return f"{refused}; {said}; room again, image taken"
 
     return {
-        "southbound database stopped for 30 s": partial(unnoticed, leave_southbound),
-        "Neutron restarted": partial(
+        "southbound database stopped for 30 s, under guests": partial(unnoticed, leave_southbound),
+        "Neutron restarted under guests": partial(
             unnoticed, partial(restart, "ctl-1", "neutron-api", "neutron-rpc-server", "ovn-northd")
         ),
-        "Glance restarted": partial(unnoticed, partial(restart, "ctl-1", "glance-api")),
-        "ovn-controller killed under a guest": partial(unnoticed, partial(kill_unit, "cpt-1", "ovn-controller")),
-        "Open vSwitch killed under a guest": partial(through, partial(kill_unit, "cpt-1", "ovs-vswitchd")),
-        "compute with a guest killed": partial(through, partial(cut_power, "cpt-1")),
-        "/var/lib/glance full": partial(unnoticed, fill_images),
-        "compute with a guest built anew": partial(rebuild, "cpt-2"),
+        "Glance restarted under guests": partial(unnoticed, partial(restart, "ctl-1", "glance-api")),
+        "ovn-controller killed under guests": partial(unnoticed, partial(kill_unit, "cpt-1", "ovn-controller")),
+        "Open vSwitch killed under guests": partial(through, partial(kill_unit, "cpt-1", "ovs-vswitchd")),
+        "compute killed under guests": partial(through, partial(cut_power, "cpt-1")),
+        "/var/lib/glance full under guests": partial(unnoticed, fill_images),
+        "compute built anew under guests": partial(rebuild, "cpt-2"),
     }
 
 

@@ -66,9 +66,14 @@ class Mixed(PxeQemu):
         return self
 
     def add(self, node: Node, image: Path, seed: Tree) -> Any:
-        if node.name == HOST:
-            return self.containers.add(node, find_tar(self.directory.parent, node.role), seed)
-        return super().add(node, image, seed)
+        if node.name != HOST:
+            return super().add(node, image, seed)
+        machine = self.containers.add(node, find_tar(self.directory.parent, node.role), seed)
+        # A container has this machine's clock, and may not set it. As the machines' time server it only tells it.
+        drop_in = machine.tree / "etc/systemd/system/chrony.service.d/90-container.conf"
+        drop_in.write_text("[Unit]\nConditionCapability=\n\n[Service]\nEnvironment=DAEMON_OPTS=-x\n")
+        (machine.tree / "etc/default/chrony").unlink()
+        return machine
 
     def connect(self) -> None:
         connected = bool(self._processes)
