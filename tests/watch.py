@@ -61,6 +61,7 @@ class ProcessWatch:
         self.spellings = {name: [s.encode() for s in spell_secret(value)] for name, value in secrets.items()}
         self.seen: set[Given] = set()
         self.rounds = 0
+        self._found: dict[bytes, frozenset[str]] = {}  # from one round to the next most processes are the same
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -94,7 +95,10 @@ class ProcessWatch:
         self.rounds += 1
 
     def _find(self, data: bytes) -> frozenset[str]:
-        return frozenset(name for name, spellings in self.spellings.items() if any(s in data for s in spellings))
+        if data not in self._found:
+            names = (name for name, spellings in self.spellings.items() if any(s in data for s in spellings))
+            self._found[data] = frozenset(names)
+        return self._found[data]
 
 
 @contextmanager

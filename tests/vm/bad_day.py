@@ -36,20 +36,14 @@ HOST, DEPLOYED, LIVE, BOOTED = "rabbitmq", "attic-c1", "attic-c2", "attic-c3"
 POLL = 0.2  # seconds
 CUTS = "power.log"
 
-# When power is cut: so many seconds after a file of the node's directory shows a text since the power came. All wait
-# for the controller, so it loses power on a full day only. A live node has nothing that a cut could spoil.
-OF_A_FULL_DAY: dict[str, list[tuple[str, str, float]]] = {
-    HOST: [("status.jsonl", '"step": "nova-api-schema"', 20.0)],  # a long change of a schema
-}
-PLANS: dict[str, list[tuple[str, str, float]]] = {
-    HOST: [],
-    DEPLOYED: [
-        ("console.log", " MiB (1", 1.0),  # the image is being written, some tenth of it
-        ("console.log", "cloud-init-network.service", 6.0),  # users, keys and the seed's files are being written
-    ],
-    LIVE: [],
-    BOOTED: [],
-}
+# When power is cut: so many seconds after a file of the node's directory shows a text since the power came. A live node
+# has nothing that a cut could spoil.
+WRITING_IMAGE = ("console.log", " MiB (1", 1.0)  # some tenth of it
+WRITING_SEED = ("console.log", "cloud-init-network.service", 6.0)  # users, keys and the seed's files
+CHANGING_SCHEMA = ("status.jsonl", '"step": "nova-api-schema"', 20.0)  # a long change
+PLANS: dict[str, list[tuple[str, str, float]]] = {HOST: [], DEPLOYED: [WRITING_SEED], LIVE: [], BOOTED: []}
+# The host's cut makes all others wait; the cluster tier cuts deployments off, too, with files in the place of disks.
+OF_A_FULL_DAY = {HOST: [CHANGING_SCHEMA], DEPLOYED: [WRITING_IMAGE, WRITING_SEED]}
 CLOCK_OFF = timedelta(days=365)  # of the deployed compute
 
 node_command = qemu.node_command

@@ -48,24 +48,31 @@ def test_power_was_cut_where_it_was_planned(booted: BootedCluster, request: pyte
         log = booted.directory / node.name / bad_day.CUTS
         cuts = log.read_text().splitlines() if log.exists() else []
         assert cuts == [text for _, text, _ in plans[node.name]], node.name
-    assert sum(map(len, plans.values())) >= 2
+    assert any(plans.values())
 
 
-def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> None:
-    """With the seed that it had claimed: iPXE, the image's initramfs, the disk and first boot, without another POST.
+def read_boots(booted: BootedCluster) -> list[str]:
+    """What the deployed node's console says, boot by boot."""
+    return (booted.directory / DEPLOYED / "console.log").read_text(errors="replace").split("Linux version")[1:]
 
-    Then it boots by its own GRUB, under UEFI, from the disk whose power was cut in the middle of cloud-init.
-    """
-    said = (booted.directory / DEPLOYED / "console.log").read_text(errors="replace")
-    first, second, third = said.split("Linux version")[1:]
-    assert ": blank" in first and "working table" not in first
-    assert "an unfinished deployment of" in second and "kept by the earlier deployment" in second
+
+def test_a_deployed_disk_boots_by_itself(booted: BootedCluster) -> None:
+    """Deployed under UEFI; then by its own GRUB, from the disk whose power was cut in the middle of cloud-init."""
+    *_, deploying, last = read_boots(booted)
     image = current_image("compute")
     node = booted.cluster.node(DEPLOYED)
     files = len(node_files(booted.cluster, node, load_secrets(booted.cluster.secrets_path)))
-    assert f"table: /dev/vda holds {image}" in second and f"{files} files as the seed promised" in second + third
-    assert "efi: EFI v2" in first and "boot=imagegen" in first
-    assert "efi: EFI v2" in third and "boot=imagegen" not in third and "root=PARTUUID=" in third
+    assert f"table: /dev/vda holds {image}" in deploying and f"{files} files as the seed promised" in deploying + last
+    assert "efi: EFI v2" in deploying and "boot=imagegen" in deploying
+    assert "efi: EFI v2" in last and "boot=imagegen" not in last and "root=PARTUUID=" in last
+
+
+@pytest.mark.full
+def test_a_deployment_that_was_cut_off_started_over(booted: BootedCluster) -> None:
+    """With the seed that it had claimed: iPXE, the image's initramfs, the disk and first boot, without another POST."""
+    first, second, _ = read_boots(booted)
+    assert ": blank" in first and "working table" not in first
+    assert "an unfinished deployment of" in second and "kept by the earlier deployment" in second
 
 
 def test_seeds_were_given_once(booted: BootedCluster) -> None:
