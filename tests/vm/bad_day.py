@@ -68,9 +68,10 @@ class Mixed(PxeQemu):
         drop_in.write_text("[Unit]\nConditionCapability=\n\n[Service]\nEnvironment=DAEMON_OPTS=-x\n")
         (machine.tree / "etc/default/chrony").unlink()
         # The machines report as seldom as slow ones do, so this must wait as long for them.
-        place = machine.tree / "etc/nova/nova.conf.d"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "60-slow-machine.conf").write_text(qemu.SLOW_NOVA)
+        place = machine.tree / "etc/nova/nova.conf.d/60-slow-machine.conf"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(qemu.SLOW_NOVA)
+        place.chmod(0o644)
         return machine
 
     def connect(self) -> None:
