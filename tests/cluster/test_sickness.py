@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from deployment import READY_SECONDS, Deployment, RunningNode, start_agent, stop_agent, wait_for, wait_ready
+from deployment import Deployment, RunningNode, start_agent, stop_agent, wait_for, wait_ready
 
 STRANGER = "11111111-2222-4333-8444-555555555555"
 
@@ -191,4 +191,4 @@ def test_an_unmapped_compute_is_mapped_within_seconds(deployment: Deployment, ma
     execute_sql(controller, f"UPDATE nova_oost.compute_nodes SET mapped = {marked}")
     query = "SELECT COUNT(*) FROM nova_api.host_mappings WHERE host = 'c-3'"
     count = ("mariadb", "--batch", "--skip-column-names", f"--execute={query}")
-    wait_for("c-3 to be mapped again", lambda: controller.ask(*count).strip() == "1", READY_SECONDS)
+    wait_for("c-3 to be mapped again", lambda: controller.ask(*count).strip() == "1", 60)

@@ -1,4 +1,4 @@
-"""The APIs of a cluster, asked from its network: what imagegen's own verification asks with."""
+"""The APIs of a cluster, asked from its network: what imagegen's own verification and acceptance test ask with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-_SPEC = spec_from_file_location("observe", Path(__file__).parents[2] / "imagegen/data/observe.py")
-assert _SPEC and _SPEC.loader
-observe: Any = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(observe)
+
+def load(name: str) -> Any:
+    """A program of imagegen/data as a module."""
+    spec = spec_from_file_location(name, Path(__file__).parents[2] / f"imagegen/data/{name}.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+observe = load("observe")
+instance = load("instance")

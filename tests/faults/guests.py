@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
-_SPEC = spec_from_file_location("instance", Path(__file__).parents[2] / "imagegen/data/instance.py")
-assert _SPEC and _SPEC.loader
-instance: Any = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(instance)
+from api import instance
+
 instance.say = lambda *_: None
 
 

@@ -172,6 +172,6 @@ if __name__ == "__main__":
         PLANS.update(OF_A_FULL_DAY)
         del sys.argv[1]
     else:
-        boot.PxeQemu = Mixed  # type: ignore[misc]
+        boot.PxeQemu = Mixed
     qemu.node_command = spoil
     main()
