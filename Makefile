@@ -19,7 +19,7 @@ help: ## list the targets
 image: set-up ## set-up, then a bootable image of the controller
 	$(IMAGEGEN) -o $(OUT) build --role controller
 
-test: set-up-test ## set-up, lint, unit, serve and cluster tiers, strangers' tests; needs root, builds images that are missing
+test: set-up-test ## set-up, lint, unit, serve and cluster tiers; needs root, builds images that are missing
 	.ci/test
 
 test-vm: set-up-test images ## computes as virtual machines, from disk image and seed ISO and over the network
